@@ -1,0 +1,99 @@
+"""The pipeline as a Prefect flow: DVC's stages as tasks, in the order that DVC's own graph gives.
+
+    python -m flows.retrain                          # no server needed
+    python -m flows.retrain model=base train.epochs=2    # Hydra overrides
+
+With PREFECT_API_URL set, the run shows up live in that server's pages.
+"""
+
+import base64
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
+
+import flows.settings  # noqa: F401  before prefect, which reads its environment on import
+from tokenbridge.orchestrate import CACHED, RAN, SKIPPED, PipelineRun, StageFailedError, final_metrics, pipeline_run
+from tokenbridge.stage_graph import read_graph, read_stages
+
+RETRIES = 2
+RETRY_SECONDS = 5
+THUMBNAIL = 600  # pixels; the picture is stored inside the artifact
+
+
+@task(task_run_name="{stage}", retries=RETRIES, retry_delay_seconds=RETRY_SECONDS, cache_policy=NO_CACHE)
+def run_stage(stage: str, run: PipelineRun) -> State[Any]:
+    """Bring one stage up to date with DVC; its state is named after what DVC did."""
+    logger = get_run_logger()
+    # --wait-for-lock: dvc holds its lock while it hashes, and another stage may be starting
+    run.dvc(["--wait-for-lock", "repro", "--single-item", stage], logger.info)
+    outcome = run.outcomes.get(stage, RAN)
+    name = {RAN: "Completed", SKIPPED: "Skipped", CACHED: "Cached"}[outcome]
+    return Completed(name=name, message=f"{stage}: {outcome}", data=outcome)
+
+
+ONE_AT_A_TIME: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)  # stages use every core
+
+
+@flow(name="retrain", flow_run_name="retrain {overrides}", task_runner=ONE_AT_A_TIME)
+def retrain(overrides: Sequence[str] = (), root: str = ".") -> dict[str, str]:
+    """Run every stage that changed, under one parent run in MLflow.
+
+    Args:
+        overrides: Hydra overrides, such as ["model=base", "train.epochs=2"]; none: params.yaml as it is.
+        root: the repository.
+
+    Returns:
+        Stage -> ran, skipped or cached.
+    """
+    folder = Path(root).resolve()
+    with pipeline_run(folder, overrides) as run:
+        futures: dict[str, PrefectFuture[Any]] = {}
+        for stage, needed in read_graph(folder).items():
+            inputs = {"stage": stage, "run": quote(run)}  # quoted: prefect shall not look into it
+            futures[stage] = run_stage.submit(**inputs, wait_for=[futures[name] for name in needed])
+        failed = [stage for stage, future in futures.items() if not _finished(future)]
+        publish_artifacts(folder, run)
+        if failed:
+            raise StageFailedError(f"stages that did not complete: {', '.join(failed)}; their logs say why")
+        return run.outcomes
+
+
+def _finished(future: PrefectFuture[Any]) -> bool:
+    future.wait()
+    return future.state.is_completed()
+
+
+def publish_artifacts(root: Path, run: PipelineRun) -> None:
+    """The stages' outcomes and metrics as tables, and the sample grids as pictures."""
+    outcomes = [{"stage": stage, "outcome": outcome} for stage, outcome in run.outcomes.items()]
+    create_table_artifact(key="stages", table=outcomes, description="What DVC did with each stage")
+    metrics = [{"metric": k, "value": v} for k, v in final_metrics(root, read_stages(root)).items()]
+    create_table_artifact(key="metrics", table=metrics, description="Metrics of all stages")
+    for grid in sorted((root / "reports/samples").glob("*.png")):
+        key = f"samples-{grid.stem.replace('_', '-')}"
+        create_image_artifact(image_url=as_data_url(grid), key=key, description=f"Samples of {grid.stem}")
+
+
+def as_data_url(picture: Path) -> str:
+    """A thumbnail that the server can show without reaching our files."""
+    image = Image.open(picture).convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    retrain(sys.argv[1:])

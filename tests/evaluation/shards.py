@@ -1,0 +1,22 @@
+"""Drawn images as the folder of shards that the stages read."""
+
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from tests.evaluation.conftest import Shapes
+from tokenbridge.data.shards import write_manifest, write_shards
+
+
+def save_shards(folder: Path, splits: dict[str, Shapes], label_names: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for split, (images, labels) in splits.items():
+        examples = []
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            buffer = BytesIO()
+            Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
+            examples.append((buffer.getvalue(), f"{number}.png", int(label)))
+        written[split] = write_shards(folder, split, examples, label_names, 10000, len(examples))
+    write_manifest(folder, name="shapes", image_size=images.shape[-1], label_names=label_names, splits=written)

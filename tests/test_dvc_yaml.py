@@ -1,0 +1,63 @@
+"""dvc.yaml against the code: a stage depends on exactly the modules that decide what it writes."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tokenbridge"
+
+# How a stage is run, watched and checked; none of it changes what a stage writes.
+INFRASTRUCTURE = {
+    "config.py",
+    "device.py",
+    "errors.py",
+    "files.py",
+    "progress.py",
+    "stage_graph.py",
+    "stages/runtime.py",
+}
+# `train` imports the pipeline only as the container of its weights: a change of the sampler must not retrain.
+EXEMPT = {"train": {"pipeline.py", "sampling.py"}}
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def imported_modules(module: Path) -> set[Path]:
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tokenbridge"):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found |= {path for name in names if (path := ROOT / (name.replace(".", "/") + ".py")).exists()}
+            found |= {path for name in names if (path := ROOT / name.replace(".", "/") / "__init__.py").exists()}
+    return found
+
+
+def needed_modules(stage: str) -> set[str]:
+    """Every module that the stage imports, directly or not, relative to the package."""
+    start = PACKAGE / "stages" / f"{stage}.py"
+    seen, todo = {start}, [start]
+    while todo:
+        fresh = imported_modules(todo.pop()) - seen
+        seen |= fresh
+        todo += fresh
+    names = {path.relative_to(PACKAGE).as_posix() for path in seen}
+    names = {name for name in names if not name.endswith("__init__.py") and not name.startswith("tracking/")}
+    return names - INFRASTRUCTURE - EXEMPT.get(stage, set())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_modules_it_imports(stage: str) -> None:
+    declared = {dep.removeprefix("tokenbridge/") for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    assert declared == needed_modules(stage)
+
+
+def test_the_launcher_is_no_parameter_of_any_stage() -> None:
+    declared = [name for stage in STAGES.values() for name in stage["params"]]
+    assert not [name for name in declared if name.startswith("launcher")]
+
+
+def test_train_depends_on_its_own_model_only() -> None:
+    assert STAGES["train"]["params"] == ["seed", "models.${item.model}"]

@@ -1,0 +1,72 @@
+"""The store is created once and whole, whoever comes first."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tokenbridge.tracking.spool import Tracker
+from tokenbridge.tracking.store import Store, find_run, ui_command, ui_link
+from tokenbridge.tracking.sync import sync_all
+
+CONNECT = """
+from pathlib import Path
+from tokenbridge.tracking.store import connect
+print(connect(Path(".")).experiment)
+"""
+
+
+def record(root: Path, key: str, status: str = "FINISHED") -> None:
+    Tracker.open("train@tiny", key, root, system_interval=0).finish(status)
+    sync_all(root)
+
+
+@pytest.mark.slow
+def test_processes_that_come_at_once_get_one_database_and_one_experiment(
+    tmp_path: Path, start: Callable[[str], "subprocess.Popen[str]"]
+) -> None:
+    processes = [start(CONNECT) for _ in range(4)]
+    answers = {process.communicate(timeout=120)[0] for process in processes}
+    assert answers == {"1\n"}
+
+
+def test_the_experiment_explains_itself_to_a_newcomer(store: Store) -> None:
+    experiment = store.client.get_experiment(store.experiment)
+    assert "Columns that matter" in experiment.tags["mlflow.note.content"]
+
+
+def test_a_run_is_found_by_stage_and_key_when_it_finished(root: Path, store: Store) -> None:
+    record(root, "a", "FAILED")
+    assert find_run(root, "train@tiny", "a") is None
+    record(root, "a")
+    first = find_run(root, "train@tiny", "a")
+    record(root, "a")
+    newest = find_run(root, "train@tiny", "a")
+    assert None not in (first, newest)
+    assert first != newest
+    assert find_run(root, "train@tiny", "b") is None
+    assert find_run(root, "train@base", "a") is None
+
+
+def test_nobody_to_ask_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert find_run(tmp_path, "train@tiny", "a") is None
+
+
+def test_a_trashed_experiment_is_taken_out_again(root: Path, store: Store) -> None:
+    store.client.delete_experiment(store.experiment)
+    record(root, "a")
+    assert find_run(root, "train@tiny", "a") is not None
+
+
+def test_the_page_shows_the_local_store(root: Path) -> None:
+    command = ui_command(root)
+    assert f"sqlite:///{root / 'mlflow.db'}" in command
+    assert ui_link(root) == "http://127.0.0.1:5000/#/experiments/1/runs"
+
+
+def test_a_server_has_its_own_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    with pytest.raises(ValueError, match=r"https://mlflow\.example\.org: open that address"):
+        ui_command(tmp_path)

@@ -1,0 +1,39 @@
+"""A split of a data set before it is written: labels at hand, images encoded when asked for."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images in their final order.
+
+    Attributes:
+        labels: int64 [N].
+        encode: the encoded file and its path, for each of the given indices, in their order.
+    """
+
+    labels: Labels
+    encode: Callable[[Iterable[int]], Iterator[tuple[bytes, str]]]
+
+    def examples(self, limit: int | None) -> Iterator[tuple[bytes, str, int]]:
+        """(encoded image, path, label) of all images, or of a class-balanced ``limit`` of them."""
+        indices = balanced_subset(self.labels, limit)
+        for index, (content, path) in zip(indices, self.encode(indices.tolist()), strict=True):
+            yield content, path, int(self.labels[index])
+
+
+def balanced_subset(labels: Labels, limit: int | None) -> Labels:
+    """Ascending indices of ``limit`` examples, as evenly over the classes as they allow; the first of each class."""
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    order = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    rank_in_class = np.empty_like(labels)
+    rank_in_class[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return np.sort(np.lexsort((labels, rank_in_class))[:limit])

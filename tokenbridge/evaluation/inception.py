@@ -1,0 +1,74 @@
+"""The files that the real FID needs, which only the user can give, checked before any work starts."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tokenbridge.config import EvaluateConfig
+from tokenbridge.evaluation import EvaluationError
+from tokenbridge.files import sha256_file
+
+WEIGHTS_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+FEATURES = 2048
+
+Statistics = dict[str, NDArray[np.floating]]
+"""Of a set's features, as torch-fidelity keeps them: ``mu`` float32 [2048], ``sigma`` float64 [2048, 2048]."""
+
+
+def check_inception(config: EvaluateConfig) -> None:
+    """Whether the files that the settings name can be used; nothing to do when they name none.
+
+    Raises:
+        EvaluationError: naming the setting and the remedy.
+    """
+    if config.inception_weights is not None:
+        check_inception_weights(Path(config.inception_weights))
+    if config.inception_reference is not None:
+        load_reference_statistics(Path(config.inception_reference))
+
+
+def check_inception_weights(path: Path, expected_sha256: str = WEIGHTS_SHA256) -> None:
+    """Make sure that ``path`` is torch-fidelity's Inception file.
+
+    torch-fidelity unpickles it without restraint, so it is read here first as weights only.
+
+    Raises:
+        EvaluationError: the file is missing, another one, or holds more than weights.
+    """
+    setting, remedy = f"evaluate.inception_weights ({path})", f"download {WEIGHTS_URL}, or set it to null"
+    if not path.is_file():
+        raise EvaluationError(f"{setting} does not exist: {remedy}")
+    digest = sha256_file(path)
+    if digest != expected_sha256:
+        raise EvaluationError(f"{setting} has SHA-256 {digest}, not {expected_sha256}: {remedy}")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise EvaluationError(f"{setting} holds more than weights: {remedy}") from error
+
+
+def load_reference_statistics(path: Path) -> Statistics:
+    """Read ``mu`` and ``sigma`` from an npz such as ADM's.
+
+    Raises:
+        EvaluationError: the file is missing, or holds no statistics of Inception's features.
+    """
+    setting = f"evaluate.inception_reference ({path})"
+    if not path.is_file():
+        raise EvaluationError(f"{setting} does not exist: give an npz with mu and sigma, or set it to null")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            statistics = {"mu": archive["mu"].astype(np.float32), "sigma": archive["sigma"].astype(np.float64)}
+    except (KeyError, ValueError, AttributeError, TypeError, OSError, zipfile.BadZipFile) as error:
+        raise EvaluationError(f"{setting} is not an npz with the arrays mu and sigma ({error})") from error
+    shapes = {name: array.shape for name, array in statistics.items()}
+    if shapes != {"mu": (FEATURES,), "sigma": (FEATURES, FEATURES)}:
+        raise EvaluationError(f"{setting} has the shapes {shapes}: it must be of Inception's {FEATURES} features")
+    return statistics

@@ -1,0 +1,117 @@
+"""Fréchet distance, KID, IS, precision and recall by torch-fidelity, on EfficientNet-Lite0's features.
+
+All numbers depend on how many images are compared, so the number is fixed by the settings and checked.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_featuresdict_to_metric
+from torch_fidelity.metric_kid import kid_featuresdict_to_metric
+from torch_fidelity.metric_prc import prc_featuresdict_to_metric
+
+from tokenbridge.config import EvaluateConfig
+from tokenbridge.evaluation import EvaluationError
+from tokenbridge.evaluation.features import Features, extract_with
+from tokenbridge.evaluation.inception import Statistics
+
+PRECISION_BATCH = 2000  # bounds the matrix of distances; the result is the same for every value
+
+
+def check_counts(config: EvaluateConfig, samples: int, train: int, test: int) -> None:
+    """Whether so many samples can be evaluated; cheap, to be asked before they are drawn.
+
+    Raises:
+        EvaluationError: KID's subsets or the floor need more images than there are.
+    """
+    for name, count in (("samples (generate.samples)", samples), ("test images", test)):
+        if config.kid_subset_size > count:
+            raise EvaluationError(
+                f"evaluate.kid_subset_size is {config.kid_subset_size} but there are only {count} {name}: "
+                f"set evaluate.kid_subset_size to at most {count}"
+            )
+    if samples > train:
+        raise EvaluationError(
+            f"generate.samples is {samples} but there are only {train} train images to compute the floor with: "
+            f"set generate.samples to at most {train}"
+        )
+
+
+def check_sample_count(found: int, asked: int) -> None:
+    """Raise EvaluationError unless there are exactly as many samples as generate.samples asks for."""
+    if found != asked:
+        raise EvaluationError(
+            f"there are {found} samples but generate.samples is {asked}: the metrics' bias depends on "
+            "the number, so generate them again with `dvc repro generate`"
+        )
+
+
+def balanced_indices(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The first images of every class, in equal shares as far as the classes reach; ascending [count]."""
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[by_class], labels[by_class])
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[by_class] = np.arange(len(labels)) - starts
+    return np.sort(np.lexsort((labels, rank))[:count]).astype(np.int64)
+
+
+def frechet_distance(generated: Features, reference: Features) -> float:
+    """Distance of two Gaussians fitted to the pooled features; 0 for equal sets."""
+    stats = [fid_features_to_statistics(features["pooled"]) for features in (generated, reference)]
+    return float(fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"])
+
+
+def sample_metrics(generated: Features, reference: Features, config: EvaluateConfig) -> dict[str, float]:
+    """Every metric of a set of images against a reference set, under names that tell extractor and size.
+
+    Precision: the share of generated images among the real ones; recall: the share of real images
+    among the generated ones.
+    """
+    settings: dict[str, Any] = {
+        "kid_subset_size": config.kid_subset_size,
+        "kid_subsets": config.kid_subsets,
+        "prc_batch_size": PRECISION_BATCH,
+        "save_cpu_ram": True,
+        "verbose": False,
+    }
+    inception_score = isc_featuresdict_to_metric(generated, "logits", **settings)
+    kernel_distance = kid_featuresdict_to_metric(generated, reference, "pooled", **settings)
+    coverage = prc_featuresdict_to_metric(generated, reference, "pooled", **settings)
+    metrics = {
+        "fd": frechet_distance(generated, reference),
+        "kid": kernel_distance["kernel_inception_distance_mean"],
+        "kid_std": kernel_distance["kernel_inception_distance_std"],
+        "is": inception_score["inception_score_mean"],
+        "precision": coverage["precision"],
+        "recall": coverage["recall"],
+    }
+    return {f"{name}_efficientnet_lite0_{config.feature_size}px": value for name, value in metrics.items()}
+
+
+def inception_features(images: Dataset[Tensor], weights: Path, batch_size: int = 64) -> Features:
+    """Inception's ``2048`` and ``logits_unbiased`` of uint8 images [3, H, W]; about 7 images a second on 2 cores.
+
+    ``weights`` must have passed ``check_inception_weights``, for torch-fidelity unpickles it.
+    """
+    settings: dict[str, Any] = {"batch_size": batch_size, "feature_extractor_weights_path": str(weights)}
+    return extract_with("inception-v3-compat", ("2048", "logits_unbiased"), images, **settings)
+
+
+def inception_statistics(features: Features) -> Statistics:
+    statistics: Statistics = fid_features_to_statistics(features["2048"])
+    return statistics
+
+
+def inception_metrics(generated: Features, reference: Statistics) -> dict[str, float]:
+    """The real FID against the reference's statistics, and the real IS."""
+    distance = fid_statistics_to_metric(inception_statistics(generated), reference, verbose=False)
+    score = isc_featuresdict_to_metric(generated, "logits_unbiased", verbose=False)
+    return {
+        "fid_inception": float(distance["frechet_inception_distance"]),
+        "is_inception": float(score["inception_score_mean"]),
+    }

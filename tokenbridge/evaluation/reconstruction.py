@@ -1,0 +1,50 @@
+"""PSNR and SSIM of reconstructed images against the originals, by torchmetrics."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from tokenbridge.evaluation import EvaluationError
+
+CHUNK = 500  # images compared at a time
+PEAK = 255.0
+
+
+def psnr(reconstructed: NDArray[np.uint8], originals: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 images [N, 3, H, W]: of each image, then the mean over them.
+
+    Infinite as soon as one image is reproduced without any error.
+    """
+
+    def mean(images: Tensor, targets: Tensor) -> Tensor:
+        value: Tensor = peak_signal_noise_ratio(images, targets, data_range=PEAK, dim=(1, 2, 3))
+        return value
+
+    return _mean_over_images(mean, reconstructed, originals)
+
+
+def ssim(reconstructed: NDArray[np.uint8], originals: NDArray[np.uint8]) -> float:
+    """Structural similarity of uint8 images [N, 3, H, W], the mean over images; torchmetrics' Gaussian window."""
+
+    def mean(images: Tensor, targets: Tensor) -> Tensor:
+        value = structural_similarity_index_measure(images, targets, data_range=PEAK)
+        assert isinstance(value, Tensor)
+        return value
+
+    return _mean_over_images(mean, reconstructed, originals)
+
+
+def _mean_over_images(
+    mean: Callable[[Tensor, Tensor], Tensor], reconstructed: NDArray[np.uint8], originals: NDArray[np.uint8]
+) -> float:
+    if reconstructed.shape != originals.shape or not len(originals):
+        raise EvaluationError(f"cannot compare reconstructions {reconstructed.shape} with originals {originals.shape}")
+    total = 0.0
+    for start in range(0, len(originals), CHUNK):
+        pair = [torch.from_numpy(images[start : start + CHUNK]).float() for images in (reconstructed, originals)]
+        total += float(mean(*pair)) * len(pair[0])
+    return total / len(originals)

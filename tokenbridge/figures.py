@@ -1,0 +1,45 @@
+"""Plots of numbers, drawn with matplotlib."""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+matplotlib.use("Agg")  # files only: no window, and no display needed
+
+Floats = NDArray[np.floating]
+PANELS_PER_ROW = 4
+
+
+def _panels(count: int, size: float = 2.6) -> tuple[Figure, list]:  # type: ignore[type-arg]
+    columns = min(count, PANELS_PER_ROW)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size * columns, size * rows), layout="constrained", dpi=110)
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, list(axes[:count])
+
+
+def levels_figure(columns: Floats, levels: Floats) -> Figure:
+    """Histogram of each dimension's latents [C, M], with its levels [C, B] over it."""
+    figure, axes = _panels(len(columns))
+    for dimension, (axis, values, ticks) in enumerate(zip(axes, columns, levels, strict=True)):
+        axis.hist(values, bins=120, range=(-5, 5), density=True, color="#7aa6c2")
+        axis.vlines(ticks, 0, 0.06, color="#c0392b", linewidth=0.7)
+        axis.set_title(f"dimension {dimension}", fontsize=9)
+        axis.set_yticks([])
+    figure.suptitle("normalised latents (blue) and levels (red)", fontsize=10)
+    return figure
+
+
+def order_figure(latents: Floats, share: Floats, order: Floats) -> Figure:
+    """Spectrum of each dimension, from latents [N, C, h, w], in the order in which the head predicts them."""
+    figure, axes = _panels(len(order))
+    energy = np.square(np.abs(np.fft.fftshift(np.fft.fft2(latents), axes=(-2, -1)))).mean(0)
+    for place, (axis, dimension) in enumerate(zip(axes, order, strict=True)):
+        axis.imshow(np.log10(energy[dimension] + 1e-12), cmap="magma")
+        axis.set_title(f"{place + 1}. dimension {dimension}: {share[dimension]:.0%} low", fontsize=8)
+        axis.set_axis_off()
+    figure.suptitle("spectral energy (log), low frequencies in the centre, first predicted first", fontsize=10)
+    return figure

@@ -1,0 +1,56 @@
+"""Transformer layers, as in ViT/MAE: pre-norm, biased qkv, exact GELU, LayerNorm eps 1e-6.
+
+Shapes: N sequences, L positions, D width, H heads.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6  # torch's default 1e-5 misses the released model's logits
+MLP_RATIO = 4
+
+
+def layer_norm(width: int, affine: bool = True) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=affine)
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, MLP_RATIO * width)
+        self.contract = nn.Linear(MLP_RATIO * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.contract(self.dropout(F.gelu(self.expand(x)))))
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions: [N, L, D] -> [N, L, D]."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.out_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, H, L, D/H]
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.out_dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+
+
+class Block(nn.Module):
+    """One block of the spatial transformer."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(width)
+        self.attention = Attention(width, heads, dropout)
+        self.norm2 = layer_norm(width)
+        self.mlp = Mlp(width, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))

@@ -1,0 +1,140 @@
+"""The masked spatial transformer (MAR) with the dimension-wise head: the whole trainable model.
+
+Shapes: N images, S positions, C dimensions, B levels, K masked positions, V = S - K visible ones,
+P buffer positions (they hold the class), D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from tokenbridge.model.head import DimensionHead
+from tokenbridge.model.layers import Block, layer_norm
+
+INIT_STD = 0.02
+
+
+class TokenBridgeTransformer(ModelMixin, ConfigMixin):
+    """Predicts the tokens at masked positions from those at visible ones and the class.
+
+    ``num_classes`` as a label stands for "no class", the unconditional half of guidance.
+    Differs: the decoder has the encoder's width, as in every released size.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        grid_height: int,
+        grid_width: int,
+        dimensions: int,
+        levels: int,
+        num_classes: int,
+        width: int,
+        encoder_depth: int,
+        decoder_depth: int,
+        heads: int,
+        head_width: int,
+        head_depth: int,
+        head_heads: int,
+        buffer_size: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.positions = grid_height * grid_width
+        self.buffer_size, self.num_classes = buffer_size, num_classes
+        length = buffer_size + self.positions
+        # ---- class and tokens in
+        self.class_embedding = nn.Embedding(num_classes, width)
+        self.no_class = nn.Parameter(torch.empty(1, width))
+        self.token_in = nn.Linear(dimensions, width)
+        # ---- encoder over buffer and visible positions
+        self.encoder_position = nn.Parameter(torch.empty(1, length, width))
+        self.encoder_in_norm = layer_norm(width)
+        self.encoder = nn.ModuleList(Block(width, heads, dropout) for _ in range(encoder_depth))
+        self.encoder_norm = layer_norm(width)
+        # ---- decoder over buffer and all positions
+        self.decoder_in = nn.Linear(width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.decoder_position = nn.Parameter(torch.empty(1, length, width))
+        self.decoder = nn.ModuleList(Block(width, heads, dropout) for _ in range(decoder_depth))
+        self.decoder_norm = layer_norm(width)
+        self.output_position = nn.Parameter(torch.empty(1, self.positions, width))
+        # ---- head
+        self.head = DimensionHead(
+            dimensions=dimensions, levels=levels, features=width, width=head_width, depth=head_depth, heads=head_heads
+        )
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Xavier linears with zero bias, N(0, 0.02) embeddings, zero adaLN (released code)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=INIT_STD)
+        learned = (self.no_class, self.mask_token, self.encoder_position, self.decoder_position, self.output_position)
+        for parameter in (*learned, self.head.slot_embedding, self.head.modulation_embedding):
+            nn.init.normal_(parameter, std=INIT_STD)
+        for table in self.head.output_weight:
+            nn.init.xavier_uniform_(table)
+        for name, parameter in self.head.named_parameters():
+            if name.endswith("modulation.weight"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, values: Tensor, tokens: Tensor, labels: Tensor, order: Tensor, num_masked: int) -> Tensor:
+        """Mean cross-entropy, in nats per dimension, over the first ``num_masked`` positions of ``order``.
+
+        Args:
+            values: dequantized latents [N, S, C], dimensions in natural order.
+            tokens: indices [N, S, C], dimensions in head order.
+            labels: [N]; ``num_classes`` where the class was dropped.
+            order: a permutation of the positions for each image, [N, S].
+        """
+        masked, visible = split_order(order, num_masked)
+        z = self.features(values, labels, visible)
+        logits = self.head(gather(z, masked).flatten(0, 1), gather(tokens, masked).flatten(0, 1))
+        return F.cross_entropy(logits.flatten(0, 1).float(), gather(tokens, masked).flatten())
+
+    def features(self, values: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
+        """Features z [N, S, D] of every position, from values [N, S, C] at the visible ones [N, V]."""
+        return self.decode(self.encode(values, labels, visible), visible)
+
+    def encode(self, values: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
+        """Encoder output [N, P + V, D]."""
+        x = gather(self.token_in(values.to(self.token_in.weight.dtype)), visible)
+        x = x + gather(self.encoder_position[:, self.buffer_size :].expand(len(x), -1, -1), visible)
+        classes = self._embed_labels(labels)[:, None] + self.encoder_position[:, : self.buffer_size]
+        x = self.encoder_in_norm(torch.cat([classes, x], dim=1))
+        for block in self.encoder:
+            x = block(x)
+        return self.encoder_norm(x)
+
+    def decode(self, encoded: Tensor, visible: Tensor) -> Tensor:
+        """Decoder output z [N, S, D], the output position included."""
+        x = self.decoder_in(encoded)
+        buffer, known = x[:, : self.buffer_size], x[:, self.buffer_size :]
+        full = self.mask_token.to(x.dtype).expand(len(x), self.positions, -1)
+        full = full.scatter(1, visible[..., None].expand_as(known), known)
+        x = torch.cat([buffer, full], dim=1) + self.decoder_position
+        for block in self.decoder:
+            x = block(x)
+        return self.decoder_norm(x)[:, self.buffer_size :] + self.output_position
+
+    def _embed_labels(self, labels: Tensor) -> Tensor:
+        dropped = labels == self.num_classes
+        embedded = self.class_embedding(labels.clamp(max=self.num_classes - 1))
+        return torch.where(dropped[:, None], self.no_class, embedded)
+
+
+def split_order(order: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
+    """Masked [N, K] and visible [N, V] positions, each ascending: the first ``num_masked`` of the order are masked."""
+    return order[:, :num_masked].sort(dim=1).values, order[:, num_masked:].sort(dim=1).values
+
+
+def gather(x: Tensor, positions: Tensor) -> Tensor:
+    """x [N, S, E] at positions [N, K]: [N, K, E]."""
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))

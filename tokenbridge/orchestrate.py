@@ -1,0 +1,151 @@
+"""One execution of the pipeline: the parent run around DVC's stages, shared by ``tokenbridge repro`` and the flow.
+
+Under a bare ``dvc repro`` no code of ours runs for skipped stages or after the end; here it does.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenbridge.config import PARAMS_FILE, flatten, load_params, write_params
+from tokenbridge.files import read_json, sha256_file
+from tokenbridge.stage_graph import StageSpec, read_stages
+from tokenbridge.stages.runtime import PARENT_VARIABLE
+from tokenbridge.tracking.spool import Tracker
+from tokenbridge.tracking.sync import LiveSync
+
+LOCK_FILE = "dvc.lock"
+RAN, SKIPPED, CACHED = "ran", "skipped", "cached"
+OUTCOMES = {
+    r"Running stage '(.+)':": RAN,
+    r"Stage '(.+)' didn't change, skipping": SKIPPED,
+    r"Stage '(.+)' is cached - skipping run": CACHED,
+}
+
+
+class StageFailedError(RuntimeError):
+    """A dvc command failed; the last lines of its output say why."""
+
+
+@dataclass
+class PipelineRun:
+    """The parent run, and what became of each stage."""
+
+    root: Path
+    tracker: Tracker
+    outcomes: dict[str, str] = field(default_factory=dict)  # stage -> ran | skipped | cached
+
+    def dvc(self, arguments: Sequence[str], on_line: Callable[[str], None]) -> None:
+        """Run a dvc command, passing on its output and noting what it says of stages.
+
+        Raises:
+            StageFailedError: if it fails.
+        """
+
+        def note(line: str) -> None:
+            self.outcomes.update(read_outcome(line))
+            on_line(line)
+
+        environment = {PARENT_VARIABLE: self.tracker.id}
+        run_command([sys.executable, "-m", "dvc", *arguments], self.root, environment, note)
+
+
+def read_outcome(line: str) -> dict[str, str]:
+    """{stage: outcome} if dvc's line tells one."""
+    for pattern, outcome in OUTCOMES.items():
+        if match := re.match(pattern, line):
+            return {match[1]: outcome}
+    return {}
+
+
+def run_command(
+    command: Sequence[str], folder: Path, environment: dict[str, str], on_line: Callable[[str], None]
+) -> None:
+    """Run a command in its own process group, line by line; the group ends with us, whatever happens.
+
+    Raises:
+        StageFailedError: if it fails.
+    """
+    interpreter_folder = str(Path(sys.executable).parent)  # dvc.yaml says `python`
+    path = os.pathsep.join([interpreter_folder, os.environ.get("PATH", "")])
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | environment | {"PATH": path, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # dvc alone would leave its stage running
+    )
+    assert process.stdout is not None
+    last: list[str] = []
+    try:
+        for line in process.stdout:
+            last = [*last[-19:], line.rstrip()]
+            on_line(line.rstrip())
+        code = process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        raise
+    if code:
+        raise StageFailedError(f"`{' '.join(command[1:])}` failed with code {code}:\n" + "\n".join(last))
+
+
+@contextmanager
+def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[PipelineRun]:
+    """Open the parent run; at the end, whatever happened, record stages, lock file and metrics in it.
+
+    Overrides are composed into params.yaml first, as ``dvc exp run -S`` does.
+
+    Raises:
+        ConfigError: before anything runs.
+    """
+    config = write_params(overrides, root) if overrides else load_params(root)
+    with LiveSync(root), Tracker.open("pipeline", sha256_file(root / PARAMS_FILE), root) as tracker:
+        tracker.params({"overrides": " ".join(overrides), "data": config.data.name, "models": ", ".join(config.models)})
+        run = PipelineRun(root, tracker)
+        try:
+            yield run
+        finally:
+            _record(run)
+
+
+def _record(run: PipelineRun) -> None:
+    stages = read_stages(run.root)
+    for name, outcome in run.outcomes.items():
+        run.tracker.tags({f"stage.{name}": outcome})
+        if outcome != RAN and name in stages:
+            run.tracker.reused(name, stages[name].key)
+    run.tracker.artifact(run.root / PARAMS_FILE)
+    lock = run.root / LOCK_FILE
+    if lock.exists():
+        run.tracker.artifact(lock)
+        run.tracker.tags({"dvc.lock.sha256": sha256_file(lock)})
+    run.tracker.metrics(final_metrics(run.root, stages))
+    for grid in sorted((run.root / "reports/samples").glob("*.png")):
+        run.tracker.artifact(grid, "samples")
+
+
+def final_metrics(root: Path, stages: dict[str, StageSpec]) -> dict[str, float]:
+    """Every metric that a stage declares, under ``<stage>/<metric>``; of all stages, whether they ran or not."""
+    metrics: dict[str, float] = {}
+    for name, spec in stages.items():
+        for path in [root / out for out in spec.outs if out.endswith(".json")]:
+            content = flatten(read_json(path)) if path.exists() else {}
+            metrics |= {f"{name}/{key}": value for key, value in content.items() if isinstance(value, int | float)}
+    return {key.replace("@", "_"): value for key, value in metrics.items()}
+
+
+def reproduce(root: Path, overrides: Sequence[str] = ()) -> None:
+    """``dvc repro`` under a parent run."""
+    with pipeline_run(root, overrides) as run:
+        run.dvc(["repro"], lambda line: print(line, flush=True))
+    if run.outcomes and RAN not in run.outcomes.values():
+        print("\nEverything is up to date: no stage had anything to do.")

@@ -1,0 +1,86 @@
+"""What DVC knows of the pipeline: stages, their order, and what each depends on. The only importer of dvc."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from dvc.dependency.param import ParamsDependency
+from dvc.repo import Repo
+from omegaconf import OmegaConf
+
+from tokenbridge.config import PARAMS_FILE
+from tokenbridge.files import sha256_tree
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage of dvc.yaml, as it stands in the workspace.
+
+    Attributes:
+        params: declared parameters with their values in params.yaml, dotted.
+        deps: path -> digest; DVC's own md5 for another stage's out, SHA-256 for a file of the repository.
+        outs: paths, metrics and plots included.
+    """
+
+    name: str
+    params: dict[str, Any]
+    deps: dict[str, str]
+    outs: list[str]
+
+    @property
+    def key(self) -> str:
+        """Digest of all that decides what the stage writes."""
+        text = json.dumps([self.name, self.params, self.deps], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_stages(root: Path) -> dict[str, StageSpec]:
+    """Every stage of root/dvc.yaml by name, dependencies first."""
+    with Repo(str(root)) as repo:
+        order = _dependencies_first(repo.index.graph)
+        locked = locked_outs(root)
+        return {stage.addressing: _spec(stage, root, locked) for stage in order}
+
+
+def read_graph(root: Path) -> dict[str, list[str]]:
+    """Stage -> the stages that it needs, dependencies first."""
+    with Repo(str(root)) as repo:
+        graph = repo.index.graph
+        return {s.addressing: sorted(d.addressing for d in graph.successors(s)) for s in _dependencies_first(graph)}
+
+
+def locked_outs(root: Path) -> dict[str, str]:
+    """Out -> md5, from dvc.lock; empty before the first run."""
+    lock = root / "dvc.lock"
+    if not lock.exists():
+        return {}
+    stages = OmegaConf.load(lock)["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+
+
+def _dependencies_first(graph: Any) -> list[Any]:
+    needed = {stage: sorted(graph.successors(stage), key=lambda s: s.addressing) for stage in graph}
+    return list(TopologicalSorter(needed).static_order())
+
+
+def _spec(stage: Any, root: Path, locked: dict[str, str]) -> StageSpec:
+    settings = OmegaConf.load(root / PARAMS_FILE)
+    params: dict[str, Any] = {}
+    deps: dict[str, str] = {}
+    for dep in stage.deps:
+        if isinstance(dep, ParamsDependency):
+            for name in dep.params:
+                value = OmegaConf.select(settings, name)
+                params[name] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        else:
+            deps[dep.def_path] = _digest(dep.def_path, root, locked)
+    return StageSpec(stage.addressing, params, deps, [out.def_path for out in stage.outs])
+
+
+def _digest(path: str, root: Path, locked: dict[str, str]) -> str:
+    if path in locked:
+        return locked[path]
+    return sha256_tree(root / path) if (root / path).exists() else "absent"

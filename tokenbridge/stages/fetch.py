@@ -1,0 +1,37 @@
+"""Stage ``fetch``: images of the configured source, checked and written as shards; and a picture of them."""
+
+import numpy as np
+from PIL import Image
+
+from tokenbridge.data.shards import ImageShards
+from tokenbridge.data.sources import fetch_images
+from tokenbridge.plots import image_grid
+from tokenbridge.stages.runtime import stage_run
+
+PICTURED = 10  # images of each class
+PICTURED_CLASSES = 20
+
+
+def main() -> None:
+    with stage_run("fetch") as run:
+        data = run.config.data
+        manifest = fetch_images(data, run.work / "images", run.config.launcher.log_seconds)
+        run.tracker.dataset(data.name, manifest["digest"], source=data.citation or data.name, context="fetch")
+        picture(ImageShards(run.work / "images", "train")).save(run.work / "images.png")
+        run.publish(run.work / "images", "data/images")
+        run.publish(run.work / "images.png", "reports/fetch/images.png")
+
+
+def picture(images: ImageShards) -> Image.Image:
+    """A row of the first images of each class, with its name."""
+    names = images.label_names[:PICTURED_CLASSES]
+    side = images.image_size
+    grid = np.full((len(names), PICTURED, 3, side, side), 255, np.uint8)  # white where a class has fewer
+    for label in range(len(names)):
+        for column, index in enumerate(np.flatnonzero(images.labels == label)[:PICTURED].tolist()):
+            grid[label, column] = images.read(index, index + 1)[0][0]
+    return image_grid(grid.reshape(-1, 3, side, side), PICTURED, names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Stage ``fit_quantizer``: moments -> quantizer, with its report and pictures."""
+
+import csv
+from pathlib import Path
+
+import torch
+
+from tokenbridge.figures import levels_figure, order_figure
+from tokenbridge.files import write_json
+from tokenbridge.moments import Moments, sample_posterior
+from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer, low_frequency_share, quantizer_report
+from tokenbridge.seeding import generator
+from tokenbridge.stages.runtime import stage_run
+
+
+def main() -> None:
+    with stage_run("fit_quantizer") as run:
+        moments = Moments(run.root / "data/moments")
+        vae_latents = fitting_latents(moments, run.config.quantizer.fit_images, run.config.seed)
+        quantizer = fit_quantizer(vae_latents, run.config.quantizer)
+        quantizer.save_pretrained(run.work / "quantizer")
+        rows = quantizer_report(quantizer, vae_latents)
+        write_json(run.work / "report.json", _summary(rows))
+        plots = run.work / "plots"
+        plots.mkdir(exist_ok=True)
+        _write_csv(plots / "dimensions.csv", rows)
+        _draw(quantizer, vae_latents, plots)
+        run.publish(run.work / "report.json", "reports/quantizer.json")
+        run.publish(plots, "reports/quantizer")
+        run.publish(run.work / "quantizer", "models/quantizer")
+
+
+def fitting_latents(moments: Moments, images: int, seed: int) -> torch.Tensor:
+    """Posterior samples [n, C, h, w], in VAE units, of ``images`` images drawn without replacement."""
+    indices = torch.randperm(len(moments), generator=generator(seed, "fit images"))[:images]
+    posterior = moments.read(indices)
+    noise = torch.randn(posterior[:, : moments.dimensions].shape, generator=generator(seed, "fit noise"))
+    return sample_posterior(posterior, noise)
+
+
+def _summary(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means over dimensions; the bits of one token are a sum."""
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in ("mse", "sqnr_db", "saturation")}
+    return {**means, "entropy_bits_per_token": sum(row["entropy_bits"] for row in rows)}
+
+
+def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _draw(quantizer: DimensionwiseQuantizer, vae_latents: torch.Tensor, folder: Path) -> None:
+    latents = quantizer.normalize(vae_latents)
+    columns = latents.transpose(0, 1).flatten(1).numpy()
+    levels_figure(columns, quantizer.levels.numpy()).savefig(folder / "levels.png")
+    share = low_frequency_share(latents)
+    order_figure(latents.numpy(), share.numpy(), quantizer.dimension_order.numpy()).savefig(folder / "order.png")
+
+
+if __name__ == "__main__":
+    main()

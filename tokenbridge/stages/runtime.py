@@ -1,0 +1,127 @@
+"""What every stage shares: checked settings, a locked work folder that survives kills, tracking, publishing.
+
+A stage writes into ``run.work`` and publishes what is whole. The work folder is keyed by the stage's
+parameters and inputs, so that a rerun resumes there and another configuration never does.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tokenbridge.config import Config, ConfigError, load_params
+from tokenbridge.errors import UserError
+from tokenbridge.files import atomic_write_text, read_json, sha256_tree
+from tokenbridge.stage_graph import StageSpec, read_stages
+from tokenbridge.tracking.spool import Tracker
+
+WORK = ".work"
+RUN_MARKER = "run_id"
+PARENT_VARIABLE = "TOKENBRIDGE_PARENT_RUN"  # set by tokenbridge.orchestrate for the stages that it starts
+LOGGED_BYTES = 20_000_000  # an out up to this size is logged as files, a larger one as its digest
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One execution of a stage."""
+
+    spec: StageSpec
+    config: Config
+    root: Path
+    work: Path
+    tracker: Tracker
+
+    def publish(self, source: Path, out: str) -> None:
+        """Move a finished file or folder to its place; whatever was there is replaced."""
+        target = self.root / out
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)
+        source.replace(target)
+
+
+@contextmanager
+def stage_run(name: str) -> Iterator[StageRun]:
+    """Run the body as stage ``name`` of dvc.yaml, in the repository that is the current folder.
+
+    A mistake of the user ends the process with its message alone; any other error is raised. Either way
+    the run is recorded as failed and the work folder kept.
+    """
+    try:
+        with _tracked_run(name, Path.cwd()) as run:
+            yield run
+    except UserError as error:
+        sys.exit(f"{name}: {error}")
+
+
+@contextmanager
+def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
+    config = load_params(root)
+    stages = read_stages(root)
+    if name not in stages:
+        raise ConfigError(f"dvc.yaml has no such stage: choose one of {', '.join(stages)}")
+    spec = stages[name]
+    parent = os.getppid()
+    work = root / WORK / name / spec.key
+    pipeline = os.environ.get(PARENT_VARIABLE)
+    with _sync(root, pipeline), _only_writer(work), _tracker(spec, root, work, pipeline) as tracker:
+        tracker.params(spec.params)
+        tracker.tags({f"dep.{path}": digest for path, digest in spec.deps.items() if not path.endswith(".py")})
+        yield StageRun(spec, config, root, work, tracker)
+        _log_outs(tracker, spec, root)
+        # A stage whose dvc was killed goes on as an orphan: it keeps its work, so that the rerun that
+        # waits for the lock finds it finished.
+        if os.getppid() == parent:
+            shutil.rmtree(work)
+
+
+def _sync(root: Path, pipeline: str | None) -> AbstractContextManager[object]:
+    """Sends the run to MLflow, unless the pipeline's wrapper does it for all its stages."""
+    if pipeline is not None:
+        return nullcontext()
+    from tokenbridge.tracking.sync import LiveSync  # MLflow takes seconds to import
+
+    return LiveSync(root)
+
+
+def _tracker(spec: StageSpec, root: Path, work: Path, pipeline: str | None) -> Tracker:
+    marker = work / RUN_MARKER  # there only if an earlier run was cut short
+    resumed_from = marker.read_text() if marker.exists() else None
+    tracker = Tracker.open(spec.name, spec.key, root, pipeline, resumed_from)
+    atomic_write_text(marker, tracker.id)
+    return tracker
+
+
+@contextmanager
+def _only_writer(work: Path) -> Iterator[None]:
+    work.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{work}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is at work on {work}: waiting for it", flush=True)
+        lock.acquire()
+    try:
+        work.mkdir(exist_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def _log_outs(tracker: Tracker, spec: StageSpec, root: Path) -> None:
+    """Every out: its files when small, its path, size and digest always."""
+    for out in spec.outs:
+        path = root / out
+        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        tracker.tags({f"out.{out}": f"sha256:{sha256_tree(path)} {size} bytes"})
+        if size <= LOGGED_BYTES:
+            for file in files:
+                tracker.artifact(file, str(file.parent.relative_to(root)))
+        if out.startswith("reports/") and out.endswith(".json"):
+            tracker.metrics({k: v for k, v in read_json(path).items() if isinstance(v, int | float)})
