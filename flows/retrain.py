@@ -20,10 +20,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.states import Completed
-from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
-import flows.settings  # noqa: F401  before prefect, which reads its environment on import
+from tokenbridge.config import compose_config
+from tokenbridge.errors import UserError
 from tokenbridge.orchestrate import CACHED, RAN, SKIPPED, PipelineRun, StageFailedError, final_metrics, pipeline_run
 from tokenbridge.stage_graph import read_graph, read_stages
 
@@ -43,10 +43,7 @@ def run_stage(stage: str, run: PipelineRun) -> State[Any]:
     return Completed(name=name, message=f"{stage}: {outcome}", data=outcome)
 
 
-ONE_AT_A_TIME: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)  # stages use every core
-
-
-@flow(name="retrain", flow_run_name="retrain {overrides}", task_runner=ONE_AT_A_TIME)
+@flow(name="retrain", flow_run_name="retrain {overrides}")
 def retrain(overrides: Sequence[str] = (), root: str = ".") -> dict[str, str]:
     """Run every stage that changed, under one parent run in MLflow.
 
@@ -61,8 +58,12 @@ def retrain(overrides: Sequence[str] = (), root: str = ".") -> dict[str, str]:
     with pipeline_run(folder, overrides) as run:
         futures: dict[str, PrefectFuture[Any]] = {}
         for stage, needed in read_graph(folder).items():
-            inputs = {"stage": stage, "run": quote(run)}  # quoted: prefect shall not look into it
-            futures[stage] = run_stage.submit(**inputs, wait_for=[futures[name] for name in needed])
+            futures[stage] = run_stage.submit(
+                stage=stage,
+                run=quote(run),  # quoted: prefect shall not look into it
+                return_state=False,
+                wait_for=[futures[name] for name in needed],
+            )
         failed = [stage for stage, future in futures.items() if not _finished(future)]
         publish_artifacts(folder, run)
         if failed:
@@ -95,5 +96,15 @@ def as_data_url(picture: Path) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def main(overrides: Sequence[str]) -> None:
+    """Run the flow; a mistake in the settings ends with one line, before Prefect starts."""
+    try:
+        if overrides:
+            compose_config(overrides)
+        retrain(overrides)
+    except (UserError, StageFailedError) as error:
+        sys.exit(f"retrain: {error}")
+
+
 if __name__ == "__main__":
-    retrain(sys.argv[1:])
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Prefect's own settings for this project, to be imported before prefect."""
+"""Prefect's own settings for this project, applied before prefect is imported."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # its first start migrates a database
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_TASKS_RUNNER_THREAD_POOL_MAX_WORKERS": "1",  # one stage uses every core
     "DO_NOT_TRACK": "true",
 }
 
@@ -16,6 +17,3 @@ def apply() -> None:
     """Set what the user has not set."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-
-
-apply()

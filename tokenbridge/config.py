@@ -5,12 +5,14 @@ and is what DVC and every stage read. Both pass through ``validate``, so that an
 bad value stops a run before any work starts.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,6 +20,8 @@ from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_write_text
 
 PARAMS_FILE = "params.yaml"
+PRECISIONS = ("bf16", "fp32")
+OPTIMIZERS = ("adamw", "muon")
 
 
 class ConfigError(UserError):
@@ -163,7 +167,9 @@ class TrainConfig:
 
     batch_size: int
     epochs: float
-    learning_rate: float
+    optimizer: str  # adamw (the paper's) | muon: Muon for the blocks' matrices, AdamW for the rest
+    learning_rate: float  # AdamW's
+    muon_learning_rate: float
     weight_decay: float
     beta1: float
     beta2: float
@@ -178,7 +184,8 @@ class TrainConfig:
     precision: str  # bf16 | fp32
 
     def __post_init__(self) -> None:
-        require_choice("train.precision", self.precision, ("bf16", "fp32"))
+        require_choice("train.precision", self.precision, PRECISIONS)
+        require_choice("train.optimizer", self.optimizer, OPTIMIZERS)
         require_positive(
             "train",
             batch_size=self.batch_size,
@@ -284,6 +291,21 @@ class VaeLossConfig:
     l1: float
     mse: float
     kl: float
+    adversarial: float  # share of the reconstruction gradient's norm; 0 trains without a discriminator
+
+
+@dataclass
+class DiscriminatorConfig:
+    """The VAE's opponent in training."""
+
+    width: int
+    learning_rate: float
+    start: float  # share of the training after which it plays
+
+    def __post_init__(self) -> None:
+        require_positive("vae.discriminator", width=self.width, learning_rate=self.learning_rate)
+        require(self.width % 8 == 0, f"vae.discriminator.width is {self.width}: it must be a multiple of 8")
+        require_between("vae.discriminator", 0.0, 1.0, start=self.start)
 
 
 @dataclass
@@ -296,12 +318,16 @@ class VaeConfig:
     dimensions: int  # C
     batch_size: int
     epochs: float
-    learning_rate: float
+    optimizer: str  # adamw | muon: Muon for the convolutions' kernels, AdamW for the rest
+    learning_rate: float  # AdamW's
+    muon_learning_rate: float
     precision: str
     loss: VaeLossConfig
+    discriminator: DiscriminatorConfig
 
     def __post_init__(self) -> None:
-        require_choice("vae.precision", self.precision, ("bf16", "fp32"))
+        require_choice("vae.precision", self.precision, PRECISIONS)
+        require_choice("vae.optimizer", self.optimizer, OPTIMIZERS)
         require(len(self.block_widths) >= 1, "vae.block_widths is empty: name one width per resolution")
         require_positive(
             "vae",
@@ -348,18 +374,31 @@ def validate(composed: DictConfig) -> Config:
         merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}") from error
+        raise ConfigError(f"{error.full_key or 'config'}: {_brief(error)}") from error
     assert isinstance(config, Config)
     return config
 
 
 def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf")) -> DictConfig:
-    """Compose conf/ with Hydra overrides and resolve every interpolation."""
-    with initialize_config_dir(str(conf_dir.resolve()), version_base=None):
-        composed = compose("config", overrides=list(overrides))
-    OmegaConf.resolve(composed)
+    """Compose conf/ with Hydra overrides and resolve every interpolation.
+
+    Raises:
+        ConfigError: an override names no setting or group, or gives a value that cannot work.
+    """
+    try:
+        with initialize_config_dir(str(conf_dir.resolve()), version_base=None):
+            composed = compose("config", overrides=list(overrides))
+        OmegaConf.resolve(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{_brief(error)} ({conf_dir} names every setting and choice)") from error
     validate(composed)
     return composed
+
+
+def _brief(error: Exception) -> str:
+    """The message in one line, without search paths and without advice to add keys, which the schema refuses."""
+    text = re.split(r"\n(?:Config search path|To append|See https:|\s+full_key:)", str(error))[0]
+    return " ".join(text.split())
 
 
 def write_params(overrides: Sequence[str] = (), root: Path = Path()) -> Config:

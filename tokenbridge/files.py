@@ -1,10 +1,11 @@
 """Files that are either whole or absent: write aside, then rename; and digests of what was written."""
 
+import csv
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     atomic_write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same keys, as a table with a header."""
+    with atomic_path(path) as target, target.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,5 @@
 """The loop that every trained part shares: seeded steps, progress, metrics, and checkpoints to resume from."""
 
-import csv
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -31,44 +30,14 @@ class MetricSink(Protocol):
     def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
 
 
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient is NaN or infinite; raised before the update, so that the weights are whole."""
-
-    def __init__(self, name: str, value: float, step: int) -> None:
-        super().__init__(
-            f"{name} is {value} at step {step}: the weights were not changed; lower the learning rate, "
-            "or train with precision=fp32"
-        )
-
-
 History = list[dict[str, float]]
 
 
-def cosine_rate(step: int, total: int, warmup: int, peak: float) -> float:
-    """Learning rate at ``step``: linear warm-up to ``peak``, then a cosine to 0 at ``total`` (paper Table 4)."""
+def cosine_factor(step: int, total: int, warmup: int) -> float:
+    """Share of the peak learning rate at ``step``: linear warm-up, then a cosine to 0 at ``total`` (paper Table 4)."""
     if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def apply_gradients(
-    loss: torch.Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float, step: int
-) -> torch.Tensor:
-    """Backward, clip, update; returns the gradient's norm.
-
-    Raises:
-        NonFiniteError: before any weight has changed.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    for name, value in (("loss", loss), ("gradient norm", norm)):
-        if not torch.isfinite(value):
-            raise NonFiniteError(name, float(value), step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    return norm
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def run_steps(
@@ -111,14 +80,6 @@ def run_steps(
                 saved = time.monotonic()
         progress.advance(1, _note(history))
     return history
-
-
-def write_history(path: Path, history: History) -> None:
-    """The rows that ``run_steps`` returned, as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
 
 
 def _note(history: History) -> str:

@@ -7,6 +7,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from omegaconf import OmegaConf
@@ -57,7 +58,7 @@ def locked_outs(root: Path) -> dict[str, str]:
     lock = root / "dvc.lock"
     if not lock.exists():
         return {}
-    stages = OmegaConf.load(lock)["stages"]
+    stages = yaml.safe_load(lock.read_text())["stages"]
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
 
 

@@ -12,9 +12,10 @@ from torch.distributions import Normal
 
 from tokenbridge.config import LauncherConfig, ModelConfig, TrainConfig
 from tokenbridge.ema import Ema
-from tokenbridge.loop import History, MetricSink, apply_gradients, cosine_rate, run_steps
+from tokenbridge.loop import History, MetricSink, cosine_factor, run_steps
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.moments import Moments, sample_posterior
+from tokenbridge.optim import build_optimizers, update_weights
 from tokenbridge.quantizer import DimensionwiseQuantizer, to_sequence
 from tokenbridge.seeding import EpochOrder, derive_seed
 
@@ -72,13 +73,9 @@ def batch_loss(model: nn.Module, quantizer: DimensionwiseQuantizer, batch: Batch
     return loss
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices and tables, none on biases and norms (MAR)."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (plain if parameter.ndim == 1 or name.endswith("bias") else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """The linear layers inside blocks, which Muon trains when it is chosen."""
+    return parameter.ndim == 2 and any(part in name for part in ("encoder.", "decoder.", "blocks."))
 
 
 def train(
@@ -102,8 +99,14 @@ def train(
     model = build_model(config, moments, quantizer).to(device).train()
     quantizer = quantizer.to(device)
     ema = Ema(model, recipe.ema_decay, recipe.ema_warmup)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2)
+    optimizers = build_optimizers(
+        model,
+        kind=recipe.optimizer,
+        learning_rate=recipe.learning_rate,
+        muon_learning_rate=recipe.muon_learning_rate,
+        weight_decay=recipe.weight_decay,
+        betas=(recipe.beta1, recipe.beta2),
+        is_matrix=is_matrix,
     )
     order = EpochOrder(len(moments), recipe.batch_size, seed)
     total, warmup = order.steps(recipe.epochs), round(recipe.warmup_epochs * len(moments) / recipe.batch_size)
@@ -112,14 +115,17 @@ def train(
         batch = draw_batch(moments, quantizer, order.indices(index), recipe, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss = batch_loss(model, quantizer, batch)
-        rate = cosine_rate(index, total, warmup, recipe.learning_rate)
-        norm = apply_gradients(loss, model, optimizer, rate, recipe.clip_norm, index)
+        loss.backward()
+        factor = cosine_factor(index, total, warmup)
+        norm = update_weights(
+            loss, model, list(optimizers.values()), factor=factor, clip_norm=recipe.clip_norm, step=index
+        )
         ema.update(model)
-        return {"loss": loss, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+        return {"loss": loss, "gradient_norm": norm, "learning_rate": torch.tensor(factor * recipe.learning_rate)}
 
     history = run_steps(
         label="train",
-        state={"model": model, "ema": ema, "optimizer": optimizer},
+        state={"model": model, "ema": ema, **optimizers},
         step_fn=step,
         total_steps=total,
         images_per_step=recipe.batch_size,

@@ -88,7 +88,7 @@ def test_another_file_is_refused_by_its_digest(random_weights: Path) -> None:
 
 def test_a_pickle_that_runs_code_is_refused_even_with_the_right_digest(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
-    path.write_bytes(pickle.dumps(print))
+    path.write_bytes(pickle.dumps(print, protocol=2))
     with pytest.raises(EvaluationError, match="more than weights"):
         check_inception_weights(path, expected_sha256=sha256_file(path))
 

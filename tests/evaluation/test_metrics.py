@@ -9,11 +9,10 @@ import torch_fidelity
 from tests.evaluation.conftest import draw_shapes
 from tokenbridge.config import EvaluateConfig
 from tokenbridge.evaluation import EvaluationError
+from tokenbridge.evaluation.checks import check_counts, check_sample_count
 from tokenbridge.evaluation.features import Features, ImageTensorDataset, extract_features, register
 from tokenbridge.evaluation.metrics import (
     balanced_indices,
-    check_counts,
-    check_sample_count,
     frechet_distance,
     sample_metrics,
 )

@@ -13,7 +13,8 @@ from tokenbridge.config import ClassifierConfig, LauncherConfig
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.files import atomic_path, read_json, write_json
-from tokenbridge.loop import History, MetricSink, apply_gradients, cosine_rate, run_steps
+from tokenbridge.loop import History, MetricSink, cosine_factor, run_steps
+from tokenbridge.optim import build_optimizers, update_weights
 from tokenbridge.seeding import EpochOrder, derive_seed
 
 MAX_SIDE = 32  # pixels; larger images are shrunk, so that all of ImageNet fits into 4 GB of memory
@@ -21,6 +22,7 @@ READ_BATCH = 1000
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 MAX_SHIFT = 1  # pixels by which training images are moved, each way
 WARMUP_SHARE = 0.2  # of the steps, until the learning rate peaks
+BETAS = (0.9, 0.999)
 WEIGHT_DECAY = 0.05
 CLIP_NORM = 1.0
 
@@ -98,7 +100,12 @@ def train_classifier(
     """Train on uint8 images [N, 3, H, W] with labels [N]; resumes from ``checkpoint``."""
     torch.manual_seed(derive_seed(seed, "classifier", "weights"))
     model = channels_last(ImageClassifier(width=config.width, label_names=label_names)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY)
+    optimizers = build_optimizers(
+        model,
+        learning_rate=config.learning_rate,
+        weight_decay=WEIGHT_DECAY,
+        betas=BETAS,
+    )
     order = EpochOrder(len(images), config.batch_size, seed)
     total = order.steps(config.epochs)
     all_images, all_labels = torch.from_numpy(images), torch.from_numpy(labels)
@@ -109,13 +116,14 @@ def train_classifier(
         with torch.autocast(device.type, torch.bfloat16):
             logits = model(shift_images(all_images[chosen]).to(device))
         loss = F.cross_entropy(logits.float(), targets)
-        rate = cosine_rate(step, total, round(WARMUP_SHARE * total), config.learning_rate)
-        apply_gradients(loss, model, optimizer, rate, CLIP_NORM, step)
+        loss.backward()
+        factor = cosine_factor(step, total, round(WARMUP_SHARE * total))
+        update_weights(loss, model, list(optimizers.values()), factor=factor, clip_norm=CLIP_NORM, step=step)
         return {"loss": loss, "accuracy": (logits.argmax(1) == targets).float().mean()}
 
     history = run_steps(
         label="classifier",
-        state={"model": model, "optimizer": optimizer},
+        state={"model": model, **optimizers},
         step_fn=step_fn,
         total_steps=total,
         images_per_step=config.batch_size,

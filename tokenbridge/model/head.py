@@ -97,7 +97,8 @@ class DimensionHead(nn.Module):
             choose: picks the level [M] of dimension i from its logits [M, B].
         """
         c = self.condition(z)
-        x, chosen = c, []
+        x = c
+        chosen: list[Tensor] = []
         caches: list[KeyValues | None] = [None] * len(self.blocks)
         for i in range(self.dimensions):
             if i:

@@ -3,8 +3,7 @@
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.device import pick_device
 from tokenbridge.evaluation.classifier import class_accuracy, read_small, save_classifier, train_classifier
-from tokenbridge.files import write_json
-from tokenbridge.loop import write_history
+from tokenbridge.files import write_csv, write_json
 from tokenbridge.stages.runtime import stage_run
 
 
@@ -26,7 +25,7 @@ def main() -> None:
         print(f"classifier: {accuracy:.2%} of {len(test):,} test images", flush=True)
         save_classifier(model, run.work / "classifier")
         write_json(run.work / "metrics.json", {"test_accuracy": accuracy, "loss": history[-1]["loss"]})
-        write_history(run.work / "loss.csv", history)
+        write_csv(run.work / "loss.csv", history)
         run.publish(run.work / "metrics.json", "reports/classifier.json")
         run.publish(run.work / "loss.csv", "reports/classifier/loss.csv")
         run.publish(run.work / "classifier", "models/classifier")

@@ -1,6 +1,5 @@
 """Stage ``evaluate@<model>``: samples against the test images, with real train images beside them as the floor."""
 
-import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,18 @@ from torch.utils.data import Dataset
 from tokenbridge.config import Config, EvaluateConfig
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.device import pick_device
+from tokenbridge.evaluation.checks import check_counts, check_sample_count
 from tokenbridge.evaluation.classifier import accuracy_by_class, class_accuracy, load_classifier, predict, read_small
 from tokenbridge.evaluation.features import ShardImageDataset, extract_features
 from tokenbridge.evaluation.inception import check_inception, load_reference_statistics
 from tokenbridge.evaluation.metrics import (
     balanced_indices,
-    check_counts,
-    check_sample_count,
     inception_features,
     inception_metrics,
     inception_statistics,
     sample_metrics,
 )
-from tokenbridge.files import write_json
+from tokenbridge.files import write_csv, write_json
 from tokenbridge.progress import Progress
 from tokenbridge.stages.runtime import StageRun, stage_run
 
@@ -92,10 +90,7 @@ def _inception(config: EvaluateConfig, weights: Path, sets: ImageSets) -> dict[s
 
 def _publish_rows(run: StageRun, model: str, file: str, rows: list[dict[str, Any]]) -> None:
     path = run.work / file
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)
     run.publish(path, f"reports/evaluate/{model}/{file}")
 
 

@@ -1,12 +1,11 @@
 """Stage ``fit_quantizer``: moments -> quantizer, with its report and pictures."""
 
-import csv
 from pathlib import Path
 
 import torch
 
 from tokenbridge.figures import levels_figure, order_figure
-from tokenbridge.files import write_json
+from tokenbridge.files import write_csv, write_json
 from tokenbridge.moments import Moments, sample_posterior
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer, low_frequency_share, quantizer_report
 from tokenbridge.seeding import generator
@@ -23,7 +22,7 @@ def main() -> None:
         write_json(run.work / "report.json", _summary(rows))
         plots = run.work / "plots"
         plots.mkdir(exist_ok=True)
-        _write_csv(plots / "dimensions.csv", rows)
+        write_csv(plots / "dimensions.csv", rows)
         _draw(quantizer, vae_latents, plots)
         run.publish(run.work / "report.json", "reports/quantizer.json")
         run.publish(plots, "reports/quantizer")
@@ -42,13 +41,6 @@ def _summary(rows: list[dict[str, float]]) -> dict[str, float]:
     """Means over dimensions; the bits of one token are a sum."""
     means = {name: sum(row[name] for row in rows) / len(rows) for name in ("mse", "sqnr_db", "saturation")}
     return {**means, "entropy_bits_per_token": sum(row["entropy_bits"] for row in rows)}
-
-
-def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _draw(quantizer: DimensionwiseQuantizer, vae_latents: torch.Tensor, folder: Path) -> None:

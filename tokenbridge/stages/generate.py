@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tokenbridge.data.shards import write_manifest, write_shards
+from tokenbridge.data.shards import read_manifest, write_manifest, write_shards
 from tokenbridge.device import pick_device
+from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.inception import check_inception
 from tokenbridge.files import atomic_path
 from tokenbridge.pipeline import TokenBridgePipeline
@@ -20,7 +21,7 @@ from tokenbridge.sampling import SamplingSettings
 from tokenbridge.seeding import generator
 from tokenbridge.stages.runtime import StageRun, stage_run
 
-CHUNK = 250  # samples drawn at once and kept if the stage is killed
+CHUNK = 250  # samples in one file, kept if the stage is killed
 
 
 def sample_label(index: int, num_classes: int) -> int:
@@ -31,7 +32,7 @@ def sample_label(index: int, num_classes: int) -> int:
 def main() -> None:
     name = sys.argv[1]
     with stage_run(f"generate@{name}") as run:
-        check_inception(run.config.evaluate)  # fails now rather than after sampling
+        _check(run)
         pipeline = TokenBridgePipeline.from_pretrained(run.root / "models" / name).to(pick_device(run.config.launcher))
         chunks = _generate(run, pipeline)
         labels = [sample_label(i, len(pipeline.config.label_names)) for i in range(run.config.generate.samples)]
@@ -41,10 +42,23 @@ def main() -> None:
         run.publish(run.work / "samples", f"data/samples/{name}")
 
 
+def _check(run: StageRun) -> None:
+    """What evaluation will need: fails now rather than after sampling."""
+    check_inception(run.config.evaluate)
+    splits = read_manifest(run.root / "data/images")["splits"]
+    counts = splits["train"]["count"], splits["test"]["count"]
+    check_counts(run.config.evaluate, run.config.generate.samples, *counts)
+
+
 def _generate(run: StageRun, pipeline: TokenBridgePipeline) -> list[Path]:
     """Files of uint8 images [n, 3, H, W], sample after sample."""
     config = run.config.generate
     settings = SamplingSettings(config.steps, config.guidance_scale, config.guidance_schedule, config.temperature)
+
+    def draw(indices: list[int]) -> np.ndarray:
+        labels = torch.tensor([sample_label(i, len(pipeline.config.label_names)) for i in indices])
+        return pipeline.sample(labels, [generator(run.config.seed, "sample", i) for i in indices], settings)
+
     starts = range(0, config.samples, CHUNK)
     paths = [run.work / f"chunk-{start:08d}.npy" for start in starts]
     done = sum(min(CHUNK, config.samples - start) for start, path in zip(starts, paths, strict=True) if path.exists())
@@ -52,9 +66,8 @@ def _generate(run: StageRun, pipeline: TokenBridgePipeline) -> list[Path]:
     for start, path in zip(starts, paths, strict=True):
         if path.exists():
             continue
-        indices = range(start, min(start + CHUNK, config.samples))
-        labels = torch.tensor([sample_label(i, len(pipeline.config.label_names)) for i in indices])
-        images = pipeline.sample(labels, [generator(run.config.seed, "sample", i) for i in indices], settings)
+        indices = torch.arange(start, min(start + CHUNK, config.samples))
+        images = np.concatenate([draw(batch.tolist()) for batch in indices.split(run.config.launcher.batch_size)])
         with atomic_path(path) as target, target.open("wb") as file:
             np.save(file, images)
         progress.advance(len(images))

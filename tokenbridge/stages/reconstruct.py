@@ -1,8 +1,5 @@
 """Stage ``reconstruct``: what the tokenizer keeps of real images, per number of levels (paper Table 1)."""
 
-import csv
-from pathlib import Path
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -12,7 +9,7 @@ from tokenbridge.device import pick_device
 from tokenbridge.evaluation.features import extract_features
 from tokenbridge.evaluation.metrics import frechet_distance
 from tokenbridge.evaluation.reconstruction import psnr, ssim
-from tokenbridge.files import write_json
+from tokenbridge.files import write_csv, write_json
 from tokenbridge.moments import Moments, sample_posterior
 from tokenbridge.plots import image_grid
 from tokenbridge.progress import Progress
@@ -32,7 +29,7 @@ def main() -> None:
         rows = _measure(run, originals, images)
         plots = run.work / "plots"
         plots.mkdir(exist_ok=True)
-        _write(plots / "levels.csv", rows)
+        write_csv(plots / "levels.csv", rows)
         strips = np.concatenate([originals[:PICTURED], *(images[name][:PICTURED] for name in images)])
         image_grid(strips, PICTURED, ["original", *images]).save(plots / "images.png")
         write_json(run.work / "report.json", _summary(rows, run.config.quantizer.levels))
@@ -98,13 +95,6 @@ def _summary(rows: list[dict[str, object]], levels: int) -> dict[str, object]:
         for name, value in row.items()
         if name != "levels"
     }
-
-
-def _write(path: Path, rows: list[dict[str, object]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

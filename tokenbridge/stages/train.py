@@ -2,11 +2,10 @@
 
 import sys
 
-from tokenbridge.data.shards import ImageShards
+from tokenbridge.data.shards import read_manifest
 from tokenbridge.device import pick_device
-from tokenbridge.files import write_json
+from tokenbridge.files import write_csv, write_json
 from tokenbridge.loading import load_whole
-from tokenbridge.loop import write_history
 from tokenbridge.moments import Moments
 from tokenbridge.pipeline import TokenBridgePipeline
 from tokenbridge.quantizer import DimensionwiseQuantizer
@@ -29,12 +28,12 @@ def main() -> None:
             tracker=run.tracker,
             device=pick_device(run.config.launcher),
         )
-        label_names = ImageShards(run.root / "data/images", "train").label_names
+        label_names = read_manifest(run.root / "data/images")["label_names"]
         pipeline = TokenBridgePipeline(load_vae(run.root / "models/vae"), model, quantizer, label_names)
         pipeline.save_pretrained(run.work / "pipeline")
         parameters = sum(parameter.numel() for parameter in model.parameters())
         write_json(run.work / "metrics.json", {"loss": history[-1]["loss"], "parameters": parameters})
-        write_history(run.work / "loss.csv", history)
+        write_csv(run.work / "loss.csv", history)
         run.publish(run.work / "metrics.json", f"reports/train/{name}.json")
         run.publish(run.work / "loss.csv", f"reports/train/{name}/loss.csv")
         run.publish(run.work / "pipeline", f"models/{name}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenbridge.config import ConfigError
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.device import pick_device
-from tokenbridge.loop import write_history
+from tokenbridge.files import write_csv
 from tokenbridge.stages.runtime import StageRun, stage_run
 from tokenbridge.vae import load_vae
 from tokenbridge.vae_training import train_vae
@@ -33,7 +33,7 @@ def _train(run: StageRun) -> None:
         device=pick_device(run.config.launcher),
     )
     vae.save_pretrained(run.work / "vae")
-    write_history(run.work / "loss.csv", history)
+    write_csv(run.work / "loss.csv", history)
     run.publish(run.work / "loss.csv", "reports/vae/loss.csv")
 
 

@@ -1,0 +1,68 @@
+# Everything a user does has a target; `make help` lists them.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+export PATH := $(abspath $(BIN)):$(PATH)
+# no phoning home
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help env repro flow ui sample test test-fast lint format params lock clean clean-all
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@echo "Making the environment in $(VENV) from requirements.lock: about 4 minutes, 7 GB"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -m pip check
+	@touch $@
+
+env: $(VENV)/installed ## the Python environment, from the lock file
+
+repro: env ## the whole pipeline (dvc repro), recorded in MLflow: about 20 minutes the first time
+	@echo "Running the stages of dvc.yaml that changed; what is up to date is skipped"
+	@tokenbridge repro $(OVERRIDES)
+
+flow: env ## the same as a Prefect flow; OVERRIDES="train.epochs=2" for other settings
+	@python -m flows.retrain $(OVERRIDES)
+
+ui: env ## the runs in MLflow's pages, on http://127.0.0.1:5000
+	@tokenbridge ui
+
+sample: env ## a picture of new samples: samples.png
+	@tokenbridge sample --out samples.png
+
+test: env ## every test, the slow ones too (a small pipeline on real images): about 10 minutes
+	@python -m pytest
+
+test-fast: env ## the tests that need no server and no download
+	@python -m pytest -m "not slow"
+
+lint: env ## style, types, and params.yaml against conf/
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+format: env ## apply the formatter
+	@ruff check --fix .
+	@ruff format .
+
+params: env ## compose params.yaml from conf/
+	@tokenbridge params $(OVERRIDES)
+
+lock: env ## resolve requirements.lock anew (needs uv)
+	@uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate -o requirements.lock pyproject.toml
+
+clean: ## remove work in progress and caches, keep models, data and runs
+	@rm -rf .work .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots
+
+clean-all: clean ## remove everything that git does not hold: environment, data, models, runs
+	@echo "This deletes $(VENV), data, models, reports, DVC's cache and all MLflow runs of this folder."
+	@read -p "Type yes to go on: " answer && [ "$$answer" = yes ]
+	@rm -rf $(VENV) data models reports .dvc/cache .dvc/tmp .spool .prefect mlartifacts mlflow.db*

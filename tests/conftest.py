@@ -1,0 +1,90 @@
+"""Small parts that many tests use."""
+
+import pytest
+import torch
+
+from tokenbridge.config import LauncherConfig, QuantizerConfig, TrainConfig
+from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
+
+LAUNCHER = LauncherConfig(threads=0, batch_size=8, log_seconds=1e9, checkpoint_seconds=0.0001)
+QUANTIZER = QuantizerConfig(
+    family="gaussian",
+    levels=8,
+    range=5.0,
+    statistics="per_dimension",
+    fixed_loc=0.0,
+    fixed_scale=1.0,
+    order="frequency",
+    given_order=None,
+    fit_images=64,
+)
+RECIPE = TrainConfig(
+    batch_size=8,
+    epochs=1,
+    optimizer="adamw",
+    learning_rate=2e-3,
+    muon_learning_rate=0.02,
+    weight_decay=0.02,
+    beta1=0.9,
+    beta2=0.95,
+    warmup_epochs=0.0,
+    clip_norm=1.0,
+    ema_decay=0.9,
+    ema_warmup=True,
+    label_dropout=0.1,
+    mask_ratio_mean=1.0,
+    mask_ratio_std=0.25,
+    mask_ratio_min=0.7,
+    precision="fp32",
+)
+
+
+class Silent:
+    """A metric sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        self.rows.append((step, values))
+
+
+@pytest.fixture
+def model() -> TokenBridgeTransformer:
+    """4 x 4 positions, 4 dimensions of 8 levels, 3 classes; every weight random, adaLN too."""
+    torch.manual_seed(0)
+    model = TokenBridgeTransformer(
+        grid_height=4,
+        grid_width=4,
+        dimensions=4,
+        levels=8,
+        num_classes=3,
+        width=32,
+        encoder_depth=1,
+        decoder_depth=1,
+        heads=2,
+        head_width=32,
+        head_depth=2,
+        head_heads=2,
+        buffer_size=2,
+    ).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture
+def vae_latents() -> torch.Tensor:
+    """[64, 4, 4, 4] with unequal locations, scales and smoothness."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(64, 4, 4, 4, generator=generator)
+    layout = torch.randn(64, 4, 1, 1, generator=generator)
+    smoothness = torch.tensor([0.0, 3.0, 1.0, 0.3])[:, None, None]
+    scale = torch.tensor([0.1, 1.0, 5.0, 2.0])[:, None, None]
+    return (noise + smoothness * layout) * scale + torch.tensor([1.0, -3.0, 0.0, 10.0])[:, None, None]
+
+
+@pytest.fixture
+def quantizer(vae_latents: torch.Tensor) -> DimensionwiseQuantizer:
+    return fit_quantizer(vae_latents, QUANTIZER)

@@ -1,0 +1,74 @@
+"""The settings: conf/ composes to the committed params.yaml, and mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import OmegaConf
+
+from tokenbridge.config import ConfigError, compose_config, flatten, load_params, validate, write_params
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+
+
+def test_params_yaml_is_what_conf_composes_to() -> None:
+    composed = OmegaConf.to_yaml(compose_config(conf_dir=CONF))
+    assert (ROOT / "params.yaml").read_text() == composed, "run `make params` and commit params.yaml"
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_is_valid(experiment: str) -> None:
+    validate(compose_config([f"experiment={experiment}"], CONF))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batch_size=none", "train.batch_size"),
+        ("train.batch_size=-1", "must be greater than 0"),
+        ("train.precision=fp16", "bf16, fp32"),
+        ("train.warmup_epochs=1000", "exceeds train.epochs"),
+        ("train.label_dropout=1.5", r"\[0.0, 1.0\]"),
+        ("quantizer.levels=1", r"\[2, 256\]"),
+        ("quantizer.order=given", "given_order"),
+        ("quantizer.family=magic", "gaussian"),
+        ("generate.guidance_scale=0.5", "guidance_scale"),
+        ("generate.guidance_schedule=square", "linear"),
+        ("data.num_classes=9", "label_names has 10"),
+        ("evaluate.inception_reference=stats.npz", "inception_weights"),
+        ("models.tiny.heads=7", "multiple"),
+        ("+unknown=1", "unknown"),
+        ("+train.unknown=1", "unknown"),
+    ],
+)
+def test_bad_values_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose_config([override], CONF)
+
+
+def test_unknown_keys_and_groups_are_refused() -> None:
+    with pytest.raises(ConfigCompositionException, match="lrr"):
+        compose_config(["train.lrr=1"], CONF)
+    with pytest.raises(MissingConfigException, match="gigantic"):
+        compose_config(["model=gigantic"], CONF)
+
+
+def test_several_models_share_the_recipe() -> None:
+    config = validate(compose_config(["model=[tiny,base]", "train.epochs=2"], CONF))
+    assert list(config.models) == ["tiny", "base"]
+    assert {model.train.epochs for model in config.models.values()} == {2}
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    (tmp_path / "conf").symlink_to(CONF)
+    assert write_params(["experiment=smoke"], tmp_path) == load_params(tmp_path)
+
+
+def test_missing_params_say_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tokenbridge params"):
+        load_params(tmp_path)
+
+
+def test_nested_settings_become_dotted() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}

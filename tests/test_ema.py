@@ -1,0 +1,38 @@
+"""The averaged weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from tokenbridge.ema import Ema
+
+
+def test_it_is_the_exponential_average() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    ema = Ema(model, decay=0.9, warmup=False)
+    nn.init.ones_(model.weight)
+    for _ in range(3):
+        ema.update(model)
+    assert ema.model.weight.item() == pytest.approx(1 - 0.9**3)
+
+
+def test_warm_up_forgets_the_start() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    ema = Ema(model, decay=0.9999, warmup=True)
+    nn.init.ones_(model.weight)
+    for _ in range(100):
+        ema.update(model)
+    assert ema.model.weight.item() > 0.99
+
+
+def test_its_state_carries_on() -> None:
+    model = nn.Linear(2, 2)
+    first, second = Ema(model, 0.5, warmup=True), Ema(nn.Linear(2, 2), 0.5, warmup=True)
+    first.update(model)
+    second.load_state_dict(first.state_dict())
+    nn.init.ones_(model.weight)
+    first.update(model)
+    second.update(model)
+    assert torch.equal(first.model.weight, second.model.weight)

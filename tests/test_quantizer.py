@@ -1,0 +1,167 @@
+"""Properties of the dimension-wise quantizer."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.conftest import QUANTIZER
+from tokenbridge.loading import load_whole
+from tokenbridge.quantizer import (
+    DimensionwiseQuantizer,
+    fit_quantizer,
+    gaussian_levels,
+    low_frequency_share,
+    quantizer_report,
+    to_maps,
+    to_sequence,
+)
+
+
+def standard(levels: int, dimensions: int = 3, reach: float = 5.0) -> DimensionwiseQuantizer:
+    values = (gaussian_levels(levels) * reach / 3).float()
+    order = torch.arange(dimensions).flip(0)
+    return DimensionwiseQuantizer.build(
+        torch.zeros(dimensions), torch.ones(dimensions), values.expand(dimensions, -1), order
+    )
+
+
+def finite_floats() -> st.SearchStrategy[float]:
+    return st.floats(-1e6, 1e6, width=32)
+
+
+@given(levels=st.integers(2, 256))
+def test_gaussian_levels_ascend_and_mirror(levels: int) -> None:
+    values = gaussian_levels(levels)
+    assert (values.diff() > 0).all()
+    torch.testing.assert_close(values, -values.flip(0))
+    assert values.abs().max() < 3
+
+
+@given(levels=st.integers(2, 256))
+def test_every_token_survives_decoding_and_encoding(levels: int) -> None:
+    quantizer = standard(levels)
+    tokens = torch.arange(levels)[:, None].expand(-1, 3)
+    assert torch.equal(quantizer.encode(quantizer.decode(tokens)), tokens)
+
+
+@settings(deadline=None)
+@given(levels=st.integers(2, 64), values=st.lists(finite_floats(), min_size=3, max_size=30))
+def test_the_nearest_level_is_chosen(levels: int, values: list[float]) -> None:
+    quantizer = standard(levels)
+    latents = torch.tensor(values[: len(values) // 3 * 3]).reshape(-1, 3)
+    chosen = (quantizer.decode(quantizer.encode(latents)) - latents).abs()
+    nearest = (quantizer.levels[0] - latents[..., None]).abs().amin(-1)
+    # at float32 precision two levels may be equally near
+    assert (chosen <= nearest * (1 + 1e-5) + 1e-6).all()
+
+
+@given(first=finite_floats(), second=finite_floats())
+def test_encoding_is_monotone(first: float, second: float) -> None:
+    low, high = sorted((first, second))
+    quantizer = standard(16, dimensions=1)
+    assert quantizer.encode(torch.tensor([[low]])) <= quantizer.encode(torch.tensor([[high]]))
+
+
+@given(shape=st.lists(st.integers(1, 4), max_size=3))
+def test_any_batch_shape(shape: list[int]) -> None:
+    latents = torch.zeros(*shape, 3)
+    tokens = standard(8).encode(latents)
+    assert tokens.shape == latents.shape
+    assert tokens.dtype == torch.int64
+
+
+def test_a_tie_goes_to_the_lower_level() -> None:
+    quantizer = DimensionwiseQuantizer.build(
+        torch.zeros(1), torch.ones(1), torch.tensor([[-1.0, 1.0]]), torch.tensor([0])
+    )
+    assert quantizer.encode(torch.tensor([[0.0]])).item() == 0
+
+
+def test_beyond_the_outermost_levels_it_saturates() -> None:
+    quantizer = standard(8)
+    assert quantizer.encode(torch.tensor([[-math.inf, math.inf, 1e30]])).tolist() == [[0, 7, 7]]
+
+
+def test_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        standard(8).encode(torch.tensor([[0.0, math.nan, 0.0]]))
+
+
+def test_head_order_is_undone(quantizer: DimensionwiseQuantizer) -> None:
+    tokens = torch.randint(8, (2, 16, 4))
+    assert torch.equal(quantizer.from_head_order(quantizer.to_head_order(tokens)), tokens)
+    first = int(quantizer.dimension_order[0])
+    assert torch.equal(quantizer.to_head_order(tokens)[..., 0], tokens[..., first])
+
+
+def test_normalisation_is_undone_and_standardises(quantizer: DimensionwiseQuantizer, vae_latents: Tensor) -> None:
+    latents = quantizer.normalize(vae_latents)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(quantizer.denormalize(latents), vae_latents, atol=1e-4, rtol=1e-4)
+
+
+def test_sequence_and_maps_are_inverse(vae_latents: Tensor) -> None:
+    assert torch.equal(to_maps(to_sequence(vae_latents), 4, 4), vae_latents)
+    assert torch.equal(to_sequence(vae_latents)[0, 5], vae_latents[0, :, 1, 1])  # row by row
+
+
+def test_smooth_dimensions_come_first(quantizer: DimensionwiseQuantizer, vae_latents: Tensor) -> None:
+    share = low_frequency_share(quantizer.normalize(vae_latents))
+    assert quantizer.dimension_order.tolist() == [1, 2, 3, 0]  # by the fixture's smoothness 3, 1, 0.3, 0
+    assert (share[quantizer.dimension_order].diff() <= 0).all()
+
+
+def test_a_constant_map_is_all_low_frequency_and_a_checkerboard_none() -> None:
+    checkers = (torch.arange(4)[:, None] + torch.arange(4)) % 2 * 2.0 - 1
+    maps = torch.stack([torch.ones(4, 4), checkers])[None]
+    torch.testing.assert_close(low_frequency_share(maps), torch.tensor([1.0, 0.0]))
+
+
+def test_statistics_and_order_follow_the_settings(vae_latents: Tensor) -> None:
+    fixed = fit_quantizer(vae_latents, replace(QUANTIZER, statistics="fixed", fixed_loc=2.0, fixed_scale=4.0))
+    assert fixed.loc.tolist() == [2.0] * 4
+    assert fixed.scale.tolist() == [4.0] * 4
+    common = fit_quantizer(vae_latents, replace(QUANTIZER, statistics="global", order="natural"))
+    assert common.scale.unique().numel() == 1
+    assert common.dimension_order.tolist() == [0, 1, 2, 3]
+    given_order = fit_quantizer(vae_latents, replace(QUANTIZER, order="given", given_order=[3, 1, 0, 2]))
+    assert given_order.dimension_order.tolist() == [3, 1, 0, 2]
+
+
+def test_a_wrong_order_is_refused(vae_latents: Tensor) -> None:
+    with pytest.raises(ValueError, match="not an order of 4 dimensions"):
+        fit_quantizer(vae_latents, replace(QUANTIZER, order="given", given_order=[0, 1]))
+
+
+def test_a_constant_dimension_is_refused(vae_latents: Tensor) -> None:
+    vae_latents[:, 2] = 1.0
+    with pytest.raises(ValueError, match="constant"):
+        fit_quantizer(vae_latents, QUANTIZER)
+
+
+@pytest.mark.parametrize(("levels", "published_db"), [(16, 19.9), (64, 31.8)])
+def test_sqnr_on_gaussian_data_is_the_released_quantizers(levels: int, published_db: float) -> None:
+    values = torch.randn(500_000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    quantizer = fit_quantizer(values, replace(QUANTIZER, levels=levels))
+    (row,) = quantizer_report(quantizer, values)
+    assert row["sqnr_db"] == pytest.approx(published_db, abs=0.1)
+
+
+def test_it_survives_saving_whole(quantizer: DimensionwiseQuantizer, tmp_path: Path) -> None:
+    quantizer.save_pretrained(tmp_path)
+    loaded = load_whole(DimensionwiseQuantizer, tmp_path)
+    for name, buffer in quantizer.named_buffers():
+        assert torch.equal(dict(loaded.named_buffers())[name], buffer)
+
+
+def test_lower_precision_leaves_the_levels_alone(quantizer: DimensionwiseQuantizer) -> None:
+    before = quantizer.levels.clone()
+    assert torch.equal(quantizer.to(torch.bfloat16).levels, before)
+    assert quantizer.half().levels.dtype == torch.float32

@@ -1,0 +1,50 @@
+"""A small PatchGAN discriminator, which gives the VAE's reconstructions back their texture (LDM, VQGAN).
+
+Shapes: N images, H x W pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 8
+SLOPE = 0.2
+
+
+class PatchDiscriminator(nn.Module):
+    """Real (high) or reconstructed (low), for each patch: images [N, 3, H, W] -> scores [N, 1, H/4, W/4]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.GroupNorm(GROUPS, 2 * width),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(2 * width, 3 * width, 3, padding=1),
+            nn.GroupNorm(GROUPS, 3 * width),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(3 * width, 1, 3, padding=1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.layers(images)
+        return scores.float()
+
+
+def hinge_loss(discriminator: PatchDiscriminator, real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's own loss; both sets go through it as one batch."""
+    real_scores, fake_scores = discriminator(torch.cat([real, fake])).chunk(2)
+    return F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
+
+
+def adversarial_gradient(discriminator: PatchDiscriminator, fake: Tensor, like: Tensor) -> Tensor:
+    """Gradient [N, 3, H, W], at the images ``fake``, towards higher scores; scaled to the norm of ``like``.
+
+    The scale is LDM's adaptive weight, taken at the image instead of at the decoder's last layer. Saturated
+    pixels are not pushed further out.
+    """
+    images = fake.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(-discriminator(images.clamp(-1, 1)).mean(), images)
+    return gradient * (like.norm() / (gradient.norm() + 1e-8))
