@@ -14,37 +14,52 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from prefect import flow, get_run_logger, task
+from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from prefect.utilities.annotations import quote
 
 from tokenbridge.config import compose_config
 from tokenbridge.errors import UserError
 from tokenbridge.orchestrate import CACHED, RAN, SKIPPED, PipelineRun, StageFailedError, final_metrics, pipeline_run
 from tokenbridge.stage_graph import read_graph, read_stages
+from tokenbridge.stages.runtime import MISTAKE_CODE
 
 RETRIES = 2
 RETRY_SECONDS = 5
 THUMBNAIL = 600  # pixels; the picture is stored inside the artifact
 
 
-@task(task_run_name="{stage}", retries=RETRIES, retry_delay_seconds=RETRY_SECONDS, cache_policy=NO_CACHE)
+def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Not what the user must mend first."""
+    return f"exited with {MISTAKE_CODE}" not in (state.message or "")
+
+
+@task(
+    task_run_name="{stage}",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=worth_retrying,
+    cache_policy=NO_CACHE,
+)
 def run_stage(stage: str, run: PipelineRun) -> State[Any]:
     """Bring one stage up to date with DVC; its state is named after what DVC did."""
     logger = get_run_logger()
-    # --wait-for-lock: dvc holds its lock while it hashes, and another stage may be starting
-    run.dvc(["--wait-for-lock", "repro", "--single-item", stage], logger.info)
+    try:
+        # --wait-for-lock: dvc holds its lock while it hashes, and another stage may be starting
+        run.dvc(["--wait-for-lock", "repro", "--single-item", stage], logger.info)
+    except StageFailedError as error:
+        return Failed(message=str(error))  # returned: a traceback through our code would hide what the stage says
     outcome = run.outcomes.get(stage, RAN)
     name = {RAN: "Completed", SKIPPED: "Skipped", CACHED: "Cached"}[outcome]
     return Completed(name=name, message=f"{stage}: {outcome}", data=outcome)
 
 
 @flow(name="retrain", flow_run_name="retrain {overrides}")
-def retrain(overrides: Sequence[str] = (), root: str = ".") -> dict[str, str]:
+def retrain(overrides: Sequence[str] = (), root: str = ".") -> dict[str, str] | State[Any]:
     """Run every stage that changed, under one parent run in MLflow.
 
     Args:
@@ -52,28 +67,33 @@ def retrain(overrides: Sequence[str] = (), root: str = ".") -> dict[str, str]:
         root: the repository.
 
     Returns:
-        Stage -> ran, skipped or cached.
+        Stage -> ran, skipped or cached; or a failed state that names the stages that did not complete.
     """
     folder = Path(root).resolve()
-    with pipeline_run(folder, overrides) as run:
-        futures: dict[str, PrefectFuture[Any]] = {}
-        for stage, needed in read_graph(folder).items():
-            futures[stage] = run_stage.submit(
-                stage=stage,
-                run=quote(run),  # quoted: prefect shall not look into it
-                return_state=False,
-                wait_for=[futures[name] for name in needed],
-            )
-        failed = [stage for stage, future in futures.items() if not _finished(future)]
-        publish_artifacts(folder, run)
-        if failed:
-            raise StageFailedError(f"stages that did not complete: {', '.join(failed)}; their logs say why")
-        return run.outcomes
+    try:
+        with pipeline_run(folder, overrides) as run:
+            _run_stages(folder, run)
+    except StageFailedError as error:
+        return Failed(message=str(error))
+    return run.outcomes
 
 
-def _finished(future: PrefectFuture[Any]) -> bool:
-    future.wait()
-    return future.state.is_completed()
+def _run_stages(root: Path, run: PipelineRun) -> None:
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for stage, needed in read_graph(root).items():
+        futures[stage] = run_stage.submit(
+            stage=stage,
+            run=quote(run),  # quoted: prefect shall not look into it
+            return_state=False,
+            wait_for=[futures[name] for name in needed],
+        )
+    for future in futures.values():
+        future.wait()
+    publish_artifacts(root, run)
+    failed = [stage for stage, future in futures.items() if future.state.is_failed()]
+    if failed:
+        left = [stage for stage, future in futures.items() if not future.state.is_final()]
+        raise StageFailedError(f"{', '.join(failed)} failed, as its log says; not run: {', '.join(left) or 'none'}")
 
 
 def publish_artifacts(root: Path, run: PipelineRun) -> None:
@@ -101,9 +121,11 @@ def main(overrides: Sequence[str]) -> None:
     try:
         if overrides:
             compose_config(overrides)
-        retrain(overrides)
-    except (UserError, StageFailedError) as error:
+    except UserError as error:
         sys.exit(f"retrain: {error}")
+    state = retrain(overrides, return_state=True)
+    if not state.is_completed():
+        sys.exit(f"retrain: {state.message}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
 
 LAUNCHER = LauncherConfig(threads=0, batch_size=8, log_seconds=1e9, checkpoint_seconds=0.0001)
+torch.set_num_threads(1)  # tensors are tiny here, and other processes may be at work
+
 QUANTIZER = QuantizerConfig(
     family="gaussian",
     levels=8,

@@ -52,9 +52,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows with the same keys, as a table with a header."""
+    """Rows as a table with a header; a cell is empty where a row lacks the key."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_path(path) as target, target.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)
 

@@ -87,7 +87,7 @@ def run_command(
     last: list[str] = []
     try:
         for line in process.stdout:
-            last = [*last[-19:], line.rstrip()]
+            last = [*last[-2:], line.rstrip()]
             on_line(line.rstrip())
         code = process.wait()
     except BaseException:
@@ -95,7 +95,7 @@ def run_command(
         process.wait()
         raise
     if code:
-        raise StageFailedError(f"`{' '.join(command[1:])}` failed with code {code}:\n" + "\n".join(last))
+        raise StageFailedError("\n".join(last) or f"`{' '.join(command[1:])}` ended with code {code}")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from tokenbridge.tracking.spool import Tracker
 WORK = ".work"
 RUN_MARKER = "run_id"
 PARENT_VARIABLE = "TOKENBRIDGE_PARENT_RUN"  # set by tokenbridge.orchestrate for the stages that it starts
+MISTAKE_CODE = 2  # exit code of a stage that the user's settings or files stopped: no use in trying again
 LOGGED_BYTES = 20_000_000  # an out up to this size is logged as files, a larger one as its digest
 
 
@@ -49,14 +50,15 @@ class StageRun:
 def stage_run(name: str) -> Iterator[StageRun]:
     """Run the body as stage ``name`` of dvc.yaml, in the repository that is the current folder.
 
-    A mistake of the user ends the process with its message alone; any other error is raised. Either way
-    the run is recorded as failed and the work folder kept.
+    A mistake of the user ends the process with its message alone and ``MISTAKE_CODE``; any other error is
+    raised. Either way the run is recorded as failed and the work folder kept.
     """
     try:
         with _tracked_run(name, Path.cwd()) as run:
             yield run
     except UserError as error:
-        sys.exit(f"{name}: {error}")
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(MISTAKE_CODE)
 
 
 @contextmanager
