@@ -21,7 +21,7 @@ from tokenbridge.vae import to_unit_range
 
 WARMUP_STEPS = 50
 CLIP_NORM = 1.0
-EMA_DECAY = 0.995
+EMA_DECAY = 0.98
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.01
 NORM_GROUPS = 8

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenbridge.model.layers import Mlp, layer_norm
+from tokenbridge.model.layers import Mlp, attend, layer_norm
 
 KeyValues = tuple[Tensor, Tensor]  # each [M, H, slots so far, D/H]
 
@@ -32,7 +32,7 @@ class CausalAttention(nn.Module):
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=past is None and x.shape[1] > 1)
+        mixed = attend(q, k, v, causal=past is None)
         return self.out(mixed.transpose(1, 2).flatten(2)), (k, v)
 
 

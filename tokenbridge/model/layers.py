@@ -3,6 +3,7 @@
 Shapes: N sequences, L positions, D width, H heads.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +13,21 @@ MLP_RATIO = 4
 
 def layer_norm(width: int, affine: bool = True) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=affine)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, dropout: float = 0.0) -> Tensor:
+    """Softmax attention of q [N, H, L, E] over k, v [N, H, L', E]; ``causal`` needs L = L'.
+
+    The sequences here are short. On a CPU, plain products are then several times faster than the fused
+    kernel, in bf16 above all; elsewhere the fused kernel is used.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if causal:
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(ahead, -torch.inf)
+    return F.dropout(scores.softmax(-1).to(v.dtype), dropout) @ v
 
 
 class Mlp(nn.Module):
@@ -37,7 +53,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, H, L, D/H]
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        mixed = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
         return self.out_dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
 
