@@ -43,14 +43,14 @@ def read_stages(root: Path) -> dict[str, StageSpec]:
     with Repo(str(root)) as repo:
         order = _dependencies_first(repo.index.graph)
         locked = locked_outs(root)
-        return {stage.addressing: _spec(stage, root, locked) for stage in order}
+        return {stage.name: _spec(stage, root, locked) for stage in order}
 
 
 def read_graph(root: Path) -> dict[str, list[str]]:
     """Stage -> the stages that it needs, dependencies first."""
     with Repo(str(root)) as repo:
         graph = repo.index.graph
-        return {s.addressing: sorted(d.addressing for d in graph.successors(s)) for s in _dependencies_first(graph)}
+        return {s.name: sorted(d.name for d in graph.successors(s)) for s in _dependencies_first(graph)}
 
 
 def locked_outs(root: Path) -> dict[str, str]:
@@ -63,7 +63,7 @@ def locked_outs(root: Path) -> dict[str, str]:
 
 
 def _dependencies_first(graph: Any) -> list[Any]:
-    needed = {stage: sorted(graph.successors(stage), key=lambda s: s.addressing) for stage in graph}
+    needed = {stage: sorted(graph.successors(stage), key=lambda s: s.name) for stage in graph}
     return list(TopologicalSorter(needed).static_order())
 
 
@@ -78,7 +78,7 @@ def _spec(stage: Any, root: Path, locked: dict[str, str]) -> StageSpec:
                 params[name] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         else:
             deps[dep.def_path] = _digest(dep.def_path, root, locked)
-    return StageSpec(stage.addressing, params, deps, [out.def_path for out in stage.outs])
+    return StageSpec(stage.name, params, deps, [out.def_path for out in stage.outs])
 
 
 def _digest(path: str, root: Path, locked: dict[str, str]) -> str:

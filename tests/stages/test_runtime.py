@@ -1,0 +1,122 @@
+"""What every stage shares."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokenbridge.errors import UserError
+from tokenbridge.stages.runtime import PARENT_VARIABLE, WORK, StageRun, stage_run
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the project's stages and settings, where no syncer runs."""
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(PARENT_VARIABLE, "parent")
+    return tmp_path
+
+
+def events(repository: Path) -> list[dict[str, object]]:
+    """Of all runs so far, in turn."""
+    files = sorted((repository / ".spool").glob("*/events.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def work_of(repository: Path) -> list[Path]:
+    return [path for path in (repository / WORK / "encode").glob("*") if path.is_dir()]
+
+
+def write_moments(run: StageRun) -> None:
+    (run.work / "moments").mkdir()
+    (run.work / "moments/shard.npy").write_bytes(b"1234")
+    run.publish(run.work / "moments", "data/moments")
+
+
+def test_what_is_published_replaces_what_was_there_and_the_work_goes(repository: Path) -> None:
+    old = repository / "data/moments/old.npy"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    with stage_run("encode") as run:
+        write_moments(run)
+    assert [path.name for path in (repository / "data/moments").iterdir()] == ["shard.npy"]
+    assert not work_of(repository)
+
+
+def test_parameters_inputs_and_outs_are_recorded(repository: Path) -> None:
+    with stage_run("encode") as run:
+        write_moments(run)
+    recorded = events(repository)
+    assert {"type": "params", "values": {"encode": {"flip": False}}}.items() <= recorded[1].items()
+    tags = {k: v for event in recorded if event["type"] == "tags" for k, v in event["values"].items()}  # type: ignore[attr-defined]
+    assert tags["dep.models/vae"] == "absent"
+    assert tags["out.data/moments"].endswith(" 4 bytes")
+    assert [event["folder"] for event in recorded if event["type"] == "artifact"] == ["data/moments"]
+    assert recorded[-1]["status"] == "FINISHED"
+
+
+def test_a_mistake_of_the_user_ends_with_its_message_and_keeps_the_work(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop, stage_run("encode") as run:
+        (run.work / "half").touch()
+        raise UserError("cat.jpg is truncated: replace it")
+    assert "encode: cat.jpg is truncated: replace it" in f"{stop.value}{capsys.readouterr()}"
+    assert events(repository)[-1]["status"] == "FAILED"
+    (work,) = work_of(repository)
+    assert (work / "half").exists()
+
+
+def test_a_rerun_finds_the_work_and_names_the_run_it_resumes(repository: Path) -> None:
+    with pytest.raises(RuntimeError), stage_run("encode") as run:
+        (run.work / "shard").touch()
+        first = run.tracker.id
+        raise RuntimeError
+    with stage_run("encode") as run:
+        assert (run.work / "shard").exists()
+    tags = [event["values"] for event in events(repository) if event["type"] == "tags"]
+    assert any(tag.get("resumed_from") == first for tag in tags)  # type: ignore[attr-defined]
+
+
+def test_other_settings_have_another_work_folder(repository: Path) -> None:
+    with pytest.raises(RuntimeError), stage_run("encode") as run:
+        before = run.work
+        raise RuntimeError
+    params = repository / "params.yaml"
+    params.write_text(params.read_text().replace("flip: false", "flip: true"))
+    with stage_run("encode") as run:
+        assert run.work != before
+
+
+SECOND = """
+from tokenbridge.stages.runtime import stage_run
+with stage_run("encode"):
+    print("inside", flush=True)
+"""
+
+
+def test_a_second_writer_waits(repository: Path) -> None:
+    with stage_run("encode") as run:
+        write_moments(run)
+        second = subprocess.Popen([sys.executable, "-c", SECOND], stdout=subprocess.PIPE, text=True, cwd=repository)
+        assert second.stdout is not None
+        assert "another process is at work" in second.stdout.readline()
+        assert run.work.exists()
+    assert second.stdout.read() == "inside\n"
+    assert second.wait() == 0
+
+
+def test_a_bad_setting_stops_a_stage_before_it_starts(repository: Path) -> None:
+    params = repository / "params.yaml"
+    params.write_text(params.read_text().replace("flip: false", "flip: perhaps"))
+    with pytest.raises(SystemExit), stage_run("encode"):
+        pytest.fail("it started")
+    assert not (repository / ".spool").exists()
