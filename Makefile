@@ -18,7 +18,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@echo "Making the environment in $(VENV) from requirements.lock: about 4 minutes, 7 GB"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@$(BIN)/python -m pip check
 	@touch $@

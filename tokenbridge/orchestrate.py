@@ -8,8 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def run_command(
         start_new_session=True,  # dvc alone would leave its stage running
     )
     assert process.stdout is not None
+    threading.Thread(target=_end_group, args=(process,), daemon=True).start()
     last: list[str] = []
     try:
         for line in process.stdout:
@@ -91,11 +93,18 @@ def run_command(
             on_line(line.rstrip())
         code = process.wait()
     except BaseException:
-        os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()
         process.wait()
         raise
     if code:
         raise StageFailedError("\n".join(last) or f"`{' '.join(command[1:])}` ended with code {code}")
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """When dvc ends, whatever ended it, so does a stage that it left: it would hold our pipe, and dvc's locks."""
+    process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
 
 
 @contextmanager

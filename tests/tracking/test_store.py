@@ -63,7 +63,7 @@ def test_a_trashed_experiment_is_taken_out_again(root: Path, store: Store) -> No
 def test_the_page_shows_the_local_store(root: Path) -> None:
     command = ui_command(root)
     assert f"sqlite:///{root / 'mlflow.db'}" in command
-    assert ui_link(root) == "http://127.0.0.1:5000/#/experiments/1/runs"
+    assert ui_link(root) == "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 
 
 def test_a_server_has_its_own_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

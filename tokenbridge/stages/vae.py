@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenbridge.config import ConfigError
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.device import pick_device
-from tokenbridge.files import write_csv
+from tokenbridge.files import atomic_write_text, write_csv
 from tokenbridge.stages.runtime import StageRun, stage_run
 from tokenbridge.vae import load_vae
 from tokenbridge.vae_training import train_vae
@@ -45,6 +45,10 @@ def _take(run: StageRun, folder: Path) -> None:
             f"{run.config.vae.dimensions}: make them agree"
         )
     vae.save_pretrained(run.work / "vae")
+    atomic_write_text(
+        run.work / "loss.csv", "step,images,reconstruction_loss\n"
+    )  # DVC wants the file; nothing was trained
+    run.publish(run.work / "loss.csv", "reports/vae/loss.csv")
 
 
 if __name__ == "__main__":

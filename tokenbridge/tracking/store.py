@@ -153,4 +153,5 @@ def ui_command(root: Path) -> list[str]:
 def ui_link(root: Path) -> str:
     """Address of our runs in the page that ``ui_command`` serves."""
     host, port = UI_ADDRESS
-    return f"http://{host}:{port}/#/experiments/{connect(root).experiment}/runs"
+    # without its workflowType the page opens on tools for chat models
+    return f"http://{host}:{port}/#/experiments/{connect(root).experiment}/runs?workflowType=machine_learning"
