@@ -85,7 +85,8 @@ def run_command(
         start_new_session=True,  # dvc alone would leave its stage running
     )
     assert process.stdout is not None
-    threading.Thread(target=_end_group, args=(process,), daemon=True).start()
+    ending = threading.Thread(target=_end_group, args=(process,), daemon=True)
+    ending.start()
     last: list[str] = []
     try:
         for line in process.stdout:
@@ -94,8 +95,9 @@ def run_command(
         code = process.wait()
     except BaseException:
         process.terminate()
-        process.wait()
         raise
+    finally:
+        ending.join()
     if code:
         raise StageFailedError("\n".join(last) or f"`{' '.join(command[1:])}` ended with code {code}")
 

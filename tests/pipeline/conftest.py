@@ -1,0 +1,36 @@
+"""One clone of this checkout, with a smoke pipeline on real images that has run to its end once."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.project import Project
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def copy_checkout(target: Path) -> None:
+    """What a commit would hold, uncommitted work included."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    for name in filter(None, listing.stdout.split("\0")):
+        if (CHECKOUT / name).exists():  # else deleted, and not yet committed so
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(CHECKOUT / name, target / name)
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Every test leaves it able to go on: what it changed, the next ``repro`` puts right."""
+    root = tmp_path_factory.mktemp("clone")
+    copy_checkout(root)
+    project = Project(root)
+    project.run("git", "init", "--quiet")
+    project.run("python", "-m", "tokenbridge.cli", "params", *project.overrides)
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "--message", "Smoke settings")
+    project.repro()
+    return project

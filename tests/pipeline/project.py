@@ -1,0 +1,146 @@
+"""Drives a clone of the project from outside, as a user would."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import yaml
+from mlflow.entities import Run
+
+from tokenbridge.files import sha256_tree
+from tokenbridge.orchestrate import read_outcome
+from tokenbridge.tracking.store import connect
+
+T = TypeVar("T")
+PATIENCE = 120  # seconds; a test that waits longer has hung
+IDENTITY = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+STAGES = [
+    "fetch",
+    "classifier",
+    "vae",
+    "encode",
+    "fit_quantizer",
+    "reconstruct",
+    "train@tiny",
+    "generate@tiny",
+    "evaluate@tiny",
+]
+
+
+class Project:
+    """A clone; its own code wins over the installed one.
+
+    ``launcher`` is no stage's parameter, so the frequent checkpoints change nothing but the moments at which a kill
+    can be recovered from. 500 samples are two chunks.
+    """
+
+    overrides = (
+        "experiment=smoke",
+        "train.epochs=3",
+        "generate.samples=500",
+        "launcher.checkpoint_seconds=0.05",
+        "launcher.log_seconds=0.5",
+    )
+    settled = False  # whether the last command was a ``repro`` of these settings that ended well
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_", "TOKENBRIDGE_"))}
+        path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
+        self.environment = inherited | IDENTITY | {"PYTHONPATH": str(root), "PATH": path, "DVC_NO_ANALYTICS": "1"}
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        self.settled = False
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        """Output of a command that must succeed, or must fail."""
+        process = self.start(*command)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert (process.returncode != 0) == fails, output
+        return output
+
+    def start_repro(self, *overrides: str) -> subprocess.Popen[str]:
+        return self.start("python", "-m", "tokenbridge.cli", "repro", *self.overrides, *overrides)
+
+    def repro(self, *overrides: str, fails: bool = False) -> str:
+        output = self.run("python", "-m", "tokenbridge.cli", "repro", *self.overrides, *overrides, fails=fails)
+        self.settled = not overrides
+        return output
+
+    def settle(self) -> None:
+        """Bring everything up to date, whatever the last test left."""
+        if not self.settled:
+            self.repro()
+
+    def forget(self, stage: str) -> None:
+        """Make DVC run the stage again: nothing of it stays in the lock file and the run cache."""
+        lock = self.root / "dvc.lock"
+        content = yaml.safe_load(lock.read_text())
+        command = content["stages"].pop(stage)["cmd"]
+        lock.write_text(yaml.safe_dump(content, sort_keys=False))
+        for entry in list((self.root / ".dvc/cache/runs").glob("*/*/*")):
+            if yaml.safe_load(entry.read_text())["cmd"] == command:
+                shutil.rmtree(entry.parent)  # dvc trips over an empty one
+
+    def digest(self, out: str) -> str:
+        return sha256_tree(self.root / out)
+
+    def runs(self, stage: str) -> list[Run]:
+        """MLflow's runs of a stage, oldest first."""
+        store = connect(self.root)
+        return list(
+            store.client.search_runs([store.experiment], f"tags.stage = '{stage}'", order_by=["attributes.start_time"])
+        )
+
+    def artifacts(self, run: Run, folder: str | None = None) -> list[str]:
+        """Paths of all files of an MLflow run."""
+        paths = []
+        for item in connect(self.root).client.list_artifacts(run.info.run_id, folder):
+            paths += self.artifacts(run, item.path) if item.is_dir else [item.path]
+        return paths
+
+
+def outcomes(output: str) -> dict[str, str]:
+    """What dvc said of each stage."""
+    found: dict[str, str] = {}
+    for line in output.splitlines():
+        found |= read_outcome(line)
+    return found
+
+
+def wait_for(ask: Callable[[], T | None], what: str) -> T:
+    """The first true answer; asked often, for the things to catch are short."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if answer := ask():
+            return answer
+        time.sleep(0.005)
+    raise TimeoutError(f"no {what} within {PATIENCE} seconds")
+
+
+def descendant(process: subprocess.Popen[str], *words: str) -> psutil.Process | None:
+    """The innermost process under ``process`` with these words in its command line."""
+    found = None
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            command = child.cmdline()
+        except psutil.Error:  # gone meanwhile
+            continue
+        if all(word in command for word in words):
+            found = child
+    return found

@@ -1,0 +1,67 @@
+"""The Prefect flow, as a user without any server runs it."""
+
+import json
+import sqlite3
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from tests.pipeline.project import STAGES, Project
+
+pytestmark = pytest.mark.slow
+
+
+def flow(project: Project, *overrides: str, fails: bool = False) -> str:
+    return project.run("python", "-m", "flows.retrain", *project.overrides, *overrides, fails=fails)
+
+
+def ask(project: Project, query: str) -> list[Any]:
+    """Rows of Prefect's own database."""
+    with closing(sqlite3.connect(project.root / ".prefect/prefect.db")) as database:
+        return database.execute(query).fetchall()
+
+
+def task_states(project: Project) -> dict[str, str]:
+    """Task -> name of its state, in the newest flow run."""
+    newest = "SELECT id FROM flow_run ORDER BY created DESC LIMIT 1"
+    return dict(ask(project, f"SELECT name, state_name FROM task_run WHERE flow_run_id = ({newest})"))
+
+
+def artifacts(project: Project) -> dict[str, Any]:
+    """Key -> content; of several with one key, the newest."""
+    return dict(ask(project, "SELECT key, data FROM artifact ORDER BY created"))
+
+
+def test_the_flow_runs_what_changed_and_shows_it(project: Project) -> None:
+    project.settle()
+    output = flow(project, "evaluate.kid_subsets=4")
+    expected = dict.fromkeys(STAGES, "Skipped") | {"evaluate@tiny": "Completed"}
+    assert task_states(project) == expected
+    assert "Task run 'evaluate@tiny' - evaluate: 3/3 sets of images" in output  # the stage's own words
+    shown = artifacts(project)
+    assert set(shown) == {"stages", "metrics", "samples-tiny"}
+    assert "evaluate@tiny/fd_efficientnet_lite0_32px" in shown["metrics"].replace("_tiny/", "@tiny/")
+    assert json.loads(shown["samples-tiny"]).startswith("data:image/jpeg;base64,")
+    assert project.runs("evaluate@tiny")[-1].data.tags["mlflow.parentRunId"] == project.runs("pipeline")[-1].info.run_id
+
+    flow(project, "evaluate.kid_subsets=4")
+    assert task_states(project) == dict.fromkeys(STAGES, "Skipped")
+
+
+def test_a_failing_stage_ends_the_flow_with_its_message(project: Project) -> None:
+    output = flow(project, "vae.pretrained=/nonexistent", fails=True)
+    assert "vae: /nonexistent is no model folder" in output
+    assert "Traceback" not in output
+    assert "Retry" not in output  # trying again mends no setting
+    assert "retrain: vae failed, as its log says; not run: encode, fit_quantizer, reconstruct, train@tiny" in output
+    states = task_states(project)
+    assert states["vae"] == "Failed"
+    assert {states[stage] for stage in ("encode", "train@tiny", "evaluate@tiny")} == {"NotReady"}
+    assert project.runs("pipeline")[-1].info.status == "FAILED"
+
+
+def test_a_wrong_setting_stops_before_prefect_starts(project: Project) -> None:
+    output = flow(project, "train.lrr=1", fails=True)
+    assert output.startswith("retrain: Could not override 'train.lrr'")
+    assert len(output.splitlines()) == 1

@@ -1,0 +1,156 @@
+"""``tokenbridge repro`` on real images: what it leaves behind, and what a second one does again."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.entities import Run
+
+from tests.pipeline.project import STAGES, Project, outcomes
+from tokenbridge.data.shards import ImageShards
+from tokenbridge.files import read_json, sha256_file
+from tokenbridge.tracking.store import connect
+
+pytestmark = pytest.mark.slow
+
+EVERYTHING = set(STAGES)
+
+
+@pytest.fixture(scope="module")
+def first_runs(project: Project) -> dict[str, Run]:
+    """MLflow's runs of the first execution, by stage."""
+    return {stage: project.runs(stage)[0] for stage in ["pipeline", *STAGES]}
+
+
+def test_every_declared_output_is_there(project: Project) -> None:
+    project.settle()
+    locked = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]
+    outs = [out["path"] for stage in locked.values() for out in stage["outs"]]
+    assert set(locked) == EVERYTHING
+    assert [out for out in outs if not (project.root / out).exists()] == []
+
+
+def test_the_images_are_real_and_whole(project: Project) -> None:
+    images = ImageShards(project.root / "data/images", "train")
+    pixels, labels = images.read(0, 50)
+    assert (len(images), images.label_names[9]) == (600, "Ankle boot")
+    assert pixels.shape == (50, 3, 32, 32)
+    assert set(labels.tolist()) == set(range(10))
+    assert pixels.std() > 50
+
+
+def test_the_report_names_its_features(project: Project) -> None:
+    report = read_json(project.root / "reports/evaluate/tiny.json")
+    measured = {"fd", "kid", "is", "precision", "recall"}
+    assert {f"{name}_efficientnet_lite0_32px" for name in measured} <= set(report)
+    assert {f"floor_{name}_efficientnet_lite0_32px" for name in measured} <= set(report)
+    assert {"class_accuracy", "real_class_accuracy"} <= set(report)
+    assert not any("fid" in name for name in report)  # that name is Inception's
+    assert report["samples"] == 500
+    assert report["floor_fd_efficientnet_lite0_32px"] < report["fd_efficientnet_lite0_32px"]
+
+
+def test_the_parent_run_holds_the_whole_execution(project: Project, first_runs: dict[str, Run]) -> None:
+    parent = first_runs["pipeline"]
+    assert parent.info.status == "FINISHED"
+    assert {parent.data.tags[f"stage.{stage.replace('@', '_')}"] for stage in STAGES} == {"ran"}
+    assert {"params.yaml", "dvc.lock", "samples/tiny.png"} <= set(project.artifacts(parent))
+    assert "evaluate_tiny/fd_efficientnet_lite0_32px" in parent.data.metrics
+    lock = connect(project.root).client.download_artifacts(parent.info.run_id, "dvc.lock")
+    assert parent.data.tags["dvc.lock.sha256"] == sha256_file(Path(lock))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_is_a_child_run(project: Project, first_runs: dict[str, Run], stage: str) -> None:
+    run = first_runs[stage]
+    tags = run.data.tags
+    assert run.info.status == "FINISHED"
+    assert tags["mlflow.parentRunId"] == first_runs["pipeline"].info.run_id
+    assert tags["git.commit"] == project.run("git", "rev-parse", "HEAD").strip()
+    assert len(tags["stage.key"]) == 16
+    assert any(name.startswith("out.") for name in tags)
+    assert run.data.params
+    assert "system/process_memory_usage_megabytes" in run.data.metrics
+    assert project.artifacts(run)
+
+
+def test_training_is_recorded_with_its_curve_plots_and_model(project: Project, first_runs: dict[str, Run]) -> None:
+    run = first_runs["train@tiny"]
+    client = connect(project.root).client
+    curve = client.get_metric_history(run.info.run_id, "loss")
+    assert len({metric.step for metric in curve}) > 10
+    assert "reports/train/tiny/loss.csv" in project.artifacts(run)
+    model = client.get_logged_model(run.data.tags["model.tokenbridge-tiny"].removeprefix("models:/"))
+    assert str(model.status) == "READY"
+    assert {"reports/quantizer/levels.png", "reports/quantizer/order.png"} <= set(
+        project.artifacts(first_runs["fit_quantizer"])
+    )
+    assert "reports/reconstruct/images.png" in project.artifacts(first_runs["reconstruct"])
+    assert "reports/samples/tiny.png" in project.artifacts(first_runs["generate@tiny"])
+
+
+def test_a_second_repro_does_nothing_and_links_the_runs_that_did(project: Project) -> None:
+    project.settle()
+    output = project.repro()
+    assert outcomes(output) == dict.fromkeys(STAGES, "skipped")
+    assert "Everything is up to date" in output
+    tags = project.runs("pipeline")[-1].data.tags
+    for stage in STAGES:
+        assert tags[f"reused.{stage.replace('@', '_')}"] in {run.info.run_id for run in project.runs(stage)}
+
+
+def test_a_changed_parameter_runs_only_what_depends_on_it(project: Project) -> None:
+    project.settle()
+    changed = outcomes(project.repro("generate.temperature=0.9"))
+    assert {stage for stage, outcome in changed.items() if outcome == "ran"} == {"generate@tiny", "evaluate@tiny"}
+    assert "generate.temperature: 0.9" not in project.run("git", "show", "HEAD:params.yaml")
+
+    restored = outcomes(project.repro())
+    assert {stage for stage, outcome in restored.items() if outcome == "cached"} == {"generate@tiny", "evaluate@tiny"}
+    assert "ran" not in restored.values()
+
+
+def test_dvc_commands_of_the_readme_work(project: Project) -> None:
+    project.settle()
+    project.run("git", "add", "dvc.lock")
+    project.run("git", "commit", "--quiet", "--allow-empty", "--message", "Smoke run")
+    assert "fd_efficientnet_lite0_32px" in project.run("dvc", "metrics", "show")
+    assert "evaluate@tiny" in project.run("dvc", "dag")
+    plots = project.run("dvc", "plots", "show").strip().splitlines()[-1]
+    assert plots.endswith("dvc_plots/index.html")
+
+    settings = [word for override in (*project.overrides, "generate.steps=3") for word in ("-S", override)]
+    experiment = outcomes(project.run("dvc", "exp", "run", *settings))
+    assert {stage for stage, outcome in experiment.items() if outcome == "ran"} == {"generate@tiny", "evaluate@tiny"}
+    assert (
+        "mlflow.parentRunId" not in project.runs("generate@tiny")[-1].data.tags
+    )  # no wrapper, and recorded all the same
+    assert "kid_efficientnet_lite0_32px" in project.run("dvc", "metrics", "diff", "HEAD")
+    assert "generate.steps" in project.run("dvc", "params", "diff", "HEAD")
+
+
+def test_a_wrong_setting_stops_before_anything_runs(project: Project) -> None:
+    before = (project.root / "params.yaml").read_text()
+    for override, message in {
+        "train.lrr=1": "Could not override 'train.lrr'",
+        "model=nosuch": "In 'config': Could not find 'model/nosuch' Available options in 'model': base huge large tiny",
+        "experiment=nosuch": "In 'config': Could not find 'experiment/nosuch'",
+        "train.epochs=many": "train.epochs: Value 'many'",
+        "train.precision=fp8": "train.precision is 'fp8': choose one of bf16, fp32",
+    }.items():
+        output = project.repro(override, fails=True)
+        assert output.startswith(f"tokenbridge: {message}")
+        assert len(output.splitlines()) == 1
+    assert (project.root / "params.yaml").read_text() == before
+
+
+def test_lost_outputs_come_back_from_the_cache(project: Project) -> None:
+    """Outputs gone and no lock file: nothing is computed again."""
+    project.settle()
+    weights = project.digest("models/tiny")
+    for folder in ("data", "models", "reports"):
+        shutil.rmtree(project.root / folder)
+    (project.root / "dvc.lock").unlink()
+    assert outcomes(project.repro()) == dict.fromkeys(STAGES, "cached")
+    assert project.digest("models/tiny") == weights
