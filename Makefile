@@ -44,7 +44,7 @@ test: env ## every test, the slow ones too (a small pipeline on real images): ab
 test-fast: env ## the tests that need no server and no download
 	@python -m pytest -m "not slow"
 
-lint: env ## style, types, and params.yaml against conf/
+lint: env ## style and types
 	@ruff check .
 	@ruff format --check .
 	@mypy

@@ -8,6 +8,7 @@ With PREFECT_API_URL set, the run shows up live in that server's pages.
 
 import base64
 import io
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +23,10 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import quote
 
-from tokenbridge.config import compose_config
 from tokenbridge.errors import UserError
-from tokenbridge.orchestrate import CACHED, RAN, SKIPPED, PipelineRun, StageFailedError, final_metrics, pipeline_run
-from tokenbridge.stage_graph import read_graph, read_stages
+from tokenbridge.orchestrate import CACHED, RAN, SKIPPED, PipelineRun, StageFailedError, pipeline_run
+from tokenbridge.params import compose_config, load_params
+from tokenbridge.stage_graph import read_graph
 from tokenbridge.stages.runtime import MISTAKE_CODE
 
 RETRIES = 2
@@ -35,7 +36,7 @@ THUMBNAIL = 600  # pixels; the picture is stored inside the artifact
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Not what the user must mend first."""
-    return f"exited with {MISTAKE_CODE}" not in (state.message or "")
+    return re.search(rf"exited with {MISTAKE_CODE}\b", state.message or "") is None
 
 
 @task(
@@ -89,20 +90,21 @@ def _run_stages(root: Path, run: PipelineRun) -> None:
         )
     for future in futures.values():
         future.wait()
-    publish_artifacts(root, run)
-    failed = [stage for stage, future in futures.items() if future.state.is_failed()]
+    publish_artifacts(run)
+    ended = {stage: future.state for stage, future in futures.items() if future.state.is_final()}
+    failed = [stage for stage, state in ended.items() if not state.is_completed()]
     if failed:
-        left = [stage for stage, future in futures.items() if not future.state.is_final()]
+        left = [stage for stage in futures if stage not in ended]
         raise StageFailedError(f"{', '.join(failed)} failed, as its log says; not run: {', '.join(left) or 'none'}")
 
 
-def publish_artifacts(root: Path, run: PipelineRun) -> None:
+def publish_artifacts(run: PipelineRun) -> None:
     """The stages' outcomes and metrics as tables, and the sample grids as pictures."""
     outcomes = [{"stage": stage, "outcome": outcome} for stage, outcome in run.outcomes.items()]
     create_table_artifact(key="stages", table=outcomes, description="What DVC did with each stage")
-    metrics = [{"metric": k, "value": v} for k, v in final_metrics(root, read_stages(root)).items()]
+    metrics = [{"metric": k, "value": v} for k, v in run.metrics().items()]
     create_table_artifact(key="metrics", table=metrics, description="Metrics of all stages")
-    for grid in sorted((root / "reports/samples").glob("*.png")):
+    for grid in run.sample_grids():
         key = f"samples-{grid.stem.replace('_', '-')}"
         create_image_artifact(image_url=as_data_url(grid), key=key, description=f"Samples of {grid.stem}")
 
@@ -119,8 +121,7 @@ def as_data_url(picture: Path) -> str:
 def main(overrides: Sequence[str]) -> None:
     """Run the flow; a mistake in the settings ends with one line, before Prefect starts."""
     try:
-        if overrides:
-            compose_config(overrides)
+        _ = compose_config(overrides) if overrides else load_params()
     except UserError as error:
         sys.exit(f"retrain: {error}")
     state = retrain(overrides, return_state=True)

@@ -11,7 +11,6 @@ LAUNCHER = LauncherConfig(threads=0, batch_size=8, log_seconds=1e9, checkpoint_s
 torch.set_num_threads(1)  # tensors are tiny here, and other processes may be at work
 
 QUANTIZER = QuantizerConfig(
-    family="gaussian",
     levels=8,
     range=5.0,
     statistics="per_dimension",

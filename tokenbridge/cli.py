@@ -6,13 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenbridge.errors import UserError
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; a mistake of the user ends with one line, not a traceback."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except ValueError as error:
+    except UserError as error:
         sys.exit(f"tokenbridge: {error}")
 
 
@@ -45,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _params(options: argparse.Namespace) -> None:
-    from tokenbridge.config import write_params
+    from tokenbridge.params import write_params
 
     write_params(options.overrides)
     print("params.yaml written; `dvc status` tells which stages it changes")

@@ -1,27 +1,18 @@
-"""The typed schema of conf/ and params.yaml, and how one becomes the other.
+"""The typed schema of conf/ and params.yaml, with the ranges that can work.
 
-conf/ is written by hand in Hydra groups; params.yaml is composed from it by ``tokenbridge params``
-and is what DVC and every stage read. Both pass through ``validate``, so that an unknown key or a
-bad value stops a run before any work starts.
+``tokenbridge.params`` passes every composition through it, so that an unknown key or a bad value stops a run
+before any work starts.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from tokenbridge.errors import UserError
-from tokenbridge.files import atomic_write_text
 
-PARAMS_FILE = "params.yaml"
 PRECISIONS = ("bf16", "fp32")
 OPTIMIZERS = ("adamw", "muon")
+GUIDANCE_SCHEDULES = ("linear", "constant")
+NORM_GROUPS = 8  # of the trained VAE and its discriminator
 
 
 class ConfigError(UserError):
@@ -126,9 +117,8 @@ class EncodeConfig:
 class QuantizerConfig:
     """The post-training, dimension-wise quantizer (paper Sec. 3.2)."""
 
-    family: str  # gaussian: levels of N(0, 1), the released quantizer
     levels: int  # B
-    range: float  # gaussian: latents in [-range, range] are mapped onto the levels' [-3, 3]
+    range: float  # latents in [-range, range] are mapped onto the levels' [-3, 3]
     statistics: str  # per_dimension | global | fixed: how loc and scale are found
     fixed_loc: float  # used by statistics=fixed only, in the VAE's own units
     fixed_scale: float
@@ -137,7 +127,6 @@ class QuantizerConfig:
     fit_images: int  # moments of so many images are used for statistics and spectra
 
     def __post_init__(self) -> None:
-        require_choice("quantizer.family", self.family, ("gaussian",))
         require_choice("quantizer.statistics", self.statistics, ("per_dimension", "global", "fixed"))
         require_choice("quantizer.order", self.order, ("frequency", "natural", "given"))
         require_between("quantizer", 2, 256, levels=self.levels)
@@ -239,10 +228,9 @@ class GenerateConfig:
     grid_per_class: int  # columns of the picture grid
 
     def __post_init__(self) -> None:
-        require_choice("generate.guidance_schedule", self.guidance_schedule, ("linear", "constant"))
-        require_positive(
-            "generate", samples=self.samples, steps=self.steps, temperature=self.temperature, grid=self.grid_per_class
-        )
+        require_choice("generate.guidance_schedule", self.guidance_schedule, GUIDANCE_SCHEDULES)
+        require_positive("generate", samples=self.samples, steps=self.steps, grid_per_class=self.grid_per_class)
+        require_between("generate", 0.0, 100.0, temperature=self.temperature)
         require_between("generate", 1.0, 100.0, guidance_scale=self.guidance_scale)
 
 
@@ -253,7 +241,7 @@ class EvaluateConfig:
     feature_size: int  # EfficientNet-Lite0's input size, in pixels
     kid_subset_size: int
     kid_subsets: int
-    inception_weights: str | None  # torch-fidelity's Inception file; null: no FID is reported
+    inception_weights: str | None  # torch-fidelity's Inception file, or `download`; null: no FID is reported
     inception_reference: str | None  # npz with mu and sigma (such as ADM's); null: the test images
 
     def __post_init__(self) -> None:
@@ -304,7 +292,10 @@ class DiscriminatorConfig:
 
     def __post_init__(self) -> None:
         require_positive("vae.discriminator", width=self.width, learning_rate=self.learning_rate)
-        require(self.width % 8 == 0, f"vae.discriminator.width is {self.width}: it must be a multiple of 8")
+        require(
+            self.width % NORM_GROUPS == 0,
+            f"vae.discriminator.width is {self.width}: it must be a multiple of {NORM_GROUPS}",
+        )
         require_between("vae.discriminator", 0.0, 1.0, start=self.start)
 
 
@@ -329,6 +320,10 @@ class VaeConfig:
         require_choice("vae.precision", self.precision, PRECISIONS)
         require_choice("vae.optimizer", self.optimizer, OPTIMIZERS)
         require(len(self.block_widths) >= 1, "vae.block_widths is empty: name one width per resolution")
+        require(
+            all(width % NORM_GROUPS == 0 for width in self.block_widths),
+            f"vae.block_widths {self.block_widths} must be multiples of {NORM_GROUPS}, the groups of its norms",
+        )
         require_positive(
             "vae",
             layers_per_block=self.layers_per_block,
@@ -357,71 +352,23 @@ class Config:
     launcher: LauncherConfig
 
     def __post_init__(self) -> None:
+        if self.quantizer.given_order is not None:
+            require(
+                sorted(self.quantizer.given_order) == list(range(self.vae.dimensions)),
+                f"quantizer.given_order must name each of vae.dimensions ({self.vae.dimensions}) dimensions once",
+            )
+        if self.vae.pretrained is None:
+            stride = 2 ** (len(self.vae.block_widths) - 1)
+            require(
+                self.data.image_size % stride == 0,
+                f"data.image_size ({self.data.image_size}) must be a multiple of {stride}, "
+                f"the stride of a VAE with {len(self.vae.block_widths)} vae.block_widths",
+            )
+            positions = (self.data.image_size // stride) ** 2
+            require(
+                self.generate.steps <= positions,
+                f"generate.steps is {self.generate.steps}: use at most {positions}, one for each position",
+            )
         require(len(self.models) > 0, "no model is configured: say model=tiny")
         taken = sorted({"vae", "quantizer", "classifier"} & set(self.models))
         require(not taken, f"a model cannot be called {', '.join(taken)}: models/ has a folder of that name")
-
-
-def validate(composed: DictConfig) -> Config:
-    """Check types, unknown keys and ranges.
-
-    Raises:
-        ConfigError: naming the key and what it should be.
-    """
-    missing = OmegaConf.missing_keys(composed)
-    require(not missing, f"no value for {', '.join(sorted(missing))}: set it in conf/ or on the command line")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'config'}: {_brief(error)}") from error
-    assert isinstance(config, Config)
-    return config
-
-
-def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf")) -> DictConfig:
-    """Compose conf/ with Hydra overrides and resolve every interpolation.
-
-    Raises:
-        ConfigError: an override names no setting or group, or gives a value that cannot work.
-    """
-    try:
-        with initialize_config_dir(str(conf_dir.resolve()), version_base=None):
-            composed = compose("config", overrides=list(overrides))
-        OmegaConf.resolve(composed)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{_brief(error)} ({conf_dir} names every setting and choice)") from error
-    validate(composed)
-    return composed
-
-
-def _brief(error: Exception) -> str:
-    """The message in one line, without search paths and without advice to add keys, which the schema refuses."""
-    text = re.split(r"\n(?:Config search path|To append|See https:|\s+full_key:)", str(error))[0]
-    return " ".join(text.split())
-
-
-def write_params(overrides: Sequence[str] = (), root: Path = Path()) -> Config:
-    """Write root/params.yaml from root/conf, byte for byte as ``dvc exp run`` would."""
-    composed = compose_config(overrides, root / "conf")
-    atomic_write_text(root / PARAMS_FILE, OmegaConf.to_yaml(composed))
-    return validate(composed)
-
-
-def load_params(root: Path = Path()) -> Config:
-    """Read root/params.yaml as a checked ``Config``."""
-    path = root / PARAMS_FILE
-    require(path.exists(), f"{path} is missing: run `tokenbridge params` to compose it from conf/")
-    loaded = OmegaConf.load(path)
-    require(isinstance(loaded, DictConfig), f"{path} is not a mapping: run `tokenbridge params` to compose it again")
-    assert isinstance(loaded, DictConfig)
-    return validate(loaded)
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys, the form MLflow shows."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

@@ -5,8 +5,13 @@ import torch
 from tokenbridge.config import LauncherConfig
 
 
+def best_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def pick_device(launcher: LauncherConfig) -> torch.device:
-    """The GPU if there is one; on a CPU, with the launcher's number of threads."""
+    """The best device; CPU work goes on with the launcher's number of threads from now on."""
     if launcher.threads:
         torch.set_num_threads(launcher.threads)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return best_device()

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUPS = 8
+from tokenbridge.config import NORM_GROUPS
+
 SLOPE = 0.2
 
 
@@ -20,10 +21,10 @@ class PatchDiscriminator(nn.Module):
             nn.Conv2d(3, width, 4, stride=2, padding=1),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-            nn.GroupNorm(GROUPS, 2 * width),
+            nn.GroupNorm(NORM_GROUPS, 2 * width),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(2 * width, 3 * width, 3, padding=1),
-            nn.GroupNorm(GROUPS, 3 * width),
+            nn.GroupNorm(NORM_GROUPS, 3 * width),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(3 * width, 1, 3, padding=1),
         )

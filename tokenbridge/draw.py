@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tokenbridge.device import best_device
+from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_path
 from tokenbridge.pipeline import TokenBridgePipeline
 from tokenbridge.plots import image_grid
@@ -30,12 +32,12 @@ def draw_grid(
     """Write ``count`` images of each class to ``out``: one row a class, or a square for a single one.
 
     Raises:
-        ValueError: naming what to change.
+        UserError: naming what to change.
     """
     if count < 1:
-        raise ValueError(f"--count is {count}: at least one image is needed")
+        raise UserError(f"--count is {count}: at least one image is needed")
     settings = SamplingSettings(steps, guidance_scale, temperature=temperature)
-    pipeline = TokenBridgePipeline.from_pretrained(model)
+    pipeline = TokenBridgePipeline.from_pretrained(model).to(best_device())
     names = pipeline.config.label_names
     chosen = [pipeline.label_index(label) for label in classes] if classes else list(range(len(names)))
     labels = torch.tensor(chosen).repeat_interleave(count)

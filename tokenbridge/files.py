@@ -44,7 +44,7 @@ def _exchange(new: Path, old: Path, aside: Path) -> None:
 
 def atomic_write_text(path: Path, text: str) -> None:
     with atomic_path(path) as target:
-        target.write_text(text)
+        target.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -54,14 +54,14 @@ def write_json(path: Path, content: Any) -> None:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as a table with a header; a cell is empty where a row lacks the key."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_path(path) as target, target.open("w", newline="") as file:
+    with atomic_path(path) as target, target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def sha256_file(path: Path) -> str:

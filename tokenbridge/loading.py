@@ -21,12 +21,12 @@ def load_whole(kind: type[Model], folder: Path, **options: Any) -> Model:
         LoadError: naming the missing and left-over tensors; diffusers itself only warns and leaves them random.
     """
     if not (folder / "config.json").exists():
-        raise LoadError(f"{folder} is no model folder: config.json is missing")
+        raise LoadError(f"{folder} is no model folder (config.json is missing): name one that save_pretrained wrote")
     # low_cpu_mem_usage needs accelerate, which nothing else here does
     model, report = kind.from_pretrained(
         folder, output_loading_info=True, use_safetensors=True, low_cpu_mem_usage=False, **options
     )
     problems = {name: report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[name]}
     if problems:
-        raise LoadError(f"{folder} does not match its config.json: {problems}")
+        raise LoadError(f"{folder} does not match its config.json, so get or save it again: {problems}")
     return model

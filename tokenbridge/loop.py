@@ -59,25 +59,25 @@ def run_steps(
     Returns:
         Rows of the metrics' means over equal windows of steps, with ``step`` and ``images``.
     """
-    start, history = _load(checkpoint, state)
+    resumed = _load(checkpoint, state)
+    start, history, window_sums = resumed["step"], resumed["history"], resumed["window"]
     window = max(1, math.ceil(total_steps / HISTORY_ROWS))
     progress = Progress(label, total_steps, "steps", launcher.log_seconds, start)
-    sums: dict[str, torch.Tensor] = {}
     saved = time.monotonic()
     for step in range(start, total_steps):
         torch.manual_seed(derive_seed(seed, label, step))
         for name, value in step_fn(step).items():
-            sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu()
+            total, count = window_sums.get(name, (0.0, 0))
+            window_sums[name] = (total + float(value.detach()), count + 1)
         done = step + 1
         if done % window == 0 or done == total_steps:
-            steps = (done - 1) % window + 1
-            means = {name: float(total) / steps for name, total in sums.items()}
+            means = {name: total / count for name, (total, count) in window_sums.items()}
             history.append({"step": done, "images": done * images_per_step, **means})
             tracker.metrics(means, step=done)
-            sums = {}
-            if done == total_steps or time.monotonic() - saved > launcher.checkpoint_seconds:
-                _save(checkpoint, state, done, history)
-                saved = time.monotonic()
+            window_sums = {}
+        if done == total_steps or time.monotonic() - saved > launcher.checkpoint_seconds:
+            _save(checkpoint, state, {"step": done, "history": history, "window": window_sums})
+            saved = time.monotonic()
         progress.advance(1, _note(history))
     return history
 
@@ -87,16 +87,16 @@ def _note(history: History) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in last.items() if name not in ("step", "images"))
 
 
-def _save(path: Path, state: Mapping[str, Stateful], step: int, history: History) -> None:
+def _save(path: Path, state: Mapping[str, Stateful], progress: dict[str, Any]) -> None:
     states = {name: part.state_dict() for name, part in state.items()}
     with atomic_path(path) as target:
-        torch.save({"step": step, "history": history, "state": states}, target)
+        torch.save({**progress, "state": states}, target)
 
 
-def _load(path: Path, state: Mapping[str, Stateful]) -> tuple[int, History]:
+def _load(path: Path, state: Mapping[str, Stateful]) -> dict[str, Any]:
     if not path.exists():
-        return 0, []
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+        return {"step": 0, "history": [], "window": {}}
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in state.items():
         part.load_state_dict(saved["state"][name])
-    return saved["step"], saved["history"]
+    return saved

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenbridge.errors import UserError
 from tokenbridge.files import read_json, write_json
+from tokenbridge.seeding import generator
 
 MANIFEST = "manifest.json"
 LABELS = "labels.npy"
@@ -71,3 +72,11 @@ def sample_posterior(moments: Tensor, noise: Tensor | None = None) -> Tensor:
     """VAE latents [n, C, h, w] from moments [n, 2C, h, w]: mean + std * noise, or the mean without noise."""
     mean, log_variance = moments.chunk(2, dim=1)
     return mean if noise is None else mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
+
+
+def fitting_latents(moments: Moments, images: int, seed: int) -> Tensor:
+    """Posterior samples [n, C, h, w], in VAE units, of ``images`` images drawn without replacement."""
+    indices = torch.randperm(len(moments), generator=generator(seed, "fit images"))[:images]
+    posterior = moments.read(indices)
+    noise = torch.randn(posterior[:, : moments.dimensions].shape, generator=generator(seed, "fit noise"))
+    return sample_posterior(posterior, noise)

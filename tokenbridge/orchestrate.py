@@ -14,19 +14,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenbridge.config import PARAMS_FILE, flatten, load_params, write_params
 from tokenbridge.files import read_json, sha256_file
-from tokenbridge.stage_graph import StageSpec, read_stages
+from tokenbridge.params import PARAMS_FILE, flatten, load_params, write_params
+from tokenbridge.stage_graph import read_stages
 from tokenbridge.stages.runtime import PARENT_VARIABLE
 from tokenbridge.tracking.spool import Tracker
 from tokenbridge.tracking.sync import LiveSync
 
 LOCK_FILE = "dvc.lock"
-RAN, SKIPPED, CACHED = "ran", "skipped", "cached"
+RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
 OUTCOMES = {
     r"Running stage '(.+)':": RAN,
     r"Stage '(.+)' didn't change, skipping": SKIPPED,
     r"Stage '(.+)' is cached - skipping run": CACHED,
+    r"ERROR: failed to reproduce '(.+?)'": FAILED,
 }
 
 
@@ -40,7 +41,7 @@ class PipelineRun:
 
     root: Path
     tracker: Tracker
-    outcomes: dict[str, str] = field(default_factory=dict)  # stage -> ran | skipped | cached
+    outcomes: dict[str, str] = field(default_factory=dict)  # stage -> ran | skipped | cached | failed
 
     def dvc(self, arguments: Sequence[str], on_line: Callable[[str], None]) -> None:
         """Run a dvc command, passing on its output and noting what it says of stages.
@@ -55,6 +56,25 @@ class PipelineRun:
 
         environment = {PARENT_VARIABLE: self.tracker.id}
         run_command([sys.executable, "-m", "dvc", *arguments], self.root, environment, note)
+
+    def outs(self) -> dict[str, list[Path]]:
+        """Outs of the stages that came to an end in this run, by stage."""
+        stages = read_stages(self.root)
+        finished = [name for name in self.outcomes if name in stages and self.outcomes[name] != FAILED]
+        return {name: [self.root / out for out in stages[name].outs] for name in finished}
+
+    def metrics(self) -> dict[str, float]:
+        """Every metric of those stages, as ``<stage>/<metric>``."""
+        metrics: dict[str, float] = {}
+        for name, outs in self.outs().items():
+            for path in [out for out in outs if out.suffix == ".json" and out.exists()]:
+                content = flatten(read_json(path))
+                metrics |= {f"{name}/{key}": value for key, value in content.items() if isinstance(value, int | float)}
+        return {key.replace("@", "_"): value for key, value in metrics.items()}
+
+    def sample_grids(self) -> list[Path]:
+        pictures = [out for name, outs in self.outs().items() for out in outs if name.startswith("generate")]
+        return [out for out in pictures if out.suffix == ".png" and out.exists()]
 
 
 def read_outcome(line: str) -> dict[str, str]:
@@ -105,8 +125,9 @@ def run_command(
 def _end_group(process: subprocess.Popen[str]) -> None:
     """When dvc ends, whatever ended it, so does a stage that it left: it would hold our pipe, and dvc's locks."""
     process.wait()
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+    if hasattr(os, "killpg"):  # not on Windows, where a killed dvc's stage has to be ended by hand
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 @contextmanager
@@ -132,31 +153,21 @@ def _record(run: PipelineRun) -> None:
     stages = read_stages(run.root)
     for name, outcome in run.outcomes.items():
         run.tracker.tags({f"stage.{name}": outcome})
-        if outcome != RAN and name in stages:
+        if outcome in (SKIPPED, CACHED) and name in stages:
             run.tracker.reused(name, stages[name].key)
     run.tracker.artifact(run.root / PARAMS_FILE)
     lock = run.root / LOCK_FILE
     if lock.exists():
         run.tracker.artifact(lock)
         run.tracker.tags({"dvc.lock.sha256": sha256_file(lock)})
-    run.tracker.metrics(final_metrics(run.root, stages))
-    for grid in sorted((run.root / "reports/samples").glob("*.png")):
+    run.tracker.metrics(run.metrics())
+    for grid in run.sample_grids():
         run.tracker.artifact(grid, "samples")
-
-
-def final_metrics(root: Path, stages: dict[str, StageSpec]) -> dict[str, float]:
-    """Every metric that a stage declares, under ``<stage>/<metric>``; of all stages, whether they ran or not."""
-    metrics: dict[str, float] = {}
-    for name, spec in stages.items():
-        for path in [root / out for out in spec.outs if out.endswith(".json")]:
-            content = flatten(read_json(path)) if path.exists() else {}
-            metrics |= {f"{name}/{key}": value for key, value in content.items() if isinstance(value, int | float)}
-    return {key.replace("@", "_"): value for key, value in metrics.items()}
 
 
 def reproduce(root: Path, overrides: Sequence[str] = ()) -> None:
     """``dvc repro`` under a parent run."""
     with pipeline_run(root, overrides) as run:
         run.dvc(["repro"], lambda line: print(line, flush=True))
-    if run.outcomes and RAN not in run.outcomes.values():
+    if run.outcomes and set(run.outcomes.values()) <= {SKIPPED, CACHED}:
         print("\nEverything is up to date: no stage had anything to do.")

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from tokenbridge.errors import UserError
 from tokenbridge.loading import LoadError, load_whole
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.quantizer import DimensionwiseQuantizer, to_maps
@@ -51,7 +52,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         """
         path = Path(folder)
         if not (path / "model_index.json").exists():
-            raise LoadError(f"{path} is no trained pipeline: model_index.json is missing")
+            raise LoadError(f"{path} is no trained pipeline: run `make repro` first, or name the folder of one")
         return cls(
             vae=load_whole(AutoencoderKL, path / "vae", **options),
             transformer=load_whole(TokenBridgeTransformer, path / "transformer", **options),
@@ -63,7 +64,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         """Class index of a name (any case) or of an index.
 
         Raises:
-            ValueError: listing the classes there are.
+            UserError: listing the classes there are.
         """
         names = [name.lower() for name in self.config.label_names]
         text = str(label).strip().lower()
@@ -72,7 +73,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         if text.isdecimal() and int(text) < len(names):
             return int(text)
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(self.config.label_names))
-        raise ValueError(f"there is no class {label!r}: choose one of {listed}")
+        raise UserError(f"there is no class {label!r}: choose one of {listed}")
 
     @torch.no_grad()
     def __call__(
@@ -97,7 +98,7 @@ class TokenBridgePipeline(DiffusionPipeline):
             callback_on_step_end: called with (steps done, steps in all).
         """
         if output_type not in ("pil", "np"):
-            raise ValueError(f"output_type is {output_type!r}: choose 'pil' or 'np'")
+            raise UserError(f"output_type is {output_type!r}: choose 'pil' or 'np'")
         settings = SamplingSettings(num_inference_steps, guidance_scale, guidance_schedule, temperature)
         labels = torch.tensor([self.label_index(label) for label in class_labels], dtype=torch.long)
         images = self.sample(labels, image_generators(generator, len(labels)), settings, callback_on_step_end)
@@ -131,7 +132,7 @@ def image_generators(
     """One generator for each image: those given, or new ones seeded by the single one."""
     if isinstance(generator, Sequence):
         if len(generator) != count:
-            raise ValueError(f"{len(generator)} generators for {count} images: give one, or one for each image")
+            raise UserError(f"{len(generator)} generators for {count} images: give one, or one for each image")
         return generator
     device = generator.device if generator is not None else torch.device("cpu")
     seeds = torch.randint(2**62, (count,), generator=generator, device=device).tolist()

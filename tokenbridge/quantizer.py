@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from tokenbridge.config import QuantizerConfig
+from tokenbridge.errors import UserError
 
 OUTER_EDGE = 3.0  # where the released quantizer cuts the tails of N(0, 1)
 LOW_BAND = 0.25  # cycles per position: frequencies up to half of Nyquist count as low
@@ -71,15 +72,15 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
         """A quantizer of the given parts, each checked.
 
         Raises:
-            ValueError: if levels do not ascend, a scale is not positive, or the order is no permutation.
+            UserError: if levels do not ascend, a scale is not positive, or the order is no permutation.
         """
         dimensions, num_levels = levels.shape
         if not (levels.diff(dim=1) > 0).all():
-            raise ValueError("levels must ascend strictly in every dimension: are there fewer distinct latents than B?")
+            raise UserError("levels must ascend strictly in every dimension: are there fewer distinct latents than B?")
         if not (scale > 0).all():
-            raise ValueError(f"scales must be positive, got {scale.tolist()}: a dimension of the VAE is constant")
+            raise UserError(f"scales must be positive, got {scale.tolist()}: a dimension of the VAE is constant")
         if sorted(dimension_order.tolist()) != list(range(dimensions)):
-            raise ValueError(f"{dimension_order.tolist()} is not an order of {dimensions} dimensions")
+            raise UserError(f"{dimension_order.tolist()} is not an order of {dimensions} dimensions")
         quantizer = cls(dimensions=dimensions, num_levels=num_levels)
         for name, value in (("loc", loc), ("scale", scale), ("levels", levels), ("dimension_order", dimension_order)):
             getattr(quantizer, name).copy_(value)
@@ -105,10 +106,10 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
         distance to every level; the indices are the same in a B-th of the memory.
 
         Raises:
-            ValueError: if a latent is NaN.
+            UserError: if a latent is NaN.
         """
         if latents.isnan().any():
-            raise ValueError("latents hold NaN: look at the VAE and at its moments")
+            raise UserError("latents hold NaN: look at the VAE and at its moments")
         midpoints = (self.levels[:, 1:] + self.levels[:, :-1]) / 2
         by_dimension = latents.float().movedim(-1, 0)
         columns = by_dimension.reshape(len(by_dimension), -1).contiguous()

@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tokenbridge.config import GUIDANCE_SCHEDULES
+from tokenbridge.errors import UserError
 from tokenbridge.model.transformer import TokenBridgeTransformer, gather, split_order
 from tokenbridge.quantizer import DimensionwiseQuantizer
-
-GUIDANCE_SCHEDULES = ("linear", "constant")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SamplingSettings:
     """How tokens are drawn.
 
     Raises:
-        ValueError: naming the setting that cannot work.
+        UserError: naming the setting that cannot work.
     """
 
     steps: int
@@ -56,23 +56,23 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}: at least one step is needed")
+            raise UserError(f"steps is {self.steps}: at least one step is needed")
         if self.guidance_scale < 1:
-            raise ValueError(f"guidance_scale is {self.guidance_scale}: 1 (no guidance) is the least")
+            raise UserError(f"guidance_scale is {self.guidance_scale}: 1 (no guidance) is the least")
         if self.guidance_schedule not in GUIDANCE_SCHEDULES:
-            raise ValueError(f"guidance_schedule is {self.guidance_schedule!r}: choose one of {GUIDANCE_SCHEDULES}")
+            raise UserError(f"guidance_schedule is {self.guidance_schedule!r}: choose one of {GUIDANCE_SCHEDULES}")
         if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}: it cannot be negative")
+            raise UserError(f"temperature is {self.temperature}: it cannot be negative")
 
 
 def masked_counts(positions: int, steps: int) -> list[int]:
     """Positions still masked after each step: S cos(pi/2 (i + 1)/n), at least one revealed a step, 0 at the end.
 
     Raises:
-        ValueError: if there are more steps than positions.
+        UserError: if there are more steps than positions.
     """
     if steps > positions:
-        raise ValueError(f"{steps} steps for {positions} positions: use at most {positions} steps")
+        raise UserError(f"{steps} steps for {positions} positions: use at most {positions} steps")
     counts, masked = [], positions
     for i in range(steps - 1):
         masked = max(1, min(masked - 1, math.floor(positions * math.cos(math.pi / 2 * (i + 1) / steps))))

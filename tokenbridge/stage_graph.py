@@ -12,8 +12,8 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from omegaconf import OmegaConf
 
-from tokenbridge.config import PARAMS_FILE
 from tokenbridge.files import sha256_tree
+from tokenbridge.params import PARAMS_FILE
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from tokenbridge.config import LauncherConfig, VaeConfig
+from tokenbridge.config import NORM_GROUPS, LauncherConfig, VaeConfig
 from tokenbridge.discriminator import PatchDiscriminator, adversarial_gradient, hinge_loss
 from tokenbridge.ema import Ema
 from tokenbridge.loop import History, MetricSink, Stateful, cosine_factor, run_steps
@@ -24,7 +24,6 @@ CLIP_NORM = 1.0
 EMA_DECAY = 0.98
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.01
-NORM_GROUPS = 8
 DISCRIMINATOR_BETAS = (0.5, 0.95)
 RAMP = 0.1  # of the training, over which the adversarial weight grows
 

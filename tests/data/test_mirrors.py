@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import sha256_of
-from tokenbridge.config import MirrorConfig, compose_config, validate
+from tokenbridge.config import MirrorConfig
 from tokenbridge.data import DataError
 from tokenbridge.data.mirrors import fetch_files
+from tokenbridge.params import compose_config, validate
 
 FILES = {"images": b"pixels " * 1000, "labels": b"names"}
 SHA256 = sha256_of(FILES)

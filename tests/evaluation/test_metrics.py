@@ -12,7 +12,6 @@ from tokenbridge.evaluation import EvaluationError
 from tokenbridge.evaluation.checks import check_counts, check_sample_count
 from tokenbridge.evaluation.features import Features, ImageTensorDataset, extract_features, register
 from tokenbridge.evaluation.metrics import (
-    balanced_indices,
     frechet_distance,
     sample_metrics,
 )
@@ -97,14 +96,6 @@ def test_copies_of_one_real_image_have_precision_but_no_recall(
     metrics = sample_metrics(extract_features(copies, 32), reference, CONFIG)
     assert metrics[f"precision_{SUFFIX}"] == 1
     assert metrics[f"recall_{SUFFIX}"] < 0.1
-
-
-def test_balanced_indices_are_the_first_of_each_class() -> None:
-    assert balanced_indices(np.array([2, 0, 0, 0, 1, 2, 1, 0]), 6).tolist() == [0, 1, 2, 4, 5, 6]
-
-
-def test_classes_that_run_out_are_filled_from_the_others() -> None:
-    assert balanced_indices(np.array([0, 0, 0, 0, 1]), 4).tolist() == [0, 1, 2, 4]
 
 
 @pytest.mark.parametrize(

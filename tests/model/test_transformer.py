@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from tokenbridge.config import compose_config, validate
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.transformer import split_order
+from tokenbridge.params import compose_config, validate
 
 PUBLISHED = {"large": 486_889_472, "huge": 910_040_576}
 POSITIONS = 16

@@ -11,12 +11,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.data.conftest import CLASSES, picture
-from tokenbridge.config import DataConfig, compose_config, load_params
+from tokenbridge.config import DataConfig
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.data.sources import fetch_images
 from tokenbridge.files import sha256_tree
+from tokenbridge.params import compose_config, load_params
 from tokenbridge.plots import GAP
 from tokenbridge.stages import fetch
+from tokenbridge.stages.runtime import MISTAKE_CODE
 
 PROJECT = Path(__file__).parents[2]
 DVC_YAML = """
@@ -29,7 +31,15 @@ stages:
 """
 
 
-SETTINGS = ["data=imagefolder", "data.root=pictures", "data.num_classes=3", "data.image_size=8"]
+SETTINGS = [
+    "data=imagefolder",
+    "data.root=pictures",
+    "data.num_classes=3",
+    "data.image_size=8",
+    "generate.steps=1",
+    "generate.samples=9",
+    "evaluate.kid_subset_size=3",
+]
 
 
 @pytest.fixture
@@ -69,7 +79,7 @@ def test_a_bad_image_ends_the_stage_with_one_message_and_the_previous_images_sta
     before = sha256_tree(repository / "data/images")
     (repository / "pictures/Coat/2.png").write_bytes(b"\x89PNG cut short")
     done = run_stage(repository)
-    assert done.returncode == 1
+    assert done.returncode == MISTAKE_CODE
     assert "fetch: pictures/Coat/2.png is not an image, whatever its name: replace or delete it" in done.stderr
     assert "Traceback" not in done.stderr
     assert sha256_tree(repository / "data/images") == before

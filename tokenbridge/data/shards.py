@@ -184,4 +184,4 @@ def read_footer(path: Path) -> pq.FileMetaData:
 
 
 def remedy(folder: Path) -> str:
-    return f"make it again with `dvc repro {folder}`, or restore it with `dvc checkout {folder}`"
+    return f"restore it with `dvc checkout {folder}`, or delete it and run `dvc repro`"

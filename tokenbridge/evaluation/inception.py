@@ -1,6 +1,7 @@
 """The files that the real FID needs, which only the user can give, checked before any work starts."""
 
 import pickle
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from tokenbridge.config import EvaluateConfig
 from tokenbridge.evaluation import EvaluationError
-from tokenbridge.files import sha256_file
+from tokenbridge.files import atomic_path, sha256_file
 
 WEIGHTS_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -29,9 +30,31 @@ def check_inception(config: EvaluateConfig) -> None:
         EvaluationError: naming the setting and the remedy.
     """
     if config.inception_weights is not None:
-        check_inception_weights(Path(config.inception_weights))
+        check_inception_weights(find_inception_weights(config.inception_weights))
     if config.inception_reference is not None:
-        load_reference_statistics(Path(config.inception_reference))
+        load_reference_statistics(Path(config.inception_reference).expanduser())
+
+
+def find_inception_weights(setting: str) -> Path:
+    """The file that evaluate.inception_weights names; ``download`` fetches torch-fidelity's own, once.
+
+    Raises:
+        EvaluationError: it cannot be reached.
+    """
+    if setting != "download":
+        return Path(setting).expanduser()
+    path = Path("pretrained") / WEIGHTS_URL.rsplit("/", 1)[-1]
+    if not path.exists():
+        print(f"downloading {WEIGHTS_URL} (96 MB)", flush=True)
+        try:
+            with urllib.request.urlopen(WEIGHTS_URL, timeout=20) as reply, atomic_path(path) as target:
+                target.write_bytes(reply.read())
+        except OSError as error:
+            raise EvaluationError(
+                f"{WEIGHTS_URL} cannot be reached ({error}): get it by other means and say "
+                "evaluate.inception_weights=/path/to/it, or set it to null"
+            ) from error
+    return path
 
 
 def check_inception_weights(path: Path, expected_sha256: str = WEIGHTS_SHA256) -> None:

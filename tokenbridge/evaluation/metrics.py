@@ -6,8 +6,6 @@ All numbers depend on how many images are compared, so the number is fixed by th
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -20,15 +18,6 @@ from tokenbridge.evaluation.features import Features, extract_with
 from tokenbridge.evaluation.inception import Statistics
 
 PRECISION_BATCH = 2000  # bounds the matrix of distances; the result is the same for every value
-
-
-def balanced_indices(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The first images of every class, in equal shares as far as the classes reach; ascending [count]."""
-    by_class = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[by_class], labels[by_class])
-    rank = np.empty(len(labels), dtype=np.int64)
-    rank[by_class] = np.arange(len(labels)) - starts
-    return np.sort(np.lexsort((labels, rank))[:count]).astype(np.int64)
 
 
 def frechet_distance(generated: Features, reference: Features) -> float:

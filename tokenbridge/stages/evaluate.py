@@ -9,13 +9,13 @@ from torch.utils.data import Dataset
 
 from tokenbridge.config import Config, EvaluateConfig
 from tokenbridge.data.shards import ImageShards
+from tokenbridge.data.splits import balanced_subset
 from tokenbridge.device import pick_device
 from tokenbridge.evaluation.checks import check_counts, check_sample_count
-from tokenbridge.evaluation.classifier import accuracy_by_class, class_accuracy, load_classifier, predict, read_small
+from tokenbridge.evaluation.classifier import accuracy_by_class, load_classifier, predict, read_small
 from tokenbridge.evaluation.features import ShardImageDataset, extract_features
-from tokenbridge.evaluation.inception import check_inception, load_reference_statistics
+from tokenbridge.evaluation.inception import check_inception, find_inception_weights, load_reference_statistics
 from tokenbridge.evaluation.metrics import (
-    balanced_indices,
     inception_features,
     inception_metrics,
     inception_statistics,
@@ -35,15 +35,16 @@ def main() -> None:
         train, test = (ImageShards(run.root / "data/images", split) for split in ("train", "test"))
         _check(run.config, len(samples), len(train), len(test))
         model = load_classifier(run.root / "models/classifier").to(pick_device(run.config.launcher))
-        floor = ShardImageDataset(train, balanced_indices(train.labels, len(samples)))
+        floor = ShardImageDataset(train, balanced_subset(train.labels, len(samples)))
         sets: ImageSets = {"": ShardImageDataset(samples), "floor_": floor, "test": ShardImageDataset(test)}
         metrics = {"samples": len(samples), **_distances(run.config, sets)}
         if run.config.evaluate.inception_weights is not None:
-            metrics |= _inception(run.config.evaluate, Path(run.config.evaluate.inception_weights), sets)
+            metrics |= _inception(
+                run.config.evaluate, find_inception_weights(run.config.evaluate.inception_weights), sets
+            )
         images, labels = read_small(samples)
         predicted = predict(model, images)
         metrics["class_accuracy"] = float((predicted == labels).mean())
-        metrics["real_class_accuracy"] = class_accuracy(model, *read_small(test))
         write_json(run.work / "metrics.json", metrics)
         names = samples.label_names
         pairs = [{"actual": names[a], "predicted": names[p]} for a, p in zip(labels, predicted, strict=True)]
@@ -78,7 +79,7 @@ def _distances(config: Config, sets: ImageSets) -> dict[str, float]:
 def _inception(config: EvaluateConfig, weights: Path, sets: ImageSets) -> dict[str, float]:
     """The same with Inception: against the settings' statistics, or those of the test images."""
     if config.inception_reference is not None:
-        reference = load_reference_statistics(Path(config.inception_reference))
+        reference = load_reference_statistics(Path(config.inception_reference).expanduser())
     else:
         reference = inception_statistics(inception_features(sets["test"], weights))
     return {

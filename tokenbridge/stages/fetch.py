@@ -1,10 +1,15 @@
 """Stage ``fetch``: images of the configured source, checked and written as shards; and a picture of them."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
+from tokenbridge.config import Config
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.data.sources import fetch_images
+from tokenbridge.evaluation.checks import check_counts
+from tokenbridge.evaluation.inception import check_inception
 from tokenbridge.plots import image_grid
 from tokenbridge.stages.runtime import stage_run
 
@@ -18,8 +23,16 @@ def main() -> None:
         manifest = fetch_images(data, run.work / "images", run.config.launcher.log_seconds)
         run.tracker.dataset(data.name, manifest["digest"], source=data.citation or data.name, context="fetch")
         picture(ImageShards(run.work / "images", "train")).save(run.work / "images.png")
+        _check(run.config, manifest)
         run.publish(run.work / "images", "data/images")
         run.publish(run.work / "images.png", "reports/fetch/images.png")
+
+
+def _check(config: Config, manifest: dict[str, Any]) -> None:
+    """What the evaluation at the other end of the pipeline needs: fails now rather than after training."""
+    check_inception(config.evaluate)
+    counts = {split: content["count"] for split, content in manifest["splits"].items()}
+    check_counts(config.evaluate, config.generate.samples, counts["train"], counts["test"])
 
 
 def picture(images: ImageShards) -> Image.Image:

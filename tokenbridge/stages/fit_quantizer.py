@@ -6,9 +6,8 @@ import torch
 
 from tokenbridge.figures import levels_figure, order_figure
 from tokenbridge.files import write_csv, write_json
-from tokenbridge.moments import Moments, sample_posterior
+from tokenbridge.moments import Moments, fitting_latents
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer, low_frequency_share, quantizer_report
-from tokenbridge.seeding import generator
 from tokenbridge.stages.runtime import stage_run
 
 
@@ -27,14 +26,6 @@ def main() -> None:
         run.publish(run.work / "report.json", "reports/quantizer.json")
         run.publish(plots, "reports/quantizer")
         run.publish(run.work / "quantizer", "models/quantizer")
-
-
-def fitting_latents(moments: Moments, images: int, seed: int) -> torch.Tensor:
-    """Posterior samples [n, C, h, w], in VAE units, of ``images`` images drawn without replacement."""
-    indices = torch.randperm(len(moments), generator=generator(seed, "fit images"))[:images]
-    posterior = moments.read(indices)
-    noise = torch.randn(posterior[:, : moments.dimensions].shape, generator=generator(seed, "fit noise"))
-    return sample_posterior(posterior, noise)
 
 
 def _summary(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -6,15 +6,14 @@ from diffusers import AutoencoderKL
 
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.device import pick_device
-from tokenbridge.evaluation.features import extract_features
+from tokenbridge.evaluation.features import ShardImageDataset, extract_features
 from tokenbridge.evaluation.metrics import frechet_distance
 from tokenbridge.evaluation.reconstruction import psnr, ssim
 from tokenbridge.files import write_csv, write_json
-from tokenbridge.moments import Moments, sample_posterior
+from tokenbridge.moments import Moments, fitting_latents, sample_posterior
 from tokenbridge.plots import image_grid
 from tokenbridge.progress import Progress
 from tokenbridge.quantizer import fit_quantizer, to_maps, to_sequence
-from tokenbridge.stages.fit_quantizer import fitting_latents
 from tokenbridge.stages.runtime import StageRun, stage_run
 from tokenbridge.vae import decode_images, encode_moments, load_vae
 
@@ -68,7 +67,7 @@ def _measure(run: StageRun, originals: np.ndarray, images: dict[str, np.ndarray]
     size = run.config.evaluate.feature_size
     shards = ImageShards(run.root / "data/images", "test")
     progress = Progress("reconstruct", len(images) + 1, "sets", run.config.launcher.log_seconds)
-    reference = extract_features(shards.read(0, len(shards))[0], size)
+    reference = extract_features(ShardImageDataset(shards), size)
     progress.advance(1)
     rows: list[dict[str, object]] = []
     for name, reconstructed in images.items():

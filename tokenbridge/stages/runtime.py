@@ -14,9 +14,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tokenbridge.config import Config, ConfigError, load_params
+from tokenbridge.config import Config, ConfigError
 from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_write_text, read_json, sha256_tree
+from tokenbridge.params import load_params
 from tokenbridge.stage_graph import StageSpec, read_stages
 from tokenbridge.tracking.spool import Tracker
 
@@ -25,6 +26,10 @@ RUN_MARKER = "run_id"
 PARENT_VARIABLE = "TOKENBRIDGE_PARENT_RUN"  # set by tokenbridge.orchestrate for the stages that it starts
 MISTAKE_CODE = 2  # exit code of a stage that the user's settings or files stopped: no use in trying again
 LOGGED_BYTES = 20_000_000  # an out up to this size is logged as files, a larger one as its digest
+
+
+class OrphanedError(UserError):
+    """The stage outlived its dvc; its work is kept for the rerun, which waits for it."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,16 @@ class StageRun:
     root: Path
     work: Path
     tracker: Tracker
+    parent: int  # process id of the dvc that started the stage
 
     def publish(self, source: Path, out: str) -> None:
-        """Move a finished file or folder to its place; whatever was there is replaced."""
+        """Move a finished file or folder to its place; whatever was there is replaced.
+
+        Raises:
+            OrphanedError: if dvc was killed meanwhile: another may be at work there, with other settings.
+        """
+        if os.getppid() != self.parent:
+            raise OrphanedError(f"the dvc that started this stage is gone: what is done stays in {self.work}; repeat")
         target = self.root / out
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
@@ -74,12 +86,9 @@ def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
     with _sync(root, pipeline), _only_writer(work), _tracker(spec, root, work, pipeline) as tracker:
         tracker.params(spec.params)
         tracker.tags({f"dep.{path}": digest for path, digest in spec.deps.items() if not path.endswith(".py")})
-        yield StageRun(spec, config, root, work, tracker)
+        yield StageRun(spec, config, root, work, tracker, parent)
         _log_outs(tracker, spec, root)
-        # A stage whose dvc was killed goes on as an orphan: it keeps its work, so that the rerun that
-        # waits for the lock finds it finished.
-        if os.getppid() == parent:
-            shutil.rmtree(work)
+        shutil.rmtree(work)
 
 
 def _sync(root: Path, pipeline: str | None) -> AbstractContextManager[object]:

@@ -13,7 +13,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from tokenbridge.config import flatten
+from tokenbridge.params import flatten
 from tokenbridge.tracking.logged_model import log_model
 from tokenbridge.tracking.pending import Spool, SyncState
 from tokenbridge.tracking.store import Store

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_path
 from tokenbridge.tracking.spool import SPOOL_FOLDER
 
@@ -25,7 +26,7 @@ Columns that matter:
 |---|---|
 | `fd_efficientnet_lite0_...` | distance of generated from real images; lower is better |
 | `class_accuracy` | share of generated images that a classifier finds to be of the class asked for |
-| `loss` | cross-entropy per token in training, in nats |
+| `loss` | cross-entropy per dimension in training, in nats |
 | tag `stage` | which stage a row is of, such as `train@tiny` |
 | tag `stage.key` | digest of the stage's parameters and inputs; equal keys mean equal results |
 | tag `reused.<stage>` | on a pipeline row: the stage was up to date, and this run made its outputs |
@@ -142,7 +143,7 @@ def ui_command(root: Path) -> list[str]:
     """
     uri = tracking_uri(root)
     if uri.startswith("http"):
-        raise ValueError(f"MLFLOW_TRACKING_URI is {uri}: open that address in a browser, it shows the runs")
+        raise UserError(f"MLFLOW_TRACKING_URI is {uri}: open that address in a browser, it shows the runs")
     connect(root)
     host, port = UI_ADDRESS
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
