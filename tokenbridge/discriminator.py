@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tokenbridge.config import NORM_GROUPS
 
 SLOPE = 0.2
+WEIGHT_MOMENTUM = 0.05
 
 
 class PatchDiscriminator(nn.Module):
@@ -28,6 +29,9 @@ class PatchDiscriminator(nn.Module):
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(3 * width, 1, 3, padding=1),
         )
+        self.register_buffer("weight", torch.zeros(()))  # running ratio of the two gradients; 0: none seen yet
+
+    weight: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.layers(images)
@@ -41,11 +45,13 @@ def hinge_loss(discriminator: PatchDiscriminator, real: Tensor, fake: Tensor) ->
 
 
 def adversarial_gradient(discriminator: PatchDiscriminator, fake: Tensor, like: Tensor) -> Tensor:
-    """Gradient [N, 3, H, W], at the images ``fake``, towards higher scores; scaled to the norm of ``like``.
+    """Gradient [N, 3, H, W], at the images ``fake``, towards higher scores; scaled to about the norm of ``like``.
 
-    The scale is LDM's adaptive weight, taken at the image instead of at the decoder's last layer. Saturated
-    pixels are not pushed further out.
+    The scale is LDM's adaptive weight, taken at the image instead of at the decoder's last layer, and
+    averaged over steps. Saturated pixels are not pushed further out.
     """
     images = fake.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(-discriminator(images.clamp(-1, 1)).mean(), images)
-    return gradient * (like.norm() / (gradient.norm() + 1e-8))
+    ratio = like.norm() / (gradient.norm() + 1e-8)
+    discriminator.weight.lerp_(ratio, WEIGHT_MOMENTUM if discriminator.weight > 0 else 1.0)
+    return gradient * discriminator.weight

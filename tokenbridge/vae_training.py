@@ -25,6 +25,9 @@ EMA_DECAY = 0.98
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.01
 DISCRIMINATOR_BETAS = (0.5, 0.95)
+# shares of the peak rates that stay to the end: texture is the discriminator's last lesson
+RATE_FLOOR = 0.02
+DISCRIMINATOR_RATE_FLOOR = 0.1
 RAMP = 0.1  # of the training, over which the adversarial weight grows
 
 
@@ -102,7 +105,7 @@ class VaeTrainer:
 
     def step(self, images: Tensor, index: int) -> dict[str, Tensor]:
         """Train on images [N, 3, H, W] in [-1, 1]."""
-        factor = cosine_factor(index, self.total, min(WARMUP_STEPS, self.total))
+        factor = max(RATE_FLOOR, cosine_factor(index, self.total, min(WARMUP_STEPS, self.total)))
         with self._autocast():
             posterior = self.vae.encode(images).latent_dist
             output = self.vae.decode(posterior.sample()).sample.float()
@@ -130,7 +133,7 @@ class VaeTrainer:
             loss,
             self.discriminator,
             list(self.discriminator_optimizers.values()),
-            factor=factor,
+            factor=max(factor, DISCRIMINATOR_RATE_FLOOR),
             clip_norm=CLIP_NORM,
             step=index,
         )

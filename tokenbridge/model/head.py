@@ -93,6 +93,8 @@ class DimensionHead(nn.Module):
     def sample(self, z: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Tokens [M, C], in head order, dimension by dimension with a key-value cache.
 
+        Differs: the released sampler computes the whole prefix anew at every dimension, with the same result.
+
         Args:
             choose: picks the level [M] of dimension i from its logits [M, B].
         """
