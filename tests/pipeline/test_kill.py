@@ -100,9 +100,11 @@ def test_sampling_resumes_after_its_whole_group_was_killed(project: Project) -> 
     project.forget("generate@tiny")
     repro, stage = start_until(project, "generate@tiny", "chunk-00000000.npy")
     group = os.getpgid(stage.pid)
+    killed = psutil.Process(repro.pid).children(recursive=True)
     repro.kill()
     os.killpg(group, signal.SIGKILL)
     finish(repro)
+    psutil.wait_procs(killed, timeout=PATIENCE)  # dvc believes its lock held as long as its old process can be seen
 
     output = project.repro()
     assert "generate: resuming at 250 of 500 images" in output
