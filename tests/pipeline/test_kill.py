@@ -19,9 +19,10 @@ def start_until(project: Project, stage: str, file: str, *command: str) -> tuple
     """The command (``repro``) and its stage process, at the moment when the stage's work folder has ``file``."""
     module, _, model = stage.partition("@")
     repro = project.start(*command) if command else project.start_repro()
+    # the process first: a search for it after the file may take longer than the rest of the work
+    process = wait_for(lambda: descendant(repro, "-m", f"tokenbridge.stages.{module}", model), f"process of {stage}")
     wait_for(lambda: next((project.root / ".work" / stage).glob(f"*/{file}"), None), f"{file} of {stage}")
-    process = descendant(repro, "-m", f"tokenbridge.stages.{module}", model)
-    assert process is not None, f"{stage} ended before it could be killed"
+    assert process.is_running(), f"{stage} ended before it could be stopped"
     return repro, process
 
 
@@ -64,6 +65,9 @@ def test_a_stage_that_outlives_its_dvc_is_waited_for(project: Project) -> None:
     project.forget("train@tiny")
     dvc, orphan = start_until(project, "train@tiny", "checkpoint.pt", "dvc", "repro")
     orphan.suspend()  # so that it surely lives when the next one starts
+    assert not list((project.root / ".work/train@tiny").glob("*/pipeline")), (
+        "the training was over before it was stopped"
+    )
     dvc.kill()
     dvc.wait()
     second = project.start_repro()
