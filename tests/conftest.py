@@ -3,14 +3,16 @@
 import pytest
 import torch
 
-from tokenbridge.config import LauncherConfig, QuantizerConfig, TrainConfig
+from tokenbridge.config import LauncherConfig, ModelConfig, QuantizerConfig, TrainConfig
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
+from tokenbridge.training import NOT_OF_THE_MODEL
 
 LAUNCHER = LauncherConfig(threads=0, batch_size=8, log_seconds=1e9, checkpoint_seconds=0.0001)
 torch.set_num_threads(1)  # tensors are tiny here, and other processes may be at work
 
 QUANTIZER = QuantizerConfig(
+    family="gaussian",
     levels=8,
     range=5.0,
     statistics="per_dimension",
@@ -19,8 +21,10 @@ QUANTIZER = QuantizerConfig(
     order="frequency",
     given_order=None,
     fit_images=64,
+    patch_size=1,
 )
 RECIPE = TrainConfig(
+    seed=0,
     batch_size=8,
     epochs=1,
     optimizer="adamw",
@@ -39,6 +43,22 @@ RECIPE = TrainConfig(
     mask_ratio_min=0.7,
     precision="fp32",
 )
+MODEL = ModelConfig(
+    pretrained=None,
+    width=32,
+    encoder_depth=1,
+    decoder_depth=1,
+    heads=2,
+    head_width=32,
+    head_depth=2,
+    head_heads=2,
+    head="autoregressive",
+    head_group=1,
+    buffer_size=2,
+    dropout=0.0,
+    train=RECIPE,
+)
+SHAPE = {"grid_height": 4, "grid_width": 4, "dimensions": 4, "levels": 8, "num_classes": 3}  # what tokens decide
 
 
 class Silent:
@@ -51,28 +71,28 @@ class Silent:
         self.rows.append((step, values))
 
 
-@pytest.fixture
-def model() -> TokenBridgeTransformer:
-    """4 x 4 positions, 4 dimensions of 8 levels, 3 classes; every weight random, adaLN too."""
+def small_model(**changes: object) -> TokenBridgeTransformer:
+    """A fresh model of ``SHAPE`` and ``MODEL``, with some of the constructor's arguments changed."""
     torch.manual_seed(0)
-    model = TokenBridgeTransformer(
-        grid_height=4,
-        grid_width=4,
-        dimensions=4,
-        levels=8,
-        num_classes=3,
-        width=32,
-        encoder_depth=1,
-        decoder_depth=1,
-        heads=2,
-        head_width=32,
-        head_depth=2,
-        head_heads=2,
-        buffer_size=2,
-    ).eval()
+    return TokenBridgeTransformer(**(SHAPE | sizes_of(MODEL) | changes))
+
+
+def sizes_of(config: ModelConfig) -> dict[str, object]:
+    """What a model's constructor takes of its configuration."""
+    return {name: value for name, value in vars(config).items() if name not in NOT_OF_THE_MODEL}
+
+
+def random_model(**changes: object) -> TokenBridgeTransformer:
+    """``small_model`` for use, every weight random, adaLN too."""
+    model = small_model(**changes).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
+
+
+@pytest.fixture
+def model() -> TokenBridgeTransformer:
+    return random_model()
 
 
 @pytest.fixture

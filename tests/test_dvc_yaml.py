@@ -11,7 +11,10 @@ PACKAGE = ROOT / "tokenbridge"
 
 # How a stage is run, watched and checked; none of it changes what a stage writes.
 INFRASTRUCTURE = {
-    "config.py",
+    "config/checks.py",
+    "config/data.py",
+    "config/model.py",
+    "config/tokenizer.py",
     "device.py",
     "errors.py",
     "evaluation/checks.py",
@@ -29,7 +32,8 @@ EXEMPT = {
     "train": {"pipeline.py", "sampling.py"},
 }
 
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+DEFINITIONS = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = {name: stage.get("do", stage) for name, stage in DEFINITIONS.items()}  # `do` stands below a `foreach`
 
 
 def imported_modules(module: Path) -> set[Path]:
@@ -67,4 +71,9 @@ def test_the_launcher_is_no_parameter_of_any_stage() -> None:
 
 
 def test_train_depends_on_its_own_model_only() -> None:
-    assert STAGES["train"]["params"] == ["seed", "models.${item.model}"]
+    assert STAGES["train"]["params"] == ["train_on", "models.${item.model}"]
+
+
+def test_train_depends_on_what_it_trains_on() -> None:
+    assert "data/${train_on}" in STAGES["train"]["deps"]
+    assert "data/moments" not in STAGES["train"]["deps"]

@@ -27,6 +27,16 @@ def test_warm_up_forgets_the_start() -> None:
     assert ema.model.weight.item() > 0.99
 
 
+@pytest.mark.parametrize("warmup", [False, True])
+def test_a_decay_of_zero_is_the_model_itself(warmup: bool) -> None:
+    model = nn.Linear(8, 8)
+    ema = Ema(model, decay=0.0, warmup=warmup)
+    for std in (1e-3, 1.0, 1e3):
+        nn.init.normal_(model.weight, std=std)
+        ema.update(model)
+        assert torch.equal(ema.model.weight, model.weight)
+
+
 def test_its_state_carries_on() -> None:
     model = nn.Linear(2, 2)
     first, second = Ema(model, 0.5, warmup=True), Ema(nn.Linear(2, 2), 0.5, warmup=True)

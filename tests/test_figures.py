@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenbridge.figures import levels_figure, order_figure
+from tokenbridge.figures import levels_figure, order_figure, study_figure
 
 
 @pytest.mark.parametrize("dimensions", [1, 5, 16])
@@ -18,3 +18,12 @@ def test_figures_are_pictures(dimensions: int, tmp_path: Path) -> None:
     order_figure(latents, np.ones(dimensions), np.arange(dimensions)).savefig(tmp_path / "order.png")
     for name in ("levels.png", "order.png"):
         assert Image.open(tmp_path / name).width > 200
+
+
+@pytest.mark.parametrize("studies", [{"levels": [8, 16]}, {"levels": [8], "range": [2.0, 5.0], "family": ["uniform"]}])
+def test_a_study_has_a_panel_for_each_metric_and_setting(studies: dict[str, list[object]], tmp_path: Path) -> None:
+    metrics = {"psnr": 26.0, "fd": 3.5}
+    figure = study_figure({name: [(value, metrics) for value in values] for name, values in studies.items()}, metrics)
+    assert len(figure.axes) == len(metrics) * len(studies)
+    figure.savefig(tmp_path / "study.png")
+    assert Image.open(tmp_path / "study.png").height > 200

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import QUANTIZER
+from tokenbridge.errors import UserError
+from tokenbridge.levels import stretched_gaussian_levels
 from tokenbridge.loading import load_whole
 from tokenbridge.quantizer import (
     DimensionwiseQuantizer,
     fit_quantizer,
-    gaussian_levels,
     low_frequency_share,
     quantizer_report,
     to_maps,
@@ -23,8 +24,8 @@ from tokenbridge.quantizer import (
 )
 
 
-def standard(levels: int, dimensions: int = 3, reach: float = 5.0) -> DimensionwiseQuantizer:
-    values = (gaussian_levels(levels) * reach / 3).float()
+def standard(levels: int, dimensions: int = 3) -> DimensionwiseQuantizer:
+    values = stretched_gaussian_levels(levels, 5.0)
     order = torch.arange(dimensions).flip(0)
     return DimensionwiseQuantizer.build(
         torch.zeros(dimensions), torch.ones(dimensions), values.expand(dimensions, -1), order
@@ -33,14 +34,6 @@ def standard(levels: int, dimensions: int = 3, reach: float = 5.0) -> Dimensionw
 
 def finite_floats() -> st.SearchStrategy[float]:
     return st.floats(-1e6, 1e6, width=32)
-
-
-@given(levels=st.integers(2, 256))
-def test_gaussian_levels_ascend_and_mirror(levels: int) -> None:
-    values = gaussian_levels(levels)
-    assert (values.diff() > 0).all()
-    torch.testing.assert_close(values, -values.flip(0))
-    assert values.abs().max() < 3
 
 
 @given(levels=st.integers(2, 256))
@@ -146,12 +139,98 @@ def test_a_constant_dimension_is_refused(vae_latents: Tensor) -> None:
         fit_quantizer(vae_latents, QUANTIZER)
 
 
-@pytest.mark.parametrize(("levels", "published_db"), [(16, 19.9), (64, 31.8)])
-def test_sqnr_on_gaussian_data_is_the_released_quantizers(levels: int, published_db: float) -> None:
-    values = torch.randn(500_000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    quantizer = fit_quantizer(values, replace(QUANTIZER, levels=levels))
-    (row,) = quantizer_report(quantizer, values)
-    assert row["sqnr_db"] == pytest.approx(published_db, abs=0.1)
+@pytest.mark.parametrize("family", ["gaussian", "uniform", "lloyd_max"])
+def test_every_family_survives_its_tokens(family: str, vae_latents: Tensor) -> None:
+    quantizer = fit_quantizer(vae_latents, replace(QUANTIZER, family=family))
+    assert quantizer.levels.shape == (4, 8)
+    latents = quantizer.normalize(vae_latents)
+    tokens = quantizer.encode(to_sequence(latents))
+    assert torch.equal(quantizer.encode(quantizer.decode(tokens)), tokens)
+
+
+def test_a_patch_is_a_token_of_more_dimensions() -> None:
+    vae_latents = torch.randn(8, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    quantizer = fit_quantizer(vae_latents, replace(QUANTIZER, patch_size=2))
+    assert quantizer.config.patch_size == 2
+    assert quantizer.levels.shape == (12, 8)
+    latents = quantizer.normalize(vae_latents)
+    assert latents.shape == (8, 12, 2, 3)
+    torch.testing.assert_close(quantizer.denormalize(latents), vae_latents)
+    lower_left_of_second = (vae_latents[0, 1, 1, 0] - quantizer.loc[6]) / quantizer.scale[6]  # c p p + i p + j
+    torch.testing.assert_close(latents[0, 6, 0, 0], lower_left_of_second)
+
+
+def test_a_patch_must_divide_the_grid(vae_latents: Tensor) -> None:
+    with pytest.raises(UserError, match=r"patch_size is 3: it must divide the VAE's grid, 4 x 4"):
+        fit_quantizer(vae_latents, replace(QUANTIZER, patch_size=3))
+
+
+PUBLISHED = [  # family, range, levels; mse, SQNR in dB, entropy and bits above the bound on N(0, 1)
+    ("gaussian", 5.0, 16, 0.01028, 19.9, 3.72, 0.41),
+    ("uniform", 3.0, 16, 0.01247, 19.0, 3.46, 0.30),
+    ("uniform", 5.0, 16, 0.03252, 14.9, 2.75, 0.28),
+    ("lloyd_max", 5.0, 16, 0.00950, 20.2, 3.77, 0.41),
+    ("gaussian", 5.0, 64, 0.00066, 31.8, 5.72, 0.44),
+    ("uniform", 3.0, 64, 0.00121, 29.2, 5.45, 0.61),
+    ("uniform", 5.0, 64, 0.00203, 26.9, 4.73, 0.26),
+    ("lloyd_max", 5.0, 64, 0.00065, 31.9, 5.71, 0.41),
+]
+
+
+@pytest.mark.parametrize(("family", "reach", "levels", "mse", "sqnr_db", "entropy", "above_bound"), PUBLISHED)
+def test_the_report_on_normal_data_tells_the_published_numbers(
+    family: str, reach: float, levels: int, mse: float, sqnr_db: float, entropy: float, above_bound: float
+) -> None:
+    config = replace(QUANTIZER, family=family, range=reach, levels=levels, statistics="fixed", order="natural")
+    normal = torch.special.ndtri((torch.arange(1_000_000).double() + 0.5) / 1_000_000).float().reshape(-1, 1, 1, 1)
+    (row,) = quantizer_report(fit_quantizer(normal, config), normal)
+    assert row["mse"] == pytest.approx(mse, rel=0.015)
+    assert row["sqnr_db"] == pytest.approx(sqnr_db, abs=0.1)
+    assert row["entropy_bits"] == pytest.approx(entropy, abs=0.03)
+    assert row["bits_above_bound"] == pytest.approx(above_bound, abs=0.025)
+
+
+def test_no_rate_is_needed_where_the_error_is_the_variance() -> None:
+    quantizer = DimensionwiseQuantizer.build(
+        torch.zeros(1), torch.ones(1), torch.tensor([[1.0, 2.0]]), torch.tensor([0])
+    )
+    (row,) = quantizer_report(quantizer, torch.randn(100, 1, 1, 1).clamp(-1, 1))
+    assert row["bits_above_bound"] == row["entropy_bits"] == 0
+
+
+UNEQUAL = torch.tensor([0.1, 1.0, 6.0, 2.0])
+
+
+def unequal_latents(seed: int) -> Tensor:
+    """A million values in each of 4 dimensions, whose deviations differ by up to 60 times."""
+    noise = torch.randn(1000, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return noise * UNEQUAL[:, None, None] + torch.tensor([1.0, -3.0, 0.0, 10.0])[:, None, None]
+
+
+def sqnr_of_deviations(quantizer: DimensionwiseQuantizer, vae_latents: Tensor) -> Tensor:
+    """Variance over squared error in dB, of each dimension [C], in VAE units."""
+    latents = quantizer.normalize(vae_latents)
+    tokens = quantizer.encode(to_sequence(latents))
+    restored = quantizer.denormalize(to_maps(quantizer.decode(tokens), *latents.shape[-2:]))
+    noise = (restored - vae_latents).square().mean((0, 2, 3))
+    return 10 * (vae_latents.var((0, 2, 3)) / noise).log10()
+
+
+@pytest.mark.parametrize("levels", [8, 16, 32, 64, 128])
+def test_on_unequal_variances_lloyd_max_holds_and_one_global_scale_fails(levels: int) -> None:
+    fitted_to, held_out = unequal_latents(0), unequal_latents(1)
+    released = replace(QUANTIZER, levels=levels, order="natural")
+    sqnr = {
+        (family, statistics): sqnr_of_deviations(
+            fit_quantizer(fitted_to, replace(released, family=family, statistics=statistics)), held_out
+        )
+        for family in ("gaussian", "lloyd_max")
+        for statistics in ("per_dimension", "global")
+    }
+    best = sqnr["gaussian", "per_dimension"]
+    assert (sqnr["lloyd_max", "per_dimension"] > best - 0.02).all()
+    assert (sqnr["lloyd_max", "global"] > best - 0.02).all()  # its levels follow each dimension's data
+    assert (sqnr["gaussian", "global"] < best - 5).any()  # too coarse for the narrow dimensions
 
 
 def test_it_survives_saving_whole(quantizer: DimensionwiseQuantizer, tmp_path: Path) -> None:

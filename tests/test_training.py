@@ -1,4 +1,4 @@
-"""Training of the autoregressive model on moments."""
+"""Training of the autoregressive model on tokens."""
 
 import subprocess
 import sys
@@ -6,60 +6,35 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from tests.conftest import LAUNCHER, RECIPE, Silent
+from tests.conftest import LAUNCHER, MODEL, QUANTIZER, RECIPE, SHAPE, Silent
+from tests.small_data import store_tokens, write_moments
 from tokenbridge.config import ModelConfig
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.moments import Moments, shard_name, write_manifest
-from tokenbridge.quantizer import DimensionwiseQuantizer
-from tokenbridge.training import draw_batch, num_masked_positions, train
+from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
+from tokenbridge.training import build_model, draw_batch, num_masked_positions, train
+from tokenbridge.training_data import FreshTokens, TrainingData
 
 CPU = torch.device("cpu")
-MODEL = ModelConfig(
-    width=32,
-    encoder_depth=1,
-    decoder_depth=1,
-    heads=2,
-    head_width=32,
-    head_depth=1,
-    head_heads=2,
-    buffer_size=2,
-    dropout=0.1,
-    train=RECIPE,
-)
-
-
-def write_moments(folder: Path, vae_latents: torch.Tensor) -> Moments:
-    """Two shards and two flips, of means ``vae_latents`` and little variance."""
-    folder.mkdir()
-    moments = torch.cat([vae_latents, torch.full_like(vae_latents, -6.0)], dim=1)
-    both = torch.stack([moments, moments.flip(-1)], dim=1).half().numpy()
-    for index, part in enumerate(np.split(both, 2)):
-        np.save(folder / shard_name(index), part)
-    write_manifest(folder, np.arange(len(both)) % 3, shards=2, num_classes=3)
-    return Moments(folder)
 
 
 @pytest.fixture
-def moments(tmp_path: Path, vae_latents: torch.Tensor) -> Moments:
-    return write_moments(tmp_path / "moments", vae_latents)
+def data(tmp_path: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer) -> FreshTokens:
+    return FreshTokens(write_moments(tmp_path / "moments", vae_latents), quantizer)
 
 
 def run(
-    config: ModelConfig, moments: Moments, quantizer: DimensionwiseQuantizer, checkpoint: Path
+    config: ModelConfig,
+    data: TrainingData,
+    quantizer: DimensionwiseQuantizer,
+    checkpoint: Path,
+    checkpoint_seconds: float = LAUNCHER.checkpoint_seconds,
 ) -> tuple[TokenBridgeTransformer, list[float]]:
+    launcher = replace(LAUNCHER, checkpoint_seconds=checkpoint_seconds)
     model, history = train(
-        config,
-        moments,
-        quantizer,
-        seed=0,
-        checkpoint=checkpoint,
-        launcher=LAUNCHER,
-        tracker=Silent(),
-        device=CPU,
+        config, data, quantizer, checkpoint=checkpoint, launcher=launcher, tracker=Silent(), device=CPU
     )
     return model, [row["loss"] for row in history]
 
@@ -78,58 +53,91 @@ def test_masking_is_rounded_up_and_leaves_nothing_out(uniform: float, masked: in
     assert num_masked_positions(torch.tensor(uniform), 16, RECIPE) == masked
 
 
-def test_a_batch_is_a_function_of_the_seed(moments: Moments, quantizer: DimensionwiseQuantizer) -> None:
+def test_a_batch_is_a_function_of_torchs_seed(data: FreshTokens) -> None:
     batches = []
     for _ in range(2):
         torch.manual_seed(5)
-        batches.append(draw_batch(moments, quantizer, torch.arange(8), RECIPE, CPU))
-    assert torch.equal(batches[0].latents, batches[1].latents)
+        batches.append(draw_batch(data, torch.arange(8), RECIPE, CPU))
+    assert torch.equal(batches[0].tokens, batches[1].tokens)
     assert torch.equal(batches[0].order, batches[1].order)
 
 
-def test_labels_are_dropped_at_their_rate(moments: Moments, quantizer: DimensionwiseQuantizer) -> None:
+def test_labels_are_dropped_at_their_rate(data: FreshTokens) -> None:
     torch.manual_seed(0)
     recipe = replace(RECIPE, label_dropout=0.25)
-    labels = torch.cat([draw_batch(moments, quantizer, torch.arange(64), recipe, CPU).labels for _ in range(50)])
+    labels = torch.cat([draw_batch(data, torch.arange(64), recipe, CPU).labels for _ in range(50)])
     assert (labels == 3).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
-def test_it_learns(moments: Moments, quantizer: DimensionwiseQuantizer, tmp_path: Path) -> None:
-    config = replace(MODEL, dropout=0.0, train=replace(RECIPE, epochs=30))
-    _, losses = run(config, moments, quantizer, tmp_path / "checkpoint.pt")
+def test_the_model_takes_its_shapes_from_data_and_quantizer(data: FreshTokens, vae_latents: torch.Tensor) -> None:
+    config = build_model(MODEL, data, data.quantizer).config
+    assert {name: config[name] for name in SHAPE} == SHAPE
+    patches = FreshTokens(data.moments, fit_quantizer(vae_latents, replace(QUANTIZER, patch_size=2)))
+    config = build_model(MODEL, patches, patches.quantizer).config
+    assert (config.grid_height, config.grid_width, config.dimensions) == (2, 2, 16)
+
+
+def test_it_learns(data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path) -> None:
+    config = replace(MODEL, train=replace(RECIPE, epochs=30))
+    _, losses = run(config, data, quantizer, tmp_path / "checkpoint.pt", checkpoint_seconds=60)
     assert sum(losses[-20:]) / 20 < losses[0] - 0.5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_same_seed_gives_the_same_bits(
-    moments: Moments, quantizer: DimensionwiseQuantizer, tmp_path: Path, precision: str
+    data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path, precision: str
 ) -> None:
-    config = replace(MODEL, train=replace(RECIPE, precision=precision))
-    first, second = (run(config, moments, quantizer, tmp_path / f"{i}.pt")[0] for i in range(2))
+    config = replace(MODEL, dropout=0.1, train=replace(RECIPE, precision=precision))
+    first, second = (run(config, data, quantizer, tmp_path / f"{i}.pt")[0] for i in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_another_seed_of_the_recipe_gives_another_model(
+    data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
+) -> None:
+    first, second = (
+        run(replace(MODEL, train=replace(RECIPE, seed=seed)), data, quantizer, tmp_path / f"{seed}.pt")[0]
+        for seed in (1, 2)
+    )
+    assert not torch.equal(first.token_in.weight, second.token_in.weight)
+
+
+def test_stored_tokens_end_at_the_loss_of_fresh_ones_within_the_noise_of_seeds(
+    data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
+) -> None:
+    def final_losses(source: TrainingData, name: str) -> torch.Tensor:
+        configs = [replace(MODEL, train=replace(RECIPE, seed=seed, epochs=8)) for seed in range(4)]
+        runs = [run(c, source, quantizer, tmp_path / f"{name}{c.train.seed}", checkpoint_seconds=60) for c in configs]
+        return torch.tensor([losses[-32:] for _, losses in runs]).mean(1)
+
+    fresh = final_losses(data, "fresh")
+    stored = final_losses(store_tokens(tmp_path, data.moments, quantizer), "stored")
+    standard_error = ((fresh.var() + stored.var()) / len(fresh)).sqrt()
+    assert (fresh.mean() - stored.mean()).abs() < 3 * standard_error
 
 
 KILLED = """
 import sys
 from pathlib import Path
 import torch
-from tests import conftest
-from tests.test_training import MODEL, RECIPE, run
+from tests.conftest import MODEL, RECIPE
+from tests.test_training import run
 from tokenbridge.moments import Moments
 from tokenbridge.loading import load_whole
 from tokenbridge.quantizer import DimensionwiseQuantizer
+from tokenbridge.training_data import FreshTokens
 from dataclasses import replace
 folder = Path(sys.argv[1])
 quantizer = load_whole(DimensionwiseQuantizer, folder / "quantizer")
-config = replace(MODEL, train=replace(RECIPE, epochs=40, precision="bf16", optimizer="muon"))
-model, _ = run(config, Moments(folder / "moments"), quantizer, folder / sys.argv[2])
+config = replace(MODEL, dropout=0.1, train=replace(RECIPE, epochs=40, precision="bf16", optimizer="muon"))
+model, _ = run(config, FreshTokens(Moments(folder / "moments"), quantizer), quantizer, folder / sys.argv[2])
 torch.save(model.state_dict(), folder / f"{sys.argv[2]}.weights")
 """
 
 
 @pytest.mark.slow
 def test_killed_and_run_again_it_ends_with_the_same_bits(
-    moments: Moments, quantizer: DimensionwiseQuantizer, tmp_path: Path
+    data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
 ) -> None:
     quantizer.save_pretrained(tmp_path / "quantizer")
     command = [sys.executable, "-c", KILLED, str(tmp_path)]

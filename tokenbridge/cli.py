@@ -4,9 +4,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from tokenbridge.config import GUIDANCE_SCHEDULES, REVEAL_ORDERS, Config
 from tokenbridge.errors import UserError
+
+if TYPE_CHECKING:  # torch is slow to import, and most commands need none
+    from _typeshed import DataclassInstance
+
+    from tokenbridge.sampling import SamplingSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,15 +43,72 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--class", dest="classes", action="append", help="name or index; repeat for more; none: all")
     sample.add_argument("--count", type=int, default=16, help="images of each class (%(default)s)")
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help="picture to write (%(default)s)")
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--steps", type=int, default=16)
-    sample.add_argument("--guidance-scale", type=float, default=2.0, help="1: no guidance (%(default)s)")
-    sample.add_argument("--temperature", type=float, default=1.0)
+    _add_sampling(sample)
     sample.set_defaults(command=_sample)
+
+    edit = commands.add_parser("edit", help="draw part of a picture anew, or change its class")
+    edit.add_argument("--model", type=Path, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
+    edit.add_argument("--image", dest="images", type=Path, action="append", required=True, help="repeat for more")
+    kept = edit.add_mutually_exclusive_group(required=True)
+    kept.add_argument("--mask", dest="keep", type=Path, help="picture that is white where the image is drawn anew")
+    kept.add_argument("--keep", metavar="SIDE", help="keep the left, right, top or bottom half")
+    edit.add_argument("--class", dest="label", required=True, help="name or index; may differ from the image's own")
+    edit.add_argument("--count", type=int, default=4, help="edits of each image (%(default)s)")
+    edit.add_argument("--out", type=Path, default=Path("edits.png"), help="picture to write (%(default)s)")
+    _add_sampling(edit)
+    edit.set_defaults(command=_edit)
+
+    _add_import(commands.add_parser("import", help="make a folder of ours from released weights"))
 
     ui = commands.add_parser("ui", help="open the MLflow pages on this machine")
     ui.set_defaults(command=_ui)
     return parser
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    """The fields of SamplingSettings, which holds their defaults; only what is given reaches the options."""
+    parser.add_argument("--seed", type=int, default=0)
+    group = parser.add_argument_group("sampling", argument_default=argparse.SUPPRESS)
+    group.add_argument("--steps", type=int, help="at most one for each position to draw; default: 16, or fewer")
+    group.add_argument("--guidance-scale", type=float, help="1: no guidance; default: 2")
+    group.add_argument("--guidance-schedule", choices=GUIDANCE_SCHEDULES, help="default: linear")
+    group.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="default: 0 1")
+    group.add_argument("--temperature", type=float, help="0 takes the likeliest level; default: 1")
+    group.add_argument("--top-p", type=float, help="draw among the likeliest levels of this probability; default: 1")
+    group.add_argument("--order", choices=REVEAL_ORDERS, help="which positions come first; default: random")
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(required=True, metavar="kind")
+
+    model = kinds.add_parser("tokenbridge", help="a TokenBridge checkpoint, as a pipeline folder")
+    model.add_argument("checkpoint", type=Path, help=".pth of the released code, or a state dict in .safetensors")
+    model.add_argument("--out", type=Path, required=True, help="folder to write")
+    model.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged or not (%(default)s)")
+    model.add_argument("--vae", type=Path, help="diffusers folder of its VAE; default: the vae.pretrained of conf/")
+    model.add_argument("--label-names", type=Path, metavar="FILE", help="a class name in each line; default: numbers")
+    shape = model.add_argument_group(
+        "what the tensors' shapes do not show",
+        "Default: as in conf/experiment/imagenet_l, the released models' settings.",
+        argument_default=argparse.SUPPRESS,
+    )
+    shape.add_argument("--heads", type=int, help="of the encoder and the decoder")
+    shape.add_argument("--image-size", type=int, help="pixels")
+    shape.add_argument("--vae-stride", type=int, help="pixels for each position of the VAE, along one side")
+    shape.add_argument("--patch-size", type=int, help="positions of the VAE for each of the model, along one side")
+    shape.add_argument("--range", type=float, help="the levels cover scaled latents in [-range, range]")
+    shape.add_argument("--latent-scale", type=float, help="what the VAE's latents were multiplied by")
+    shape.add_argument("--dimension-order", type=_integers, metavar="8,1,...", help="predicted first, second, ...")
+    model.set_defaults(command=_import_tokenbridge)
+
+    vae = kinds.add_parser("vae", help="MAR's KL-16, as a diffusers folder")
+    vae.add_argument("checkpoint", type=Path, help="kl16.ckpt")
+    vae.add_argument("--out", type=Path, required=True, help="folder to write")
+    vae.set_defaults(command=_import_vae)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def _params(options: argparse.Namespace) -> None:
@@ -65,16 +130,61 @@ def _repro(options: argparse.Namespace) -> None:
 def _sample(options: argparse.Namespace) -> None:
     from tokenbridge.draw import draw_grid
 
-    draw_grid(
+    settings = _sampling_settings(options)
+    draw_grid(options.model, options.classes, options.count, options.out, seed=options.seed, settings=settings)
+
+
+def _edit(options: argparse.Namespace) -> None:
+    from tokenbridge.edit import draw_edits
+
+    draw_edits(
         options.model,
-        options.classes,
+        options.images,
+        options.keep,
+        options.label,
         options.count,
         options.out,
         seed=options.seed,
-        steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        temperature=options.temperature,
+        settings=_sampling_settings(options),
     )
+
+
+def _sampling_settings(options: argparse.Namespace) -> "SamplingSettings":
+    from tokenbridge.sampling import SamplingSettings
+
+    return SamplingSettings(**_given(options, SamplingSettings))
+
+
+def _given(options: argparse.Namespace, settings: "type[DataclassInstance]") -> dict[str, Any]:
+    """The fields of ``settings`` that were given on the command line."""
+    names = [field.name for field in fields(settings)]
+    return {name: value for name, value in vars(options).items() if name in names}
+
+
+def _import_tokenbridge(options: argparse.Namespace) -> None:
+    from tokenbridge.importing.tokenbridge_checkpoint import CheckpointSettings, import_tokenbridge
+
+    released = _released_config()
+    settings = replace(CheckpointSettings.of(released), **_given(options, CheckpointSettings))
+    vae = options.vae or Path(str(released.vae.pretrained))
+    import_tokenbridge(
+        options.checkpoint, options.out, vae, settings, weights=options.weights, label_names=options.label_names
+    )
+    print(f"{options.out} written: `tokenbridge sample --model {options.out}` draws with it")
+
+
+def _import_vae(options: argparse.Namespace) -> None:
+    from tokenbridge.importing.kl16 import import_vae
+
+    import_vae(options.checkpoint, options.out, _released_config())
+    print(f"{options.out} written: `tokenbridge repro vae=kl16 vae.pretrained={options.out}` takes it")
+
+
+def _released_config() -> Config:
+    """The settings of the released models, which have one home."""
+    from tokenbridge.params import compose_config, validate
+
+    return validate(compose_config(["experiment=imagenet_l"]))
 
 
 def _ui(_: argparse.Namespace) -> None:

@@ -25,9 +25,7 @@ def draw_grid(
     out: Path,
     *,
     seed: int,
-    steps: int,
-    guidance_scale: float,
-    temperature: float,
+    settings: SamplingSettings,
 ) -> None:
     """Write ``count`` images of each class to ``out``: one row a class, or a square for a single one.
 
@@ -36,9 +34,8 @@ def draw_grid(
     """
     if count < 1:
         raise UserError(f"--count is {count}: at least one image is needed")
-    settings = SamplingSettings(steps, guidance_scale, temperature=temperature)
     pipeline = TokenBridgePipeline.from_pretrained(model).to(best_device())
-    names = pipeline.config.label_names
+    names = pipeline.class_names
     chosen = [pipeline.label_index(label) for label in classes] if classes else list(range(len(names)))
     labels = torch.tensor(chosen).repeat_interleave(count)
     images = _sample(pipeline, labels, seed, settings)
@@ -51,7 +48,8 @@ def draw_grid(
 
 def _sample(pipeline: TokenBridgePipeline, labels: torch.Tensor, seed: int, settings: SamplingSettings) -> np.ndarray:
     batches = torch.arange(len(labels)).split(BATCH)
-    progress = Progress("sample", len(batches) * settings.steps, "steps", every=1.0)
+    steps = settings.steps_for(pipeline.transformer.positions)
+    progress = Progress("sample", len(batches) * steps, "steps", every=1.0)
     parts = []
     for batch in batches:
         generators = [generator(seed, "sample", index) for index in batch.tolist()]

@@ -1,5 +1,7 @@
 """Plots of numbers, drawn with matplotlib."""
 
+from collections.abc import Mapping, Sequence
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -33,7 +35,7 @@ def levels_figure(columns: Floats, levels: Floats) -> Figure:
     return figure
 
 
-def order_figure(latents: Floats, share: Floats, order: Floats) -> Figure:
+def order_figure(latents: Floats, share: Floats, order: NDArray[np.integer]) -> Figure:
     """Spectrum of each dimension, from latents [N, C, h, w], in the order in which the head predicts them."""
     figure, axes = _panels(len(order))
     energy = np.square(np.abs(np.fft.fftshift(np.fft.fft2(latents), axes=(-2, -1)))).mean(0)
@@ -42,4 +44,30 @@ def order_figure(latents: Floats, share: Floats, order: Floats) -> Figure:
         axis.set_title(f"{place + 1}. dimension {dimension}: {share[dimension]:.0%} low", fontsize=8)
         axis.set_axis_off()
     figure.suptitle("spectral energy (log), low frequencies in the centre, first predicted first", fontsize=10)
+    return figure
+
+
+Metrics = Mapping[str, float]
+
+
+def study_figure(studies: Mapping[str, Sequence[tuple[object, Metrics]]], baseline: Metrics) -> Figure:
+    """Each metric (rows) against each studied setting (columns), the baseline dashed.
+
+    Args:
+        studies: by the setting's name, its values with the metrics found there.
+        baseline: the metrics without quantization.
+    """
+    size = (3.2 * len(studies), 2.4 * len(baseline))
+    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    axes = figure.subplots(len(baseline), len(studies), squeeze=False, sharex="col", sharey="row")
+    for row, (metric, value) in zip(axes, baseline.items(), strict=True):
+        row[0].set_ylabel(metric, fontsize=7)
+        for axis, points in zip(row, studies.values(), strict=True):
+            axis.axhline(value, color="#888888", linestyle="--", linewidth=1)
+            names = [str(setting) for setting, _ in points]  # not numbers, so that 8, 16, 32 are evenly spaced
+            axis.plot(names, [found[metric] for _, found in points], "o:", linewidth=1)
+            axis.margins(x=0.2)
+    for axis, name in zip(axes[-1], studies, strict=True):
+        axis.set_xlabel(name)
+    figure.suptitle("reconstructions through the tokens, and by the VAE alone (dashed)", fontsize=10)
     return figure

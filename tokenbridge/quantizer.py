@@ -1,36 +1,24 @@
 """The post-training, dimension-wise quantizer (paper Sec. 3.2): latents <-> tokens.
 
-Shapes: N images, C dimensions, h x w positions, B levels. This one object holds all that connects the
-VAE's units to tokens: loc and scale, levels, and the order in which dimensions are predicted.
+Shapes: N images, C dimensions, h x w positions, B levels; VAE latents are [N, C0, H, W], and with patches of
+p x p of their positions C = p * p * C0, h = H / p, w = W / p. This one object holds all that connects the VAE's
+units to tokens: patches, loc and scale, levels, and the order in which dimensions are predicted.
 """
 
 import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
-from torch.distributions import Normal
 
 from tokenbridge.config import QuantizerConfig
 from tokenbridge.errors import UserError
+from tokenbridge.levels import FIXED_FAMILIES, lloyd_max_levels
 
-OUTER_EDGE = 3.0  # where the released quantizer cuts the tails of N(0, 1)
 LOW_BAND = 0.25  # cycles per position: frequencies up to half of Nyquist count as low
-
-
-def gaussian_levels(levels: int) -> Tensor:
-    """Level values [B] of N(0, 1): the conditional mean of each equal-probability interval (paper Eq. 3).
-
-    The outermost intervals are cut at +-3, as the released code does.
-    """
-    normal = Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
-    inner = normal.icdf(torch.arange(1, levels, dtype=torch.float64) / levels)
-    edge = torch.tensor([OUTER_EDGE], dtype=torch.float64)
-    edges = torch.cat([-edge, inner, edge])
-    density = normal.log_prob(edges).exp()
-    return (density[:-1] - density[1:]) / (normal.cdf(edges[1:]) - normal.cdf(edges[:-1]))
 
 
 def low_frequency_share(latents: Tensor) -> Tensor:
@@ -49,9 +37,14 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
     """Levels, normalisation and dimension order, fitted, saved and loaded as one.
 
     Buffers (float32 on every device and under every ``to(dtype)``):
-        loc, scale [C]: latents = (vae latents - loc) / scale
+        loc, scale [C]: latents = (vae latents in patches - loc) / scale
         levels [C, B]: ascending values, in units of normalised latents
         dimension_order [C]: dimension that the head predicts first, second, ...
+
+    Args:
+        dimensions: C, patches included.
+        num_levels: B.
+        patch_size: p.
     """
 
     loc: Tensor
@@ -60,7 +53,7 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
     dimension_order: Tensor
 
     @register_to_config
-    def __init__(self, dimensions: int, num_levels: int) -> None:
+    def __init__(self, dimensions: int, num_levels: int, patch_size: int = 1) -> None:
         super().__init__()
         self.register_buffer("loc", torch.zeros(dimensions))
         self.register_buffer("scale", torch.ones(dimensions))
@@ -68,7 +61,9 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
         self.register_buffer("dimension_order", torch.arange(dimensions))
 
     @classmethod
-    def build(cls, loc: Tensor, scale: Tensor, levels: Tensor, dimension_order: Tensor) -> "DimensionwiseQuantizer":
+    def build(
+        cls, loc: Tensor, scale: Tensor, levels: Tensor, dimension_order: Tensor, patch_size: int = 1
+    ) -> "DimensionwiseQuantizer":
         """A quantizer of the given parts, each checked.
 
         Raises:
@@ -81,7 +76,7 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
             raise UserError(f"scales must be positive, got {scale.tolist()}: a dimension of the VAE is constant")
         if sorted(dimension_order.tolist()) != list(range(dimensions)):
             raise UserError(f"{dimension_order.tolist()} is not an order of {dimensions} dimensions")
-        quantizer = cls(dimensions=dimensions, num_levels=num_levels)
+        quantizer = cls(dimensions=dimensions, num_levels=num_levels, patch_size=patch_size)
         for name, value in (("loc", loc), ("scale", scale), ("levels", levels), ("dimension_order", dimension_order)):
             getattr(quantizer, name).copy_(value)
         return quantizer
@@ -92,12 +87,16 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
         return self
 
     def normalize(self, vae_latents: Tensor) -> Tensor:
-        """VAE units to latents, both [N, C, h, w]."""
-        return (vae_latents.float() - self.loc[:, None, None]) / self.scale[:, None, None]
+        """VAE latents [N, C0, H, W] in the VAE's units to latents [N, C, h, w].
+
+        Raises:
+            UserError: if H or W is no multiple of the patch size.
+        """
+        return _standardise(_to_patches(vae_latents.float(), self.config.patch_size), self.loc, self.scale)
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """Latents to VAE units, both [N, C, h, w]."""
-        return latents * self.scale[:, None, None] + self.loc[:, None, None]
+        """Inverse of ``normalize``."""
+        return F.pixel_shuffle(latents * self.scale[:, None, None] + self.loc[:, None, None], self.config.patch_size)
 
     def encode(self, latents: Tensor) -> Tensor:
         """Index of the nearest level, int64 [..., C], of latents [..., C]; ties go to the lower level.
@@ -139,33 +138,50 @@ def to_maps(sequence: Tensor, height: int, width: int) -> Tensor:
     return sequence.transpose(1, 2).unflatten(2, (height, width))
 
 
-def fit_quantizer(
-    vae_latents: Tensor, config: QuantizerConfig, num_levels: int | None = None
-) -> DimensionwiseQuantizer:
-    """Fit loc, scale, levels and order to posterior samples [N, C, h, w] in VAE units.
+def _to_patches(vae_latents: Tensor, patch_size: int) -> Tensor:
+    """VAE latents [N, C0, H, W] as [N, C, h, w]: dimension c * p * p + i * p + j is C0's c, row i, column j."""
+    height, width = vae_latents.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise UserError(f"quantizer.patch_size is {patch_size}: it must divide the VAE's grid, {height} x {width}")
+    return F.pixel_unshuffle(vae_latents, patch_size)
 
-    ``num_levels`` overrides ``config.levels``, for studies of B.
+
+def _standardise(patches: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    return (patches - loc[:, None, None]) / scale[:, None, None]
+
+
+def fit_quantizer(vae_latents: Tensor, config: QuantizerConfig) -> DimensionwiseQuantizer:
+    """Fit loc, scale, levels and order to posterior samples [N, C0, H, W] in VAE units.
+
+    Raises:
+        UserError: if the settings do not fit the latents.
     """
-    dimensions = vae_latents.shape[1]
-    loc, scale = _statistics(vae_latents, config)
-    # gaussian levels lie in [-3, 3] and cover latents in [-range, range] (released code)
-    levels = gaussian_levels(num_levels or config.levels).float() * (config.range / OUTER_EDGE)
+    patches = _to_patches(vae_latents, config.patch_size)
+    loc, scale = _statistics(patches, config)
+    latents = _standardise(patches, loc, scale)
     return DimensionwiseQuantizer.build(
         loc=loc,
         scale=scale,
-        levels=levels.expand(dimensions, -1),
-        dimension_order=_dimension_order((vae_latents - loc[:, None, None]) / scale[:, None, None], config),
+        levels=_levels(latents, config),
+        dimension_order=_dimension_order(latents, config),
+        patch_size=config.patch_size,
     )
 
 
-def _statistics(vae_latents: Tensor, config: QuantizerConfig) -> tuple[Tensor, Tensor]:
-    dimensions = vae_latents.shape[1]
-    values = vae_latents.double().transpose(0, 1).flatten(1)  # [C, N h w]
+def _statistics(patches: Tensor, config: QuantizerConfig) -> tuple[Tensor, Tensor]:
+    dimensions = patches.shape[1]
     if config.statistics == "fixed":
         return torch.full((dimensions,), config.fixed_loc), torch.full((dimensions,), config.fixed_scale)
+    values = patches.double().transpose(0, 1).flatten(1)  # [C, N h w]
     if config.statistics == "global":
         return values.mean().float().expand(dimensions), values.std().float().expand(dimensions)
     return values.mean(1).float(), values.std(1).float()
+
+
+def _levels(latents: Tensor, config: QuantizerConfig) -> Tensor:
+    if config.family in FIXED_FAMILIES:
+        return FIXED_FAMILIES[config.family](config.levels, config.range).expand(latents.shape[1], -1)
+    return lloyd_max_levels(latents.transpose(0, 1).flatten(1), config.levels)
 
 
 def _dimension_order(latents: Tensor, config: QuantizerConfig) -> Tensor:
@@ -178,29 +194,34 @@ def _dimension_order(latents: Tensor, config: QuantizerConfig) -> Tensor:
 
 
 def quantizer_report(quantizer: DimensionwiseQuantizer, vae_latents: Tensor) -> list[dict[str, float]]:
-    """How well each dimension is quantized, from latents [N, C, h, w] in VAE units.
+    """How well each dimension is quantized, from latents [N, C0, H, W] in VAE units.
 
-    Rows of: dimension, its place in the order, loc, scale, mse (of normalised latents), sqnr_db,
-    entropy_bits of the index, and saturation (share of latents beyond the outermost levels).
+    Rows of: dimension, its place in the order, loc, scale, mse (of normalised latents), sqnr_db (signal over
+    quantization noise), entropy_bits of the index, saturation (share of latents beyond the outermost levels), and
+    bits_above_bound: entropy_bits less R(D) = max(0, log2(variance / mse) / 2), the rate that a Gaussian source
+    needs at that mse. No source of equal variance needs more, so at least so many bits per index are spent for
+    nothing that the mse shows.
     """
     sequence = to_sequence(quantizer.normalize(vae_latents)).flatten(0, 1)  # [M, C]
     tokens = quantizer.encode(sequence)
     error = (sequence - quantizer.decode(tokens)).square().mean(0)
     outside = (sequence < quantizer.levels[:, 0]) | (sequence > quantizer.levels[:, -1])
-    places = quantizer.dimension_order.argsort()
-    rows = []
-    for i in range(sequence.shape[1]):
-        used = tokens[:, i].bincount(minlength=quantizer.levels.shape[1]).double() / len(tokens)
-        rows.append(
-            {
-                "dimension": i,
-                "place": int(places[i]),
-                "loc": float(quantizer.loc[i]),
-                "scale": float(quantizer.scale[i]),
-                "mse": float(error[i]),
-                "sqnr_db": float(10 * (sequence[:, i].square().mean() / error[i]).log10()),
-                "entropy_bits": float(torch.special.entr(used).sum() / math.log(2)),
-                "saturation": float(outside[:, i].float().mean()),
-            }
-        )
-    return rows
+    entropy = torch.stack([_entropy_bits(column, quantizer.levels.shape[1]) for column in tokens.unbind(1)])
+    bound = (sequence.var(0, correction=0) / error).log2().clamp_min(0) / 2
+    columns = {
+        "dimension": torch.arange(sequence.shape[1]),
+        "place": quantizer.dimension_order.argsort(),
+        "loc": quantizer.loc,
+        "scale": quantizer.scale,
+        "mse": error,
+        "sqnr_db": 10 * (sequence.square().mean(0) / error).log10(),
+        "entropy_bits": entropy,
+        "bits_above_bound": entropy - bound,
+        "saturation": outside.float().mean(0),
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
+
+
+def _entropy_bits(indices: Tensor, levels: int) -> Tensor:
+    used = indices.bincount(minlength=levels).double() / len(indices)
+    return torch.special.entr(used).sum() / math.log(2)

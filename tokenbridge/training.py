@@ -1,4 +1,4 @@
-"""Training of one autoregressive model on moments (paper Sec. 3.3 and Table 4).
+"""Training of one autoregressive model on tokens (paper Sec. 3.3 and Table 4).
 
 Shapes: N images, S positions, C dimensions.
 """
@@ -14,32 +14,42 @@ from tokenbridge.config import LauncherConfig, ModelConfig, TrainConfig
 from tokenbridge.ema import Ema
 from tokenbridge.loop import History, MetricSink, cosine_factor, run_steps
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.moments import Moments, sample_posterior
 from tokenbridge.optim import build_optimizers, update_weights
-from tokenbridge.quantizer import DimensionwiseQuantizer, to_sequence
+from tokenbridge.quantizer import DimensionwiseQuantizer
 from tokenbridge.seeding import EpochOrder, derive_seed
+from tokenbridge.training_data import TrainingData
+
+NOT_OF_THE_MODEL = ("train", "pretrained")  # the fields of ModelConfig that say where weights come from
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step sees; ``Batch.draw`` is the only place where its randomness is drawn."""
+    """What one step sees; ``draw_batch`` is the only place where its randomness is drawn."""
 
-    latents: Tensor  # [N, C, h, w], normalised
+    tokens: Tensor  # [N, S, C], dimensions in natural order
     labels: Tensor  # [N]; num_classes where the class was dropped
     order: Tensor  # [N, S]
     num_masked: int
 
 
-def build_model(config: ModelConfig, moments: Moments, quantizer: DimensionwiseQuantizer) -> TokenBridgeTransformer:
-    """A fresh model for the shapes of ``moments`` and ``quantizer``."""
+def build_model(config: ModelConfig, data: TrainingData, quantizer: DimensionwiseQuantizer) -> TokenBridgeTransformer:
+    """A fresh model for the shapes of ``data`` and ``quantizer``."""
     return TokenBridgeTransformer(
-        grid_height=moments.height,
-        grid_width=moments.width,
-        dimensions=moments.dimensions,
-        levels=quantizer.levels.shape[1],
-        num_classes=moments.num_classes,
-        **{name: value for name, value in vars(config).items() if name != "train"},
+        **token_shape(data, quantizer),
+        **{name: value for name, value in vars(config).items() if name not in NOT_OF_THE_MODEL},
     )
+
+
+def token_shape(data: TrainingData, quantizer: DimensionwiseQuantizer) -> dict[str, int]:
+    """The sizes of a model that ``data`` and ``quantizer`` decide, by the names of its arguments."""
+    dimensions, levels = quantizer.levels.shape
+    return {
+        "grid_height": data.height,
+        "grid_width": data.width,
+        "dimensions": dimensions,
+        "levels": levels,
+        "num_classes": data.num_classes,
+    }
 
 
 def num_masked_positions(uniform: Tensor, positions: int, config: TrainConfig) -> int:
@@ -50,26 +60,21 @@ def num_masked_positions(uniform: Tensor, positions: int, config: TrainConfig) -
     return int((positions * ratio).ceil())
 
 
-def draw_batch(
-    moments: Moments, quantizer: DimensionwiseQuantizer, indices: Tensor, config: TrainConfig, device: torch.device
-) -> Batch:
-    """Posterior samples, mirrored at random, class dropout and masks, from torch's current seed."""
-    count, positions = len(indices), moments.height * moments.width
-    posterior = moments.read(indices, torch.randint(2, (count,)))
-    latents = sample_posterior(posterior, torch.randn_like(posterior[:, : moments.dimensions]))
+def draw_batch(data: TrainingData, indices: Tensor, config: TrainConfig, device: torch.device) -> Batch:
+    """Tokens, class dropout and masks of images ``indices`` [N], from torch's current seed."""
+    count, positions = len(indices), data.height * data.width
+    tokens = data.draw(indices)
     dropped = torch.rand(count) < config.label_dropout
-    labels = torch.where(dropped, moments.num_classes, moments.labels[indices])
+    labels = torch.where(dropped, data.num_classes, data.labels[indices])
     order = torch.rand(count, positions).argsort(dim=1)
     num_masked = num_masked_positions(torch.rand(()), positions, config)
-    return Batch(quantizer.normalize(latents.to(device)), labels.to(device), order.to(device), num_masked)
+    return Batch(tokens.to(device), labels.to(device), order.to(device), num_masked)
 
 
 def batch_loss(model: nn.Module, quantizer: DimensionwiseQuantizer, batch: Batch) -> Tensor:
     """Cross-entropy per dimension, in nats, of one batch."""
-    tokens = quantizer.encode(to_sequence(batch.latents))
-    loss: Tensor = model(
-        quantizer.decode(tokens), quantizer.to_head_order(tokens), batch.labels, batch.order, batch.num_masked
-    )
+    values, targets = quantizer.decode(batch.tokens), quantizer.to_head_order(batch.tokens)
+    loss: Tensor = model(values, targets, batch.labels, batch.order, batch.num_masked)
     return loss
 
 
@@ -84,10 +89,9 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 def train(
     config: ModelConfig,
-    moments: Moments,
+    data: TrainingData,
     quantizer: DimensionwiseQuantizer,
     *,
-    seed: int,
     checkpoint: Path,
     launcher: LauncherConfig,
     tracker: MetricSink,
@@ -99,8 +103,8 @@ def train(
         NonFiniteError: before a NaN or infinite loss or gradient reaches the weights.
     """
     recipe = config.train
-    torch.manual_seed(derive_seed(seed, "init"))
-    model = build_model(config, moments, quantizer).to(device).train()
+    torch.manual_seed(derive_seed(recipe.seed, "init"))
+    model = build_model(config, data, quantizer).to(device).train()
     quantizer = quantizer.to(device)
     ema = Ema(model, recipe.ema_decay, recipe.ema_warmup)
     optimizers = build_optimizers(
@@ -112,11 +116,11 @@ def train(
         betas=(recipe.beta1, recipe.beta2),
         is_matrix=is_matrix,
     )
-    order = EpochOrder(len(moments), recipe.batch_size, seed)
-    total, warmup = order.steps(recipe.epochs), round(recipe.warmup_epochs * len(moments) / recipe.batch_size)
+    order = EpochOrder(len(data), recipe.batch_size, recipe.seed)
+    total, warmup = order.steps(recipe.epochs), round(recipe.warmup_epochs * len(data) / recipe.batch_size)
 
     def step(index: int) -> dict[str, Tensor]:
-        batch = draw_batch(moments, quantizer, order.indices(index), recipe, device)
+        batch = draw_batch(data, order.indices(index), recipe, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss = batch_loss(model, quantizer, batch)
         loss.backward()
@@ -133,7 +137,7 @@ def train(
         step_fn=step,
         total_steps=total,
         images_per_step=recipe.batch_size,
-        seed=seed,
+        seed=recipe.seed,
         checkpoint=checkpoint,
         launcher=launcher,
         tracker=tracker,

@@ -1,12 +1,13 @@
-"""Parity with the released model: same weights, same inputs, same outputs, in float32 on a CPU."""
+"""Parity with the released model: its weights, imported; same inputs, same outputs, in float32 on a CPU."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.model.golden import Golden, load_golden
+from tokenbridge.levels import gaussian_levels
 from tokenbridge.model.transformer import gather, split_order
-from tokenbridge.quantizer import gaussian_levels, to_maps, to_sequence
+from tokenbridge.quantizer import to_maps, to_sequence
 from tokenbridge.sampling import Draws, SamplingSettings, sample_tokens
 
 SAMPLES = {
@@ -17,8 +18,8 @@ SAMPLES = {
 
 
 @pytest.fixture(scope="module")
-def golden() -> Golden:
-    return load_golden()
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    return load_golden(tmp_path_factory.mktemp("golden"))
 
 
 def masked_first(mask: Tensor) -> tuple[Tensor, int]:

@@ -1,43 +1,137 @@
-"""The dimension-wise head: what it may see, and that its cache changes nothing."""
+"""The head: what a slot may see, of one dimension or of a group, and that sampling computes what training did."""
 
+import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import random_model
+from tokenbridge.config import HEADS
+from tokenbridge.errors import UserError
 from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model.head import DimensionHead
+
+DIMENSIONS, LEVELS = 4, 8
+each_head = pytest.mark.parametrize(
+    "head",
+    [pytest.param((kind, group), id=f"{kind}-{group}") for kind in HEADS for group in (1, 2, DIMENSIONS)],
+    indirect=True,
+)
+
+
+@pytest.fixture
+def head(request: pytest.FixtureRequest) -> DimensionHead:
+    kind, group = request.param
+    return random_model(head=kind, head_group=group).head
 
 
 def features(count: int) -> Tensor:
     return torch.randn(count, 32, generator=torch.Generator().manual_seed(3))
 
 
+def every_pair() -> Tensor:
+    """All tokens [B * B, 2] of two dimensions, the first dimension's level counting slowly."""
+    return torch.cartesian_prod(torch.arange(LEVELS), torch.arange(LEVELS))
+
+
+@each_head
 @torch.no_grad()
-def test_cached_steps_give_the_teacher_forced_logits(model: TokenBridgeTransformer) -> None:
+def test_sampling_sees_the_teacher_forced_logits(head: DimensionHead) -> None:
     z, seen = features(5), []
 
-    def choose(logits: Tensor, dimension: int) -> Tensor:
+    def choose(logits: Tensor, slot: int) -> Tensor:
         seen.append(logits)
-        return (logits.argmax(-1) + dimension) % 8  # any choice will do; not the likeliest
+        return (logits.argmax(-1) + slot + 1) % head.classes  # any choice will do; not the likeliest
 
-    tokens = model.head.sample(z, choose)
-    teacher_forced = model.head(z, tokens)
-    torch.testing.assert_close(torch.stack(seen, dim=1), teacher_forced, atol=1e-5, rtol=1e-5)
+    tokens = head.sample(z, choose)
+    assert tokens.shape == (5, DIMENSIONS)
+    assert 0 <= tokens.min() <= tokens.max() < LEVELS
+    torch.testing.assert_close(torch.stack(seen, dim=1), head(z, tokens), atol=1e-5, rtol=1e-5)
 
 
+@each_head
 @torch.no_grad()
-def test_a_dimension_sees_only_those_before_it(model: TokenBridgeTransformer) -> None:
-    z, tokens = features(2), torch.zeros(2, 4, dtype=torch.long)
-    before = model.head(z, tokens)
-    for changed in range(4):
+def test_an_autoregressive_slot_sees_the_slots_before_it_and_a_parallel_one_none(head: DimensionHead) -> None:
+    z, tokens = features(2), torch.zeros(2, DIMENSIONS, dtype=torch.long)
+    before = head(z, tokens)
+    for changed in range(DIMENSIONS):
         other = tokens.clone()
         other[:, changed] = 5
-        moved = (model.head(z, other) - before).abs().amax(dim=(0, 2)) > 1e-6
-        assert moved.tolist() == [slot > changed for slot in range(4)]
+        moved = (head(z, other) - before).abs().amax(dim=(0, 2)) > 1e-6
+        own_slot = changed // head.group
+        assert moved.tolist() == [head.autoregressive and slot > own_slot for slot in range(head.slots)]
+
+
+@each_head
+@torch.no_grad()
+def test_a_position_sees_only_its_own_features(head: DimensionHead) -> None:
+    z, tokens = features(3), torch.zeros(3, DIMENSIONS, dtype=torch.long)
+    other = z.clone()
+    other[1] += 1
+    moved = (head(other, tokens) - head(z, tokens)).abs().amax(dim=(1, 2)) > 1e-6
+    assert moved.tolist() == [False, True, False]
 
 
 @torch.no_grad()
-def test_a_position_sees_only_its_own_features(model: TokenBridgeTransformer) -> None:
-    z, tokens = features(3), torch.zeros(3, 4, dtype=torch.long)
-    other = z.clone()
-    other[1] += 1
-    moved = (model.head(other, tokens) - model.head(z, tokens)).abs().amax(dim=(1, 2)) > 1e-6
-    assert moved.tolist() == [False, True, False]
+def test_parallel_slots_differ_in_what_they_predict() -> None:
+    logits = random_model(head="parallel").head(features(1), torch.zeros(1, DIMENSIONS, dtype=torch.long))[0]
+    assert torch.pdist(logits).min() > 0.1
+
+
+@each_head
+def test_joint_classes_are_whole_tokens(head: DimensionHead) -> None:
+    tokens = torch.randint(LEVELS, (2, 5, DIMENSIONS), generator=torch.Generator().manual_seed(0))
+    joint = head.join(tokens)
+    assert joint.shape == (2, 5, DIMENSIONS // head.group)
+    assert 0 <= joint.min() <= joint.max() < head.classes == LEVELS**head.group
+    assert torch.equal(head.split(joint), tokens)
+
+
+def test_the_first_dimension_of_a_group_is_its_most_significant_digit() -> None:
+    head = random_model(head_group=2).head
+    assert head.join(torch.tensor([1, 2, 7, 0])).tolist() == [1 * LEVELS + 2, 7 * LEVELS]
+    assert head.split(torch.tensor([10, 56])).tolist() == [1, 2, 7, 0]
+    pairs = every_pair().repeat(1, 2)  # the same in both groups
+    assert torch.equal(head.join(pairs)[:, 0], torch.arange(LEVELS**2))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@torch.no_grad()
+def test_the_probabilities_of_all_pairs_of_levels_sum_to_one(kind: str) -> None:
+    """Over the second group, given the first: the joint probability of two dimensions, level by level."""
+    head = random_model(head=kind, head_group=2).head
+    tokens = torch.cat([torch.tensor([3, 1]).expand(LEVELS**2, -1), every_pair()], dim=1)
+    log_probabilities = head(features(1).expand(LEVELS**2, -1), tokens)[:, 1].log_softmax(-1)
+    of_each_pair = log_probabilities.gather(1, head.join(tokens)[:, 1:]).exp().view(LEVELS, LEVELS)
+    torch.testing.assert_close(of_each_pair.sum(), torch.tensor(1.0))
+    first_level = log_probabilities[0].exp().view(LEVELS, LEVELS).sum(1)  # by the order of digits
+    torch.testing.assert_close(of_each_pair.sum(1), first_level)
+
+
+def test_the_parallel_head_has_the_same_parameters_but_for_the_embeddings_of_levels() -> None:
+    both = {kind: dict(random_model(head=kind).head.named_parameters()) for kind in HEADS}
+    assert both["autoregressive"].keys() - both["parallel"].keys() == {"level_embedding.weight"}
+    assert all(both["autoregressive"][name].shape == weight.shape for name, weight in both["parallel"].items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "diagonal"}, "head is 'diagonal': choose one of autoregressive, parallel"),
+        ({"head_group": 3}, "head_group is 3: it must divide the 4 dimensions"),
+        ({"head_group": 0}, "head_group is 0"),
+    ],
+)
+def test_a_head_that_cannot_be_made_says_why(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        random_model(**changes)
+
+
+@torch.no_grad()
+def test_sampling_keeps_its_cache_short(model: TokenBridgeTransformer) -> None:
+    """Every step works on one slot alone; a prefix computed anew would show as longer inputs."""
+    lengths: list[int] = []
+    block = model.head.blocks[0]
+    handle = block.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    model.head.sample(features(2), lambda logits, _: logits.argmax(-1))
+    handle.remove()
+    assert lengths == [1] * DIMENSIONS

@@ -1,41 +1,49 @@
-"""The masked spatial transformer: sizes of the paper, and what each position may see."""
+"""The masked spatial transformer: sizes of the paper, what each position may see, and where it can run."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests.conftest import random_model, sizes_of, small_model
+from tokenbridge.config import HEADS
+from tokenbridge.loading import load_whole
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.transformer import split_order
 from tokenbridge.params import compose_config, validate
 
 PUBLISHED = {"large": 486_889_472, "huge": 910_040_576}
-POSITIONS = 16
+IMAGENET = {"grid_height": 16, "grid_width": 16, "dimensions": 16, "levels": 64, "num_classes": 1000}
+POSITIONS, MASKED = 16, 11
+each_head = pytest.mark.parametrize(("head", "group"), [(kind, group) for kind in HEADS for group in (1, 2)])
+
+
+def order(images: int, positions: int = POSITIONS) -> Tensor:
+    return torch.rand(images, positions, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+
+
+def batch(positions: int = POSITIONS) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Arguments of ``forward`` for four images, the last without a class."""
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(4, positions, 4, generator=generator)
+    tokens = torch.randint(8, (4, positions, 4), generator=generator)
+    return values, tokens, torch.tensor([0, 1, 2, 3]), order(4, positions), MASKED
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes_have_the_published_parameters(name: str) -> None:
-    settings = vars(validate(compose_config([f"model={name}"])).models[name])
+    sizes = sizes_of(validate(compose_config([f"model={name}"])).models[name])
     with torch.device("meta"):
-        model = TokenBridgeTransformer(
-            grid_height=16,
-            grid_width=16,
-            dimensions=16,
-            levels=64,
-            num_classes=1000,
-            **{key: value for key, value in settings.items() if key != "train"},
-        )
+        model = TokenBridgeTransformer(**IMAGENET, **sizes)
     assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[name]
-
-
-def order(images: int) -> torch.Tensor:
-    return torch.rand(images, POSITIONS, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
 
 
 @torch.no_grad()
 def test_masked_values_are_never_seen(model: TokenBridgeTransformer) -> None:
-    labels, masked_count = torch.tensor([0, 2]), 11
-    masked, visible = split_order(order(2), masked_count)
+    labels = torch.tensor([0, 2])
+    masked, visible = split_order(order(2), MASKED)
     values = torch.randn(2, POSITIONS, 4)
     hidden = values.scatter(1, masked[..., None].expand(-1, -1, 4), 1e6)
     assert torch.equal(model.features(values, labels, visible), model.features(hidden, labels, visible))
@@ -44,7 +52,7 @@ def test_masked_values_are_never_seen(model: TokenBridgeTransformer) -> None:
 @torch.no_grad()
 def test_visible_values_and_the_class_are_seen(model: TokenBridgeTransformer) -> None:
     labels = torch.tensor([0, 2])
-    _, visible = split_order(order(2), 11)
+    _, visible = split_order(order(2), MASKED)
     values = torch.randn(2, POSITIONS, 4)
     before = model.features(values, labels, visible)
     assert not torch.allclose(before, model.features(values + 1, labels, visible))
@@ -52,25 +60,84 @@ def test_visible_values_and_the_class_are_seen(model: TokenBridgeTransformer) ->
     assert not torch.allclose(before, model.features(values, torch.tensor([3, 3]), visible))  # 3: no class
 
 
-def test_a_fresh_model_predicts_from_the_condition_alone_and_near_uniformly() -> None:
-    torch.manual_seed(0)
-    model = TokenBridgeTransformer(
-        grid_height=4,
-        grid_width=4,
-        dimensions=4,
-        levels=8,
-        num_classes=3,
-        width=32,
-        encoder_depth=1,
-        decoder_depth=1,
-        heads=2,
-        head_width=32,
-        head_depth=1,
-        head_heads=2,
-        buffer_size=2,
-    )
-    tokens = torch.randint(8, (4, POSITIONS, 4))
+@each_head
+def test_a_fresh_model_predicts_from_the_condition_alone_and_near_uniformly(head: str, group: int) -> None:
+    model = small_model(head=head, head_group=group)
     # adaLN-zero: the final scale and shift start at zero, so the logits start as a plain normalised projection
-    loss = model(torch.randn(4, POSITIONS, 4), tokens, torch.tensor([0, 1, 2, 3]), order(4), 12)
-    assert abs(loss.item() - math.log(8)) < 1.0
+    assert abs(model(*batch()).item() - math.log(8)) < 1.0
     assert all(not block.modulation.weight.any() for block in model.head.blocks)
+
+
+@each_head
+def test_the_loss_is_in_nats_per_dimension(head: str, group: int) -> None:
+    model = small_model(head=head, head_group=group)
+    torch.nn.init.zeros_(model.head.output_weight)  # every joint class is then equally likely
+    torch.testing.assert_close(model(*batch()), torch.tensor(math.log(8)))
+
+
+@each_head
+def test_every_parameter_learns(head: str, group: int) -> None:
+    model = random_model(head=head, head_group=group)
+    model(*batch()).backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+
+
+@each_head
+def test_a_grid_need_not_be_square(head: str, group: int) -> None:
+    model = random_model(head=head, head_group=group, grid_height=2, grid_width=7)
+    assert model(*batch(positions=14)).isfinite()
+
+
+@each_head
+@torch.no_grad()
+def test_it_is_saved_and_loaded_whole(head: str, group: int, tmp_path: Path) -> None:
+    model = random_model(head=head, head_group=group)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load_whole(TokenBridgeTransformer, tmp_path).eval()(*batch()), model(*batch()))
+
+
+@each_head
+@torch.no_grad()
+def test_half_precision_is_near_full_precision(head: str, group: int) -> None:
+    model = random_model(head=head, head_group=group)
+    full = model(*batch())
+    half = model.to(torch.bfloat16)
+    assert half.features(batch()[0], batch()[2], order(4)).dtype == torch.bfloat16
+    torch.testing.assert_close(half(*batch()), full, rtol=0.05, atol=0.05)
+    tokens = half.head.sample(torch.randn(3, 32, dtype=torch.bfloat16), lambda logits, _: logits.argmax(-1))
+    assert tokens.shape == (3, 4)
+
+
+@each_head
+def test_compiled_it_computes_the_same_loss_and_gradients(head: str, group: int) -> None:
+    model, compiled = (random_model(head=head, head_group=group) for _ in range(2))
+    loss = model(*batch())
+    compiled_loss = torch.compile(compiled, backend="aot_eager", fullgraph=True)(*batch())
+    torch.testing.assert_close(compiled_loss, loss)
+    loss.backward()
+    compiled_loss.backward()
+    for ours, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_its_features_compile_to_one_graph_whatever_the_number_of_visible_positions(
+    model: TokenBridgeTransformer,
+) -> None:
+    features = torch.compile(model.features, backend="eager", fullgraph=True)
+    values, _, labels, positions, _ = batch()
+    for masked in (16, 11, 3):
+        _, visible = split_order(positions, masked)
+        torch.testing.assert_close(features(values, labels, visible), model.features(values, labels, visible))
+
+
+@torch.no_grad()
+def test_its_blocks_can_be_compiled_one_by_one_for_sampling(model: TokenBridgeTransformer) -> None:
+    plain = random_model()
+    model.compile_repeated_blocks(backend="eager", fullgraph=True)
+    values, _, labels, positions, _ = batch()
+    _, visible = split_order(positions, MASKED)
+    z = plain.features(values, labels, visible)
+    torch.testing.assert_close(model.features(values, labels, visible), z)
+    tokens = [m.head.sample(z.flatten(0, 1), lambda logits, _: logits.argmax(-1)) for m in (plain, model)]
+    assert torch.equal(*tokens)

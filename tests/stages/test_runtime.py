@@ -1,7 +1,6 @@
 """What every stage shares."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,20 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokenbridge.errors import UserError
-from tokenbridge.stages.runtime import PARENT_VARIABLE, WORK, StageRun, stage_run
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the project's stages and settings, where no syncer runs."""
-    for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(PARENT_VARIABLE, "parent")
-    return tmp_path
+from tokenbridge.stages.runtime import WORK, StageRun, stage_run
 
 
 def events(repository: Path) -> list[dict[str, object]]:
@@ -55,7 +41,7 @@ def test_parameters_inputs_and_outs_are_recorded(repository: Path) -> None:
     with stage_run("encode") as run:
         write_moments(run)
     recorded = events(repository)
-    assert {"type": "params", "values": {"encode": {"flip": False}}}.items() <= recorded[1].items()
+    assert {"type": "params", "values": {"encode": {"images": None, "flip": False}}}.items() <= recorded[1].items()
     tags = {k: v for event in recorded if event["type"] == "tags" for k, v in event["values"].items()}  # type: ignore[attr-defined]
     assert tags["dep.models/vae"] == "absent"
     assert tags["out.data/moments"].endswith(" 4 bytes")

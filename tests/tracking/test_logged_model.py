@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from mlflow import pyfunc
 from PIL import Image
 
-from tokenbridge.model import TokenBridgeTransformer
+from tests.conftest import small_model
 from tokenbridge.pipeline import TokenBridgePipeline
 from tokenbridge.quantizer import DimensionwiseQuantizer
 from tokenbridge.tracking.spool import Tracker
@@ -39,20 +39,8 @@ def pipeline_folder(tmp_path: Path) -> Path:
         levels=torch.linspace(-2, 2, LEVELS).repeat(DIMENSIONS, 1),
         dimension_order=torch.arange(DIMENSIONS),
     )
-    transformer = TokenBridgeTransformer(
-        grid_height=4,
-        grid_width=4,
-        dimensions=DIMENSIONS,
-        levels=LEVELS,
-        num_classes=2,
-        width=16,
-        encoder_depth=1,
-        decoder_depth=1,
-        heads=2,
-        head_width=16,
-        head_depth=1,
-        head_heads=2,
-        buffer_size=2,
+    transformer = small_model(
+        dimensions=DIMENSIONS, levels=LEVELS, num_classes=2, width=16, head_width=16, head_depth=1
     )
     folder = tmp_path / "models" / "micro"
     TokenBridgePipeline(vae, transformer, quantizer, ["Bag", "Sneaker"]).save_pretrained(folder)

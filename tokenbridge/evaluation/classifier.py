@@ -9,22 +9,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenbridge.config import ClassifierConfig, LauncherConfig
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.files import atomic_path, read_json, write_json
-from tokenbridge.loop import History, MetricSink, cosine_factor, run_steps
-from tokenbridge.optim import build_optimizers, update_weights
-from tokenbridge.seeding import EpochOrder, derive_seed
 
 MAX_SIDE = 32  # pixels; larger images are shrunk, so that all of ImageNet fits into 4 GB of memory
 READ_BATCH = 1000
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
-MAX_SHIFT = 1  # pixels by which training images are moved, each way
-WARMUP_SHARE = 0.2  # of the steps, until the learning rate peaks
-BETAS = (0.9, 0.999)
-WEIGHT_DECAY = 0.05
-CLIP_NORM = 1.0
 
 
 def convolution(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -73,66 +64,6 @@ def read_small(shards: ImageShards) -> tuple[NDArray[np.uint8], NDArray[np.int64
 def channels_last(model: ImageClassifier) -> ImageClassifier:
     """The memory layout in which convolutions are fastest on CPUs."""
     return model.to(memory_format=torch.channels_last)
-
-
-def shift_images(images: Tensor) -> Tensor:
-    """Move each uint8 image [B, 3, H, W] by up to MAX_SHIFT pixels; its edge fills what becomes free."""
-    count, _, height, width = images.shape
-    padded = F.pad(images.float(), (MAX_SHIFT,) * 4, mode="replicate").to(torch.uint8)
-    down, right = torch.randint(0, 2 * MAX_SHIFT + 1, (2, count, 1))
-    rows = (down + torch.arange(height))[:, None, :, None]
-    columns = (right + torch.arange(width))[:, None, None, :]
-    return padded[torch.arange(count)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns]
-
-
-def train_classifier(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    *,
-    label_names: list[str],
-    config: ClassifierConfig,
-    seed: int,
-    checkpoint: Path,
-    launcher: LauncherConfig,
-    tracker: MetricSink,
-    device: torch.device,
-) -> tuple[ImageClassifier, History]:
-    """Train on uint8 images [N, 3, H, W] with labels [N]; resumes from ``checkpoint``."""
-    torch.manual_seed(derive_seed(seed, "classifier", "weights"))
-    model = channels_last(ImageClassifier(width=config.width, label_names=label_names)).to(device)
-    optimizers = build_optimizers(
-        model,
-        learning_rate=config.learning_rate,
-        weight_decay=WEIGHT_DECAY,
-        betas=BETAS,
-    )
-    order = EpochOrder(len(images), config.batch_size, seed)
-    total = order.steps(config.epochs)
-    all_images, all_labels = torch.from_numpy(images), torch.from_numpy(labels)
-
-    def step_fn(step: int) -> dict[str, Tensor]:
-        chosen = order.indices(step)
-        targets = all_labels[chosen].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = model(shift_images(all_images[chosen]).to(device))
-        loss = F.cross_entropy(logits.float(), targets)
-        loss.backward()
-        factor = cosine_factor(step, total, round(WARMUP_SHARE * total))
-        update_weights(loss, model, list(optimizers.values()), factor=factor, clip_norm=CLIP_NORM, step=step)
-        return {"loss": loss, "accuracy": (logits.argmax(1) == targets).float().mean()}
-
-    history = run_steps(
-        label="classifier",
-        state={"model": model, **optimizers},
-        step_fn=step_fn,
-        total_steps=total,
-        images_per_step=config.batch_size,
-        seed=seed,
-        checkpoint=checkpoint,
-        launcher=launcher,
-        tracker=tracker,
-    )
-    return model.eval(), history
 
 
 def save_classifier(model: ImageClassifier, folder: Path) -> None:

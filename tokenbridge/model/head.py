@@ -1,7 +1,11 @@
-"""The dimension-wise autoregressive head (paper Sec. 3.3): p(q_1 | z) p(q_2 | z, q_1) ... p(q_C | z, q_<C).
+"""The head: levels of all dimensions of one token, from its features z (paper Sec. 3.3).
 
-Shapes: M positions (any number of images' positions, flat), C dimensions in head order, B levels,
-Z width of the spatial features z, D width of the head, H heads. Slot i of the sequence predicts dimension i.
+Autoregressive, the paper's choice: p(q_1 | z) p(q_2 | z, q_1) ... p(q_C | z, q_<C). Parallel: each p(q_i | z) from z
+alone (Table 2a). Either way g dimensions next to each other in head order may be predicted jointly (Table 2d).
+
+Shapes: M positions (any number of images' positions, flat), C dimensions in head order, B levels, g dimensions of a
+group, G = C / g slots with one prediction each, J = B**g joint classes, Z width of the spatial features z, D width of
+the head, H heads.
 """
 
 from collections.abc import Callable
@@ -10,17 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenbridge.config import HEADS
+from tokenbridge.errors import UserError
 from tokenbridge.model.layers import Mlp, attend, layer_norm
 
 KeyValues = tuple[Tensor, Tensor]  # each [M, H, slots so far, D/H]
 
 
-class CausalAttention(nn.Module):
-    """Causal self-attention over slots with normalised queries and keys."""
+class SlotAttention(nn.Module):
+    """Self-attention over slots with normalised queries and keys."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm = layer_norm(width // heads)
         self.k_norm = layer_norm(width // heads)
@@ -32,17 +38,17 @@ class CausalAttention(nn.Module):
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        mixed = attend(q, k, v, causal=past is None)
+        mixed = attend(q, k, v, causal=self.causal and past is None)
         return self.out(mixed.transpose(1, 2).flatten(2)), (k, v)
 
 
 class HeadBlock(nn.Module):
     """A block whose norms are scaled, shifted and gated by the condition (adaLN-zero, DiT)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
         self.norm1 = layer_norm(width)
-        self.attention = CausalAttention(width, heads)
+        self.attention = SlotAttention(width, heads, causal)
         self.norm2 = layer_norm(width)
         self.mlp = Mlp(width)
         self.modulation = nn.Linear(width, 6 * width)
@@ -55,64 +61,116 @@ class HeadBlock(nn.Module):
 
 
 class DimensionHead(nn.Module):
-    """Logits of every dimension's level, each conditioned on the dimensions before it.
+    """Logits of every slot's joint class: of one dimension's level, unless dimensions are grouped.
 
-    Differs: the tables of the C dimensions are stacked in one tensor, which is faster and holds the
-    same parameters.
+    A joint class is a number of g base-B digits, one for each dimension, the first dimension's most significant.
+    The paper leaves open how its parallel and grouped heads are made; here all but what a slot may see, and the
+    number of its classes, is as in the autoregressive head.
+
+    Differs: the tables of the slots are stacked in one tensor, which is faster and holds the same parameters.
+
+    Args:
+        kind: autoregressive, where a slot sees the slots before it; or parallel, where it sees no token at all.
+        group: g.
+
+    Raises:
+        UserError: for an unknown kind, or a group that does not divide the dimensions.
     """
 
-    def __init__(self, *, dimensions: int, levels: int, features: int, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self,
+        *,
+        dimensions: int,
+        levels: int,
+        features: int,
+        width: int,
+        depth: int,
+        heads: int,
+        kind: str = "autoregressive",
+        group: int = 1,
+    ) -> None:
         super().__init__()
-        self.dimensions, self.levels = dimensions, levels
+        if kind not in HEADS:
+            raise UserError(f"head is {kind!r}: choose one of {', '.join(HEADS)}")
+        if group < 1 or dimensions % group:
+            raise UserError(f"head_group is {group}: it must divide the {dimensions} dimensions of a token")
+        self.levels, self.group = levels, group
+        self.autoregressive = kind == "autoregressive"
+        self.slots, self.classes = dimensions // group, levels**group
         self.condition = nn.Linear(features, width)
-        self.level_embedding = nn.Embedding((dimensions - 1) * levels, width)  # of the dimension before each slot
-        self.slot_embedding = nn.Parameter(torch.empty(1, dimensions, width))
-        self.modulation_embedding = nn.Parameter(torch.empty(1, dimensions, width))
-        self.blocks = nn.ModuleList(HeadBlock(width, heads) for _ in range(depth))
+        if self.autoregressive:  # embeds the class of the slot before each slot
+            self.level_embedding = nn.Embedding((self.slots - 1) * self.classes, width)
+        self.slot_embedding = nn.Parameter(torch.empty(1, self.slots, width))
+        self.modulation_embedding = nn.Parameter(torch.empty(1, self.slots, width))
+        self.blocks = nn.ModuleList(HeadBlock(width, heads, self.autoregressive) for _ in range(depth))
         self.norm = layer_norm(width)
         self.final_norm = layer_norm(width, affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
-        self.output_weight = nn.Parameter(torch.empty(dimensions, levels, width))
-        self.output_bias = nn.Parameter(torch.zeros(dimensions, levels))
-        self.register_buffer("offsets", torch.arange(dimensions - 1) * levels, persistent=False)
+        self.output_weight = nn.Parameter(torch.empty(self.slots, self.classes, width))
+        self.output_bias = nn.Parameter(torch.zeros(self.slots, self.classes))
+        self.register_buffer("offsets", torch.arange(self.slots - 1) * self.classes, persistent=False)
+        self.register_buffer("places", levels ** torch.arange(group).flip(0), persistent=False)
 
-    offsets: Tensor
+    offsets: Tensor  # [G - 1], of the slots' tables in level_embedding
+    places: Tensor  # [g], of the digits of a joint class
+
+    def join(self, tokens: Tensor) -> Tensor:
+        """Joint classes [..., G] of tokens [..., C] in head order."""
+        return (tokens.unflatten(-1, (self.slots, self.group)) * self.places).sum(-1)
+
+    def split(self, joint: Tensor) -> Tensor:
+        """Tokens [..., C] in head order of joint classes [..., G]: the inverse of ``join``."""
+        return (joint[..., None] // self.places % self.levels).flatten(-2)
 
     def forward(self, z: Tensor, tokens: Tensor) -> Tensor:
-        """Teacher-forced logits [M, C, B] from features z [M, Z] and tokens [M, C] in head order."""
+        """Logits [M, G, J] from features z [M, Z], teacher-forced by tokens [M, C] in head order.
+
+        The parallel head has no use for the tokens.
+        """
         c = self.condition(z)
-        known = self.level_embedding(tokens[:, :-1] + self.offsets)
-        x = torch.cat([c[:, None], known.to(c.dtype)], dim=1) + self.slot_embedding
+        x = c[:, None]
+        if self.autoregressive:
+            known = self.level_embedding(self.join(tokens)[:, :-1] + self.offsets)
+            x = torch.cat([x, known.to(c.dtype)], dim=1)
         # Differs: slot 0 holds the bare condition here and in ``sample``; the released sampler adds
         # modulation_embedding[0] to it, which its training never does.
+        return self._all_slots(x, c)
+
+    def sample(self, z: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Tokens [M, C], in head order: slot by slot with a key-value cache, or all slots at once (parallel).
+
+        Differs: the released sampler computes the whole prefix anew at every slot, with the same result.
+
+        Args:
+            z: features [M, Z].
+            choose: picks the joint class [M] of slot i from its logits [M, J]; called for each slot in turn.
+        """
+        c = self.condition(z)
+        if not self.autoregressive:
+            logits = self._all_slots(c[:, None], c)
+            return self.split(torch.stack([choose(logits[:, i], i) for i in range(self.slots)], dim=1))
+        x = c
+        chosen: list[Tensor] = []
+        caches: list[KeyValues | None] = [None] * len(self.blocks)
+        for i in range(self.slots):
+            if i:
+                x = self.level_embedding(chosen[-1] + self.offsets[i - 1])
+            logits, caches = self._step(x, c, i, caches)
+            chosen.append(choose(logits, i))
+        return self.split(torch.stack(chosen, dim=1))
+
+    def _all_slots(self, x: Tensor, c: Tensor) -> Tensor:
+        """Logits [M, G, J] of the slots whose inputs are x [M, G, D], or [M, 1, D] if all have the same."""
+        x = x + self.slot_embedding
         condition = F.silu(c[:, None] + self.modulation_embedding)
         for block in self.blocks:
             x, _ = block(x, condition)
         return self._logits(x, condition, slice(None))
 
-    def sample(self, z: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Tokens [M, C], in head order, dimension by dimension with a key-value cache.
-
-        Differs: the released sampler computes the whole prefix anew at every dimension, with the same result.
-
-        Args:
-            choose: picks the level [M] of dimension i from its logits [M, B].
-        """
-        c = self.condition(z)
-        x = c
-        chosen: list[Tensor] = []
-        caches: list[KeyValues | None] = [None] * len(self.blocks)
-        for i in range(self.dimensions):
-            if i:
-                x = self.level_embedding(chosen[-1] + self.offsets[i - 1])
-            logits, caches = self._step(x, c, i, caches)
-            chosen.append(choose(logits, i))
-        return torch.stack(chosen, dim=1)
-
     def _step(
         self, x: Tensor, c: Tensor, i: int, caches: list[KeyValues | None]
     ) -> tuple[Tensor, list[KeyValues | None]]:
-        """Logits [M, B] of dimension i, whose slot input is x [M, D]."""
+        """Logits [M, J] of slot i, whose input is x [M, D]."""
         x = (x + self.slot_embedding[:, i])[:, None]
         condition = F.silu(c + self.modulation_embedding[:, i])[:, None]
         presents: list[KeyValues | None] = []

@@ -19,12 +19,15 @@ INIT_STD = 0.02
 class TokenBridgeTransformer(ModelMixin, ConfigMixin):
     """Predicts the tokens at masked positions from those at visible ones and the class.
 
-    ``num_classes`` as a label stands for "no class", the unconditional half of guidance.
+    ``num_classes`` as a label stands for "no class", the unconditional half of guidance. ``head`` and ``head_group``
+    are the ``kind`` and ``group`` of ``DimensionHead``.
     Differs: the decoder has the encoder's width, as in every released size.
     """
 
+    _repeated_blocks = ("Block", "HeadBlock")  # what diffusers' compile_repeated_blocks compiles
+
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913  the arguments are the saved config, which is flat
         self,
         *,
         grid_height: int,
@@ -40,6 +43,8 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         head_depth: int,
         head_heads: int,
         buffer_size: int,
+        head: str = "autoregressive",
+        head_group: int = 1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -64,9 +69,19 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         self.output_position = nn.Parameter(torch.empty(1, self.positions, width))
         # ---- head
         self.head = DimensionHead(
-            dimensions=dimensions, levels=levels, features=width, width=head_width, depth=head_depth, heads=head_heads
+            dimensions=dimensions,
+            levels=levels,
+            features=width,
+            width=head_width,
+            depth=head_depth,
+            heads=head_heads,
+            kind=head,
+            group=head_group,
         )
         self.initialize()
+
+    # diffusers' own looks in the config first, where ``head`` is a setting and not the module
+    __getattr__ = nn.Module.__getattr__
 
     def initialize(self) -> None:
         """Xavier linears with zero bias, N(0, 0.02) embeddings, zero adaLN (released code)."""
@@ -96,8 +111,9 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         """
         masked, visible = split_order(order, num_masked)
         z = self.features(values, labels, visible)
-        logits = self.head(gather(z, masked).flatten(0, 1), gather(tokens, masked).flatten(0, 1))
-        return F.cross_entropy(logits.flatten(0, 1).float(), gather(tokens, masked).flatten())
+        known = gather(tokens, masked).flatten(0, 1)
+        logits = self.head(gather(z, masked).flatten(0, 1), known)
+        return F.cross_entropy(logits.flatten(0, 1).float(), self.head.join(known).flatten()) / self.head.group
 
     def features(self, values: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
         """Features z [N, S, D] of every position, from values [N, S, C] at the visible ones [N, V]."""

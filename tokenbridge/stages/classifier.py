@@ -2,7 +2,8 @@
 
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.device import pick_device
-from tokenbridge.evaluation.classifier import class_accuracy, read_small, save_classifier, train_classifier
+from tokenbridge.evaluation.classifier import class_accuracy, read_small, save_classifier
+from tokenbridge.evaluation.classifier_training import train_classifier
 from tokenbridge.files import write_csv, write_json
 from tokenbridge.stages.runtime import stage_run
 

@@ -35,9 +35,9 @@ def main() -> None:
         _check(run)
         pipeline = TokenBridgePipeline.from_pretrained(run.root / "models" / name).to(pick_device(run.config.launcher))
         chunks = _generate(run, pipeline)
-        labels = [sample_label(i, len(pipeline.config.label_names)) for i in range(run.config.generate.samples)]
-        _write_samples(run, pipeline.config.label_names, chunks, labels)
-        _write_grid(run, pipeline.config.label_names, chunks)
+        labels = [sample_label(i, len(pipeline.class_names)) for i in range(run.config.generate.samples)]
+        _write_samples(run, pipeline.class_names, chunks, labels)
+        _write_grid(run, pipeline.class_names, chunks)
         run.publish(run.work / "grid.png", f"reports/samples/{name}.png")
         run.publish(run.work / "samples", f"data/samples/{name}")
 
@@ -53,10 +53,10 @@ def _check(run: StageRun) -> None:
 def _generate(run: StageRun, pipeline: TokenBridgePipeline) -> list[Path]:
     """Files of uint8 images [n, 3, H, W], sample after sample."""
     config = run.config.generate
-    settings = SamplingSettings(config.steps, config.guidance_scale, config.guidance_schedule, config.temperature)
+    settings = SamplingSettings.from_config(config)
 
     def draw(indices: list[int]) -> np.ndarray:
-        labels = torch.tensor([sample_label(i, len(pipeline.config.label_names)) for i in indices])
+        labels = torch.tensor([sample_label(i, len(pipeline.class_names)) for i in indices])
         return pipeline.sample(labels, [generator(run.config.seed, "sample", i) for i in indices], settings)
 
     starts = range(0, config.samples, CHUNK)

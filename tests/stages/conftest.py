@@ -1,0 +1,22 @@
+"""A folder in which stages can run alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokenbridge.stages.runtime import PARENT_VARIABLE
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the project's stages and settings, where no syncer runs."""
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(PARENT_VARIABLE, "parent")
+    return tmp_path

@@ -1,0 +1,40 @@
+"""Stage ``encode``."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.evaluation.shards import save_shards
+from tests.test_vae import CONFIG as VAE
+from tokenbridge.moments import Moments
+from tokenbridge.params import PARAMS_FILE, compose_config
+from tokenbridge.stages import encode
+from tokenbridge.vae import encode_moments
+from tokenbridge.vae_training import build_vae
+
+from .conftest import ROOT
+
+NAMES = ["light", "dark"]
+
+
+@pytest.mark.parametrize(("limit", "encoded"), [("null", 10), ("7", 7)])
+def test_moments_of_the_first_images_asked_for(repository: Path, limit: str, encoded: int) -> None:
+    settings = [f"encode.images={limit}", "encode.flip=true", "launcher.batch_size=4"]
+    OmegaConf.save(compose_config(settings, ROOT / "conf"), repository / PARAMS_FILE)
+    images = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8), dtype=np.uint8)
+    save_shards(repository / "data/images", {"train": (images, np.arange(10) % 2)}, NAMES)
+    torch.manual_seed(0)
+    vae = build_vae(replace(VAE, dimensions=4), 8).eval()
+    vae.save_pretrained(repository / "models/vae")
+    encode.main()
+    moments = Moments(repository / "data/moments")
+    assert (len(moments), moments.flips, moments.num_classes) == (encoded, 2, 2)
+    assert moments.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 1][:encoded]
+    indices = torch.tensor([6, 0])
+    for flip, pixels in enumerate((images, images[..., ::-1].copy())):
+        expected = encode_moments(vae, pixels[indices.numpy()])
+        torch.testing.assert_close(moments.read(indices, torch.full((2,), flip)), expected, atol=5e-3, rtol=5e-3)

@@ -1,0 +1,92 @@
+"""Stage ``reconstruct``: the studies, their table, and the stage on a small VAE."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from tests.conftest import QUANTIZER
+from tests.evaluation.conftest import draw_shapes
+from tests.evaluation.shards import save_shards
+from tests.small_data import write_moments
+from tests.test_vae import CONFIG as VAE
+from tokenbridge.config import ReconstructConfig
+from tokenbridge.files import read_json
+from tokenbridge.params import PARAMS_FILE, compose_config
+from tokenbridge.stages import reconstruct
+from tokenbridge.stages.reconstruct import study_table, study_variants, title
+from tokenbridge.vae_training import build_vae
+
+from .conftest import ROOT
+
+STUDY = ReconstructConfig(levels=[16, 4], ranges=[3.0, 5.0], families=["lloyd_max", "gaussian"], images=10)
+
+
+def test_each_study_changes_one_setting_and_holds_the_configured_quantizer() -> None:
+    studies = study_variants(QUANTIZER, STUDY)
+    assert {name: [getattr(variant, name) for variant in variants] for name, variants in studies.items()} == {
+        "levels": [4, 8, 16],
+        "range": [3.0, 5.0],
+        "family": ["gaussian", "lloyd_max"],
+    }
+    assert all(QUANTIZER in variants for variants in studies.values())
+
+
+def test_there_is_no_study_of_a_range_that_is_not_used() -> None:
+    assert set(study_variants(replace(QUANTIZER, family="lloyd_max"), STUDY)) == {"levels", "family"}
+
+
+def test_variants_that_quantize_alike_have_one_title() -> None:
+    lloyd_max = replace(QUANTIZER, family="lloyd_max")
+    assert title(QUANTIZER) == "gaussian, 8 levels, +-5"
+    assert title(lloyd_max) == title(replace(lloyd_max, range=2.0)) == "lloyd_max, 8 levels"
+
+
+def test_the_table_has_each_variant_once() -> None:
+    studies = study_variants(QUANTIZER, STUDY)
+    variants = [variant for each in studies.values() for variant in each]
+    metrics = {name: {"psnr": float(i)} for i, name in enumerate(["continuous", *map(title, variants)])}
+    rows = study_table(studies, metrics)
+    assert [row["quantizer"] for row in rows] == [
+        "continuous",
+        "gaussian, 4 levels, +-5",
+        "gaussian, 8 levels, +-5",
+        "gaussian, 16 levels, +-5",
+        "gaussian, 8 levels, +-3",
+        "lloyd_max, 8 levels",
+    ]
+    assert [(row["family"], row["levels"], row["range"]) for row in rows[-2:]] == [
+        ("gaussian", 8, 3.0),
+        ("lloyd_max", 8, None),
+    ]
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_the_stage_measures_continuous_and_quantized_reconstructions(repository: Path, patch_size: int) -> None:
+    changes = [f"quantizer.patch_size={patch_size}", "quantizer.levels=8", "quantizer.fit_images=64"]
+    changes += ["reconstruct.levels=[2]", "reconstruct.ranges=[5]", "reconstruct.families=[gaussian,lloyd_max]"]
+    OmegaConf.save(compose_config([*changes, "generate.steps=1"], ROOT / "conf"), repository / PARAMS_FILE)
+    save_shards(repository / "data/images", {"train": draw_shapes(12), "test": draw_shapes(24, 1)}, ["a", "b", "c"])
+    torch.manual_seed(0)
+    build_vae(replace(VAE, dimensions=4), 32).save_pretrained(repository / "models/vae")
+    write_moments(repository / "data/moments", torch.randn(64, 4, 16, 16))
+    reconstruct.main()
+
+    report = read_json(repository / "reports/reconstruct.json")
+    metrics = {"psnr", "ssim", "fd_efficientnet_lite0_32px"}
+    assert set(report) == {f"{kind}_{name}" for kind in ("continuous", "quantized") for name in metrics}
+    with (repository / "reports/reconstruct/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["quantizer", "family", "levels", "range", "psnr", "ssim", "fd_efficientnet_lite0_32px"]
+    assert [row["quantizer"] for row in rows[1:]] == [
+        "gaussian, 2 levels, +-5",
+        "gaussian, 8 levels, +-5",
+        "lloyd_max, 8 levels",
+    ]
+    assert float(rows[2]["psnr"]) == report["quantized_psnr"]
+    for picture in ("images.png", "study.png"):
+        assert Image.open(repository / "reports/reconstruct" / picture).width > 200

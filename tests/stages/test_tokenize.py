@@ -1,0 +1,65 @@
+"""Stage ``tokenize``, and training on what it writes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.small_data import write_moments
+from tokenbridge.config import PACKINGS
+from tokenbridge.files import read_json
+from tokenbridge.params import PARAMS_FILE, compose_config
+from tokenbridge.quantizer import DimensionwiseQuantizer
+from tokenbridge.stage_graph import read_graph
+from tokenbridge.stages import tokenize
+from tokenbridge.stages.tokenize import npz_bytes, size_report
+from tokenbridge.tokens import StoredTokens, bits_per_index, packed_bytes
+
+from .conftest import ROOT
+
+KL16 = (32, 16, 16)  # moments of 256 px
+
+
+@pytest.fixture
+def packed(repository: Path) -> Path:
+    """The repository, with settings that store tokens."""
+    OmegaConf.save(compose_config(["tokens=packed", "tokenize.samples=2"], ROOT / "conf"), repository / PARAMS_FILE)
+    return repository
+
+
+def test_moments_and_quantizer_become_tokens_and_a_report(
+    packed: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_moments(packed / "data/moments", vae_latents)
+    quantizer.save_pretrained(packed / "models/quantizer")
+    monkeypatch.setattr(sys, "argv", ["tokenize", "tokens"])
+    tokenize.main()
+    assert StoredTokens(packed / "data/tokens", packed / "models/quantizer").draw(torch.arange(5)).shape == (5, 16, 4)
+    report = read_json(packed / "reports/tokenize.json")
+    assert report["sample_bytes"] == 16 * 4 * 3 / 8
+    assert report["moments_bytes"] == 16 * 8 * 2
+    assert (report["samples"], report["flips"]) == (2, 2)
+
+
+def test_there_is_a_stage_only_where_tokens_are_asked_for(packed: Path) -> None:
+    graph = read_graph(packed)
+    assert graph["tokenize@tokens"] == ["encode", "fit_quantizer"]
+    assert "tokenize@tokens" in graph["train@tiny"]
+    (packed / PARAMS_FILE).write_bytes((ROOT / PARAMS_FILE).read_bytes())
+    graph = read_graph(packed)
+    assert not [stage for stage in graph if stage.startswith("tokenize")]
+    assert "encode" in graph["train@tiny"]
+
+
+@pytest.mark.parametrize(("packing", "at_least"), zip(PACKINGS, (10, 8), strict=True))
+def test_a_sample_is_much_smaller_than_the_released_codes_file(packing: str, at_least: int) -> None:
+    stored = packed_bytes(16 * 16 * 16, bits_per_index(64, packing))
+    report = size_report(KL16, stored)
+    assert report["npz_ratio"] >= at_least
+    assert report["moments_ratio"] == 32 * 16 * 16 * 2 / stored
+
+
+def test_the_released_codes_file_is_its_array_and_some_headers() -> None:
+    assert 0 < npz_bytes(KL16) - 32 * 16 * 16 * 4 < 1000

@@ -1,0 +1,59 @@
+"""Stage ``train``: what it trains on, and models that it takes as they are."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.conftest import random_model
+from tests.small_data import write_moments
+from tests.small_pipeline import build_pipeline
+from tokenbridge.files import read_json
+from tokenbridge.params import PARAMS_FILE, compose_config
+from tokenbridge.pipeline import TokenBridgePipeline
+from tokenbridge.quantizer import DimensionwiseQuantizer
+from tokenbridge.stages import train
+
+from .conftest import ROOT
+
+
+@pytest.fixture
+def project(
+    repository: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A repository with moments and a quantizer, told to take its model from the folder given/."""
+    OmegaConf.save(compose_config(["+models.tiny.pretrained=given"], ROOT / "conf"), repository / PARAMS_FILE)
+    write_moments(repository / "data/moments", vae_latents)
+    quantizer.save_pretrained(repository / "models/quantizer")
+    monkeypatch.setattr(sys, "argv", ["train", "tiny"])
+    return repository
+
+
+def test_a_pretrained_model_is_taken_as_it_is(project: Path, quantizer: DimensionwiseQuantizer) -> None:
+    model = random_model()
+    build_pipeline(model, quantizer).save_pretrained(project / "given")
+    train.main()
+    taken = TokenBridgePipeline.from_pretrained(project / "models/tiny").transformer
+    assert all(torch.equal(a, b) for a, b in zip(taken.parameters(), model.parameters(), strict=True))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert read_json(project / "reports/train/tiny.json") == {"parameters": parameters}
+    assert (project / "reports/train/tiny/loss.csv").read_text() == "step,images,loss\n"
+
+
+def test_one_that_does_not_fit_is_refused(
+    project: Path, quantizer: DimensionwiseQuantizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_pipeline(random_model(levels=4, num_classes=2), quantizer).save_pretrained(project / "given")
+    with pytest.raises(SystemExit):
+        train.main()
+    message = capsys.readouterr().err
+    assert "models.tiny.pretrained: given does not fit data and quantizer" in message
+    assert "levels is 4, not 8; num_classes is 2, not 3" in message
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "given is no trained pipeline" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""Folders of labelled arrays."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokenbridge.arrays import (
+    MANIFEST,
+    SHARD_ROWS,
+    ArraysError,
+    LabelledArrays,
+    missing_shards,
+    write_manifest,
+    write_shard,
+)
+from tokenbridge.files import read_json, write_json
+
+ROWS = np.arange(5 * 2 * 3, dtype=np.int16).reshape(5, 2, 3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five rows in shards of three and two."""
+    write_shard(tmp_path, 0, ROWS[:3])
+    write_shard(tmp_path, 1, ROWS[3:])
+    write_manifest(tmp_path, np.array([4, 3, 2, 1, 0]), num_classes=5, colour="grey")
+    return tmp_path
+
+
+def test_rows_of_several_shards_are_read_in_the_order_asked(folder: Path) -> None:
+    arrays = LabelledArrays(folder, "stage")
+    rows = np.array([4, 0, 3, 2, 2])
+    assert np.array_equal(arrays.read(rows), ROWS[rows])
+    assert arrays.labels.tolist() == [4, 3, 2, 1, 0]
+    assert (len(arrays), arrays.row_shape) == (5, (2, 3))
+
+
+def test_an_inner_index_is_chosen_for_each_row(folder: Path) -> None:
+    rows, inner = np.array([4, 0, 4]), np.array([0, 1, 1])
+    assert np.array_equal(LabelledArrays(folder, "stage").read(rows, inner), ROWS[rows, inner])
+
+
+def test_the_manifest_counts_and_keeps_what_it_was_told(folder: Path) -> None:
+    assert LabelledArrays(folder, "stage").manifest == {"images": 5, "shards": 2, "num_classes": 5, "colour": "grey"}
+
+
+def test_only_the_shards_that_are_not_there_are_missing(tmp_path: Path) -> None:
+    rows = 2 * SHARD_ROWS + 7
+    assert [len(span) for span in missing_shards(tmp_path, rows).values()] == [SHARD_ROWS, SHARD_ROWS, 7]
+    write_shard(tmp_path, 1, ROWS)
+    assert missing_shards(tmp_path, rows) == {0: range(SHARD_ROWS), 2: range(2 * SHARD_ROWS, rows)}
+
+
+def test_a_folder_that_is_not_whole_is_refused(folder: Path) -> None:
+    write_json(folder / MANIFEST, read_json(folder / MANIFEST) | {"shards": 1})
+    with pytest.raises(ArraysError, match="holds 3 of 5 images: delete it and run `dvc repro stage`"):
+        LabelledArrays(folder, "stage")
+    (folder / MANIFEST).unlink()
+    with pytest.raises(ArraysError, match="run `dvc repro stage`"):
+        LabelledArrays(folder, "stage")

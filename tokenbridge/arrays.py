@@ -1,0 +1,82 @@
+"""Folders of labelled arrays, one row per image: written shard by shard, memory-mapped ever after."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokenbridge.errors import UserError
+from tokenbridge.files import atomic_path, read_json, write_json
+
+MANIFEST = "manifest.json"
+LABELS = "labels.npy"
+SHARD_ROWS = 5000
+
+
+class ArraysError(UserError):
+    """A folder that is not whole."""
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.npy"
+
+
+def missing_shards(folder: Path, rows: int) -> dict[int, range]:
+    """Shard -> its rows, for each shard of ``rows`` rows in all that is not there yet."""
+    spans = [range(start, min(start + SHARD_ROWS, rows)) for start in range(0, rows, SHARD_ROWS)]
+    return {index: span for index, span in enumerate(spans) if not (folder / shard_name(index)).exists()}
+
+
+def write_shard(folder: Path, index: int, rows: np.ndarray) -> None:
+    """Write a whole shard or none of it."""
+    with atomic_path(folder / shard_name(index)) as target, target.open("wb") as file:
+        np.save(file, rows)
+
+
+def write_manifest(folder: Path, labels: np.ndarray, num_classes: int, **content: Any) -> None:
+    """Complete a folder of shards: labels, then the manifest, which is written last."""
+    np.save(folder / LABELS, labels)
+    counts = {"images": len(labels), "shards": len(list(folder.glob("shard-*.npy"))), "num_classes": num_classes}
+    write_json(folder / MANIFEST, counts | content)
+
+
+class LabelledArrays:
+    """Random access to such a folder; nothing is read before it is asked for.
+
+    Attributes:
+        manifest: what ``write_manifest`` was told.
+        labels: int64 [N].
+        row_shape: of one image.
+    """
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        """``stage`` is named to the user where the folder is not whole.
+
+        Raises:
+            ArraysError: if the manifest is missing, or rows are.
+        """
+        if not (folder / MANIFEST).exists():
+            raise ArraysError(f"{folder} has no {MANIFEST}: run `dvc repro {stage}`")
+        self.manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        self.labels = torch.from_numpy(np.load(folder / LABELS))
+        self._shards = [np.load(folder / shard_name(i), mmap_mode="r") for i in range(self.manifest["shards"])]
+        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
+        if self._starts[-1] != self.manifest["images"]:
+            raise ArraysError(
+                f"{folder} holds {self._starts[-1]} of {self.manifest['images']} images: "
+                f"delete it and run `dvc repro {stage}`"
+            )
+        self.row_shape: tuple[int, ...] = self._shards[0].shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, rows: np.ndarray, *inner: np.ndarray) -> np.ndarray:
+        """Elements [rows[i], inner[0][i], ...], stacked over i; each has the axes of a row that are left."""
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty((len(rows), *self.row_shape[len(inner) :]), dtype=self._shards[0].dtype)
+        for shard in np.unique(shard_of):
+            here = shard_of == shard
+            out[here] = self._shards[shard][rows[here] - self._starts[shard], *(index[here] for index in inner)]
+        return out

@@ -1,0 +1,145 @@
+"""Settings of an autoregressive model: its size, its training, its use."""
+
+from dataclasses import dataclass
+
+from tokenbridge.config.checks import OPTIMIZERS, PRECISIONS, require, require_between, require_choice, require_positive
+
+GUIDANCE_SCHEDULES = ("linear", "constant", "cosine")
+REVEAL_ORDERS = ("random", "raster", "confidence")
+HEADS = ("autoregressive", "parallel")
+
+
+@dataclass
+class TrainConfig:
+    """The recipe of one autoregressive model (paper Table 4)."""
+
+    seed: int
+    batch_size: int
+    epochs: float
+    optimizer: str  # adamw (the paper's) | muon: Muon for the blocks' matrices, AdamW for the rest
+    learning_rate: float  # AdamW's
+    muon_learning_rate: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    warmup_epochs: float
+    clip_norm: float
+    ema_decay: float  # 0: no averaging
+    ema_warmup: bool  # decay grows as (1 + step) / (10 + step) up to ema_decay
+    label_dropout: float
+    mask_ratio_mean: float
+    mask_ratio_std: float
+    mask_ratio_min: float
+    precision: str  # bf16 | fp32
+
+    def __post_init__(self) -> None:
+        require_choice("train.precision", self.precision, PRECISIONS)
+        require_choice("train.optimizer", self.optimizer, OPTIMIZERS)
+        require_positive(
+            "train",
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            clip_norm=self.clip_norm,
+            mask_ratio_std=self.mask_ratio_std,
+        )
+        require_between("train", 0.0, 1.0, label_dropout=self.label_dropout, mask_ratio_min=self.mask_ratio_min)
+        require_between("train", 0.0, 0.999999, beta1=self.beta1, beta2=self.beta2, ema_decay=self.ema_decay)
+        require(
+            self.warmup_epochs <= self.epochs,
+            f"train.warmup_epochs ({self.warmup_epochs}) exceeds train.epochs ({self.epochs})",
+        )
+
+
+@dataclass
+class ModelConfig:
+    """Size of one autoregressive model, with its training recipe."""
+
+    pretrained: str | None  # a pipeline folder to take as it is, such as an imported one; null: train one
+    width: int
+    encoder_depth: int
+    decoder_depth: int
+    heads: int
+    head_width: int
+    head_depth: int
+    head_heads: int
+    head: str  # autoregressive (the paper's) | parallel: every dimension from the features alone
+    head_group: int  # dimensions predicted jointly; 1 is the paper's
+    buffer_size: int  # class positions in front of the sequence
+    dropout: float
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        sizes = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        require_positive("model", **sizes)
+        require_choice("model.head", self.head, HEADS)
+        require_between("model", 0.0, 0.9, dropout=self.dropout)
+        for width, heads, name in ((self.width, self.heads, ""), (self.head_width, self.head_heads, "head_")):
+            require(
+                width % heads == 0, f"model.{name}width ({width}) must be a multiple of model.{name}heads ({heads})"
+            )
+
+
+@dataclass
+class GenerateConfig:
+    """How samples are drawn."""
+
+    samples: int
+    steps: int
+    guidance_scale: float
+    guidance_schedule: str  # linear | constant | cosine
+    guidance_interval: list[float]  # shares of revealed positions [from, to) in which guidance acts
+    temperature: float
+    top_p: float  # draw among the likeliest levels that together have this probability; 1: all
+    order: str  # random | raster | confidence
+    grid_per_class: int  # columns of the picture grid
+
+    def __post_init__(self) -> None:
+        require_choice("generate.guidance_schedule", self.guidance_schedule, GUIDANCE_SCHEDULES)
+        require_positive("generate", samples=self.samples, steps=self.steps, grid_per_class=self.grid_per_class)
+        require_between("generate", 0.0, 100.0, temperature=self.temperature)
+        require_between("generate", 1.0, 100.0, guidance_scale=self.guidance_scale)
+        require_choice("generate.order", self.order, REVEAL_ORDERS)
+        require(0 < self.top_p <= 1, f"generate.top_p is {self.top_p}: it must lie in (0, 1]")
+        require(
+            len(self.guidance_interval) == 2 and 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1,
+            f"generate.guidance_interval is {self.guidance_interval}: give [from, to] with 0 <= from < to <= 1",
+        )
+
+
+@dataclass
+class EvaluateConfig:
+    """What is measured on the samples."""
+
+    feature_size: int  # EfficientNet-Lite0's input size, in pixels
+    kid_subset_size: int
+    kid_subsets: int
+    inception_weights: str | None  # torch-fidelity's Inception file, or `download`; null: no FID is reported
+    inception_reference: str | None  # npz with mu and sigma (such as ADM's); null: the test images
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "evaluate", feature=self.feature_size, kid_subset=self.kid_subset_size, kid_subsets=self.kid_subsets
+        )
+        require(
+            self.inception_reference is None or self.inception_weights is not None,
+            "evaluate.inception_reference needs evaluate.inception_weights",
+        )
+
+
+@dataclass
+class LauncherConfig:
+    """Where and how stages run. Never a stage parameter: moving house must not retrain a model."""
+
+    threads: int  # CPU threads; 0: all cores
+    batch_size: int  # images per batch wherever nothing is learnt
+    log_seconds: float  # between progress lines
+    checkpoint_seconds: float  # between checkpoints
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "launcher",
+            batch_size=self.batch_size,
+            log_seconds=self.log_seconds,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
