@@ -1,0 +1,161 @@
+"""Ablations: the experiments of conf/experiment/ablation, one after the other, as rows of one table.
+
+They run in a git worktree of the last commit, which shares DVC's cache, so that your own files stay as they are and
+VAE and moments are made once. A row that is in the table already is not run again, and a killed one resumes.
+"""
+
+import csv
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenbridge.errors import UserError
+from tokenbridge.files import atomic_write_text, read_json, write_csv
+from tokenbridge.orchestrate import StageFailedError, run_command
+from tokenbridge.params import load_params
+from tokenbridge.tracking.store import tracking_uri
+
+EXPERIMENTS = Path("conf/experiment/ablation")
+TABLE = Path("docs/ablations.csv")
+PAGE = Path("docs/ablations.md")
+WORKTREE = Path(".work/ablations")
+MODEL = "tiny"
+BASE = "base"
+START, END = "<!-- table -->", "<!-- end of table -->"
+METRICS = (  # of reports/evaluate, in the table
+    "fd_efficientnet_lite0_32px",
+    "kid_efficientnet_lite0_32px",
+    "precision_efficientnet_lite0_32px",
+    "recall_efficientnet_lite0_32px",
+    "class_accuracy",
+)
+Row = dict[str, object]
+
+
+def ablation_names(root: Path) -> list[str]:
+    """Every experiment of the folder, what all others are compared with first."""
+    names = sorted(path.stem for path in (root / EXPERIMENTS).glob("*.yaml"))
+    return sorted(names, key=lambda name: name != BASE)
+
+
+def run_ablations(root: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
+    """Run what the table lacks, one seed after the other, and write each row as soon as it is there.
+
+    Raises:
+        UserError: for a name that is no experiment, or a row that failed.
+    """
+    known = ablation_names(root)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"no such ablation: {', '.join(unknown)}. Choose from {', '.join(known)}")
+    wanted = [(name, seed) for seed in seeds for name in (names or known)]
+    table = read_table(root)
+    done = {(str(row["ablation"]), int(str(row["seed"]))) for row in table}
+    missing = [row for row in wanted if row not in done]
+    print(f"ablations: {len(wanted) - len(missing)} of {len(wanted)} rows are in {TABLE}", flush=True)
+    if not missing:
+        return
+    worktree = _worktree(root)
+    for position, (name, seed) in enumerate(missing, 1):
+        print(f"\nablations: row {position} of {len(missing)}: {name}, seed {seed}", flush=True)
+        table.append(_run_row(root, worktree, name, seed))
+        write_csv(root / TABLE, table)
+        write_page(root, table)
+
+
+def read_table(root: Path) -> list[Row]:
+    path = root / TABLE
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [dict(row) for row in csv.DictReader(file)]
+
+
+def _worktree(root: Path) -> Path:
+    """A checkout of the last commit, with this project's DVC cache."""
+    worktree = root / WORKTREE
+    if worktree.exists():
+        _git(worktree, "checkout", "--quiet", "--force", "--detach", _git(root, "rev-parse", "HEAD"))
+    else:
+        _git(root, "worktree", "prune")
+        _git(root, "worktree", "add", "--quiet", "--detach", str(worktree), "HEAD")
+    atomic_write_text(worktree / ".dvc/config.local", f"[cache]\n    dir = {root / '.dvc/cache'}\n")
+    return worktree
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _run_row(root: Path, worktree: Path, name: str, seed: int) -> Row:
+    environment = {"PYTHONPATH": str(worktree), "MLFLOW_TRACKING_URI": tracking_uri(root)}
+    overrides = [f"experiment={EXPERIMENTS.name}/{name}", f"train.seed={seed}", f"model={MODEL}"]
+    started = time.monotonic()
+    try:
+        run_command(
+            [sys.executable, "-m", "tokenbridge.cli", "repro", *overrides],
+            worktree,
+            environment,
+            lambda line: print(line, flush=True),
+        )
+    except StageFailedError as error:
+        raise UserError(f"the ablation {name} stopped ({error}); mend it and run the same again") from error
+    return _read_row(worktree, name, seed) | {"minutes": round((time.monotonic() - started) / 60, 1)}
+
+
+def _read_row(worktree: Path, name: str, seed: int) -> Row:
+    reports, config = worktree / "reports", load_params(worktree)
+    evaluation, training = read_json(reports / f"evaluate/{MODEL}.json"), read_json(reports / f"train/{MODEL}.json")
+    return {
+        "ablation": name,
+        "seed": seed,
+        "data": config.data.name,
+        "epochs": config.models[MODEL].train.epochs,
+        "parameters": training["parameters"],
+        "loss": training["loss"],
+        "psnr": read_json(reports / "reconstruct.json")["quantized_psnr"],
+        **{metric: evaluation[metric] for metric in METRICS},
+        "commit": _git(worktree, "rev-parse", "--short", "HEAD"),
+    }
+
+
+def write_page(root: Path, table: Sequence[Row]) -> None:
+    """Put the table into the page, between its marks; the words around it stay."""
+    page = root / PAGE
+    before, rest = page.read_text().split(START)
+    _, after = rest.split(END)
+    atomic_write_text(page, f"{before}{START}\n{markdown_table(root, table)}\n{END}{after}")
+
+
+def markdown_table(root: Path, table: Sequence[Row]) -> str:
+    """One line for each ablation, in the order of ``ablation_names``; values of several seeds beside each other."""
+    lines = [
+        "| ablation | what is changed | seeds | loss | Fréchet distance | class accuracy | precision | recall "
+        "| parameters | minutes |",
+        "|" + "---|" * 10,
+    ]
+    for name in ablation_names(root):
+        rows = [row for row in table if row["ablation"] == name]
+        if rows:
+            lines.append(_markdown_line(name, _description(root / EXPERIMENTS / f"{name}.yaml"), rows))
+    return "\n".join(lines)
+
+
+def _markdown_line(name: str, description: str, rows: Sequence[Row]) -> str:
+    def values(column: str, digits: int) -> str:
+        return " / ".join(f"{float(str(row[column])):,.{digits}f}" for row in rows)
+
+    fd, _, precision, recall, accuracy = METRICS
+    columns = [(fd, 2), (accuracy, 3), (precision, 2), (recall, 2)]
+    cells = [f"`{name}`", description, values("seed", 0), values("loss", 3)]
+    cells += [values(column, digits) for column, digits in columns]
+    cells += [f"{int(str(rows[0]['parameters'])):,}", values("minutes", 1)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _description(path: Path) -> str:
+    """The file's first comment after its package line."""
+    comments = [line for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
+    return comments[0].removeprefix("# ").rstrip(".")
