@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tokenbridge.files import atomic_path, atomic_write_text, sha256_file, sha256_tree
+from tokenbridge.errors import UserError
+from tokenbridge.files import atomic_path, atomic_write_text, new_folder, sha256_file, sha256_tree
 
 
 def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -34,6 +35,13 @@ def test_a_folder_that_was_not_written_replaces_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_path(path):
         pass
     assert (path / "kept").exists()
+
+
+def test_a_new_folder_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "kept").touch()
+    with pytest.raises(UserError, match="is there already"), new_folder(tmp_path):
+        pass
+    assert (tmp_path / "kept").exists()
 
 
 def test_tree_digest_sees_names_and_contents(tmp_path: Path) -> None:

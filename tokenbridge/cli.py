@@ -60,6 +60,18 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_import(commands.add_parser("import", help="make a folder of ours from released weights"))
 
+    export = commands.add_parser("export", help="copy a trained model into a folder with a model card")
+    export.add_argument("model", help="its key in params.yaml, such as tiny")
+    export.add_argument("--out", type=Path, required=True, help="folder to write")
+    export.set_defaults(command=_export)
+
+    ablations = commands.add_parser(
+        "ablations", help="run conf/experiment/ablation into the table of docs/ablations.md"
+    )
+    ablations.add_argument("names", nargs="*", help="which; none: all")
+    ablations.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings (%(default)s)")
+    ablations.set_defaults(command=_ablations)
+
     ui = commands.add_parser("ui", help="open the MLflow pages on this machine")
     ui.set_defaults(command=_ui)
     return parser
@@ -185,6 +197,19 @@ def _released_config() -> Config:
     from tokenbridge.params import compose_config, validate
 
     return validate(compose_config(["experiment=imagenet_l"]))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from tokenbridge.export import export_model
+
+    export_model(Path.cwd(), options.model, options.out)
+    print(f"{options.out} written; its README.md is the model card")
+
+
+def _ablations(options: argparse.Namespace) -> None:
+    from tokenbridge.ablations import run_ablations
+
+    run_ablations(Path.cwd(), options.names, options.seeds)
 
 
 def _ui(_: argparse.Namespace) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenbridge.errors import UserError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -28,6 +30,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
             target.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """``atomic_path`` of a folder that must not be there yet.
+
+    Raises:
+        UserError: if it is.
+    """
+    if path.exists():
+        raise UserError(f"{path} is there already: remove it, or name another folder")
+    with atomic_path(path) as target:
+        yield target
 
 
 def _exchange(new: Path, old: Path, aside: Path) -> None:

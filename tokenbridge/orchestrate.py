@@ -16,12 +16,11 @@ from pathlib import Path
 
 from tokenbridge.files import read_json, sha256_file
 from tokenbridge.params import PARAMS_FILE, flatten, load_params, write_params
-from tokenbridge.stage_graph import read_stages
+from tokenbridge.stage_graph import LOCK_FILE, read_stages
 from tokenbridge.stages.runtime import PARENT_VARIABLE
 from tokenbridge.tracking.spool import Tracker
 from tokenbridge.tracking.sync import LiveSync
 
-LOCK_FILE = "dvc.lock"
 RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
 OUTCOMES = {
     r"Running stage '(.+)':": RAN,

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from tokenbridge.files import sha256_tree
 from tokenbridge.params import PARAMS_FILE
 
+LOCK_FILE = "dvc.lock"
+
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -38,6 +40,21 @@ class StageSpec:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class LockedStage:
+    """One stage of dvc.lock, as it ran last.
+
+    Attributes:
+        params: declared parameters with the values that it ran with; the names as in dvc.yaml.
+        deps: path -> DVC's md5.
+        outs: path -> DVC's md5, metrics and plots included.
+    """
+
+    params: dict[str, Any]
+    deps: dict[str, str]
+    outs: dict[str, str]
+
+
 def read_stages(root: Path) -> dict[str, StageSpec]:
     """Every stage of root/dvc.yaml by name, dependencies first."""
     with Repo(str(root)) as repo:
@@ -53,13 +70,38 @@ def read_graph(root: Path) -> dict[str, list[str]]:
         return {s.name: sorted(d.name for d in graph.successors(s)) for s in _dependencies_first(graph)}
 
 
-def locked_outs(root: Path) -> dict[str, str]:
-    """Out -> md5, from dvc.lock; empty before the first run."""
-    lock = root / "dvc.lock"
-    if not lock.exists():
+def read_lock(root: Path) -> dict[str, LockedStage]:
+    """Every stage of root/dvc.lock by name; empty before the first run."""
+    path = root / LOCK_FILE
+    if not path.exists():
         return {}
-    stages = yaml.safe_load(lock.read_text())["stages"]
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+    return {name: _locked(entry) for name, entry in yaml.safe_load(path.read_text())["stages"].items()}
+
+
+def locked_outs(root: Path) -> dict[str, str]:
+    """Out -> md5, from dvc.lock."""
+    return {path: md5 for stage in read_lock(root).values() for path, md5 in stage.outs.items()}
+
+
+def md5_as_dvc(path: Path) -> str:
+    """DVC's digest of an out, as dvc.lock has it: of a file, or of a folder's list of files."""
+    if path.is_file():
+        return _md5(path)
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    listed = [{"md5": _md5(file), "relpath": name} for name, file in sorted(files.items())]
+    return hashlib.md5(json.dumps(listed).encode()).hexdigest() + ".dir"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _locked(entry: dict[str, Any]) -> LockedStage:
+    digests = {
+        kind: {item["path"]: item["md5"] for item in entry.get(kind, []) if "md5" in item} for kind in ("deps", "outs")
+    }
+    return LockedStage(params=entry.get("params", {}).get(PARAMS_FILE, {}), **digests)
 
 
 def _dependencies_first(graph: Any) -> list[Any]:

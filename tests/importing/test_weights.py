@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokenbridge.importing.weights import ImportFailedError, fill, new_folder, read_weights
+from tokenbridge.importing.weights import ImportFailedError, fill, read_weights
 
 
 class Malicious:
@@ -82,10 +82,3 @@ def test_missing_and_left_over_tensors_are_named() -> None:
 def test_a_tensor_of_another_shape_is_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(ImportFailedError, match="w1 has shape"):
         filled(w0=torch.zeros(2, 2), w1=torch.zeros(shape), b=torch.zeros(4))
-
-
-def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "keep").touch()
-    with pytest.raises(ImportFailedError, match="is there already"), new_folder(tmp_path):
-        pass
-    assert (tmp_path / "keep").exists()

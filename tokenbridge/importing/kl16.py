@@ -6,7 +6,8 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 
 from tokenbridge.config import Config
-from tokenbridge.importing.weights import fill, new_folder, read_weights
+from tokenbridge.files import new_folder
+from tokenbridge.importing.weights import fill, read_weights
 
 LOSS = "loss."  # the discriminator and what else trained it
 RENAMED = (  # regular expressions, from diffusers' names to LDM's, applied in turn
@@ -30,7 +31,7 @@ def import_vae(checkpoint: Path, out: Path, config: Config) -> None:
         config: the settings of an experiment with this VAE, such as imagenet_l.
 
     Raises:
-        ImportFailedError: if ``out`` exists, or the checkpoint does not hold exactly this VAE.
+        UserError: if ``out`` exists, or the checkpoint does not hold exactly this VAE.
     """
     with new_folder(out) as target:
         content = read_weights(checkpoint)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tokenbridge.config import Config
 from tokenbridge.config.checks import require_positive
-from tokenbridge.importing.weights import ImportFailedError, fill, new_folder, read_weights
+from tokenbridge.files import new_folder
+from tokenbridge.importing.weights import ImportFailedError, fill, read_weights
 from tokenbridge.levels import OUTER_EDGE, gaussian_levels
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.pipeline import TokenBridgePipeline

@@ -3,8 +3,7 @@
 import argparse
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenbridge.errors import UserError
-from tokenbridge.files import atomic_path
 
 
 class ImportFailedError(UserError):
     """A checkpoint that is not what it was taken for; the message names the tensors or the setting."""
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder name that becomes ``out`` when all went well.
-
-    Raises:
-        ImportFailedError: if ``out`` is there already.
-    """
-    if out.exists():
-        raise ImportFailedError(f"{out} is there already: remove it, or name another folder")
-    with atomic_path(out) as target:
-        yield target
 
 
 def read_weights(path: Path) -> dict[str, Any]:
