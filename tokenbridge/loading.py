@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffusers import ModelMixin
+from diffusers.configuration_utils import FrozenDict
 
 from tokenbridge.errors import UserError
 
@@ -29,4 +30,7 @@ def load_whole(kind: type[Model], folder: Path, **options: Any) -> Model:
     problems = {name: report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[name]}
     if problems:
         raise LoadError(f"{folder} does not match its config.json, so get or save it again: {problems}")
+    # diffusers notes the folder in the config, whence it would go into every saved copy
+    config = {name: value for name, value in model.config.items() if name != "_name_or_path"}
+    model._internal_dict = FrozenDict(config)  # diffusers offers no way to drop a key
     return model
