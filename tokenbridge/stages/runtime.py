@@ -8,10 +8,11 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from tokenbridge.config import Config, ConfigError
@@ -41,7 +42,7 @@ class StageRun:
     root: Path
     work: Path
     tracker: Tracker
-    parent: int  # process id of the dvc that started the stage
+    dvc: psutil.Process | None  # that started the stage; None if it was started by hand
 
     def publish(self, source: Path, out: str) -> None:
         """Move a finished file or folder to its place; whatever was there is replaced.
@@ -49,7 +50,7 @@ class StageRun:
         Raises:
             OrphanedError: if dvc was killed meanwhile: another may be at work there, with other settings.
         """
-        if os.getppid() != self.parent:
+        if self.dvc is not None and not _lives(self.dvc):
             raise OrphanedError(f"the dvc that started this stage is gone: what is done stays in {self.work}; repeat")
         target = self.root / out
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,15 +81,31 @@ def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
     if name not in stages:
         raise ConfigError(f"dvc.yaml has no such stage: choose one of {', '.join(stages)}")
     spec = stages[name]
-    parent = os.getppid()
+    dvc = _dvc_above()
     work = root / WORK / name / spec.key
     pipeline = os.environ.get(PARENT_VARIABLE)
     with _sync(root, pipeline), _only_writer(work), _tracker(spec, root, work, pipeline) as tracker:
         tracker.params(spec.params)
         tracker.tags({f"dep.{path}": digest for path, digest in spec.deps.items() if not path.endswith(".py")})
-        yield StageRun(spec, config, root, work, tracker, parent)
+        yield StageRun(spec, config, root, work, tracker, dvc)
         _log_outs(tracker, spec, root)
         shutil.rmtree(work)
+
+
+def _dvc_above() -> psutil.Process | None:
+    """The process of dvc under which this one runs: its parent, or beyond the shell that dvc runs commands with."""
+    for process in psutil.Process().parents():
+        with suppress(psutil.Error):  # gone, or not ours to look at
+            if any(Path(word).name == "dvc" for word in process.cmdline()[:3]):  # [python] [-m] dvc
+                return process
+    return None
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _sync(root: Path, pipeline: str | None) -> AbstractContextManager[object]:
