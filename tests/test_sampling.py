@@ -93,7 +93,7 @@ def test_steps_by_default(positions: int, steps: int) -> None:
         ({"steps": 0}, "at least one step"),
         ({"steps": 4, "guidance_scale": 0.5}, "guidance_scale"),
         ({"steps": 4, "guidance_schedule": "cosine?"}, "linear"),
-        ({"steps": 4, "temperature": -1}, "negative"),
+        ({"steps": 4, "temperature": -1}, "temperature is -1"),
         ({"top_p": 0}, r"\(0, 1\]"),
         ({"order": "spiral"}, "random, raster, confidence"),
         ({"guidance_interval": (0.5, 0.5)}, "from < to"),

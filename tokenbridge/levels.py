@@ -32,7 +32,12 @@ def gaussian_levels(levels: int) -> Tensor:
 
 def stretched_gaussian_levels(levels: int, reach: float) -> Tensor:
     """The released quantizer's level values [B], float32: those of N(0, 1), with +-3 stretched to +-``reach``."""
-    return gaussian_levels(levels).float() * (reach / OUTER_EDGE)
+    return stretch(gaussian_levels(levels), reach)
+
+
+def stretch(levels: Tensor, reach: float) -> Tensor:
+    """Levels of N(0, 1) [B] as float32, with +-3 stretched to +-``reach``."""
+    return levels.float() * (reach / OUTER_EDGE)
 
 
 def uniform_levels(levels: int, reach: float) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokenbridge.files import read_json, sha256_file
 from tokenbridge.params import PARAMS_FILE, flatten, load_params, write_params
-from tokenbridge.stage_graph import LOCK_FILE, read_stages
+from tokenbridge.stage_graph import LOCK_FILE, mend_lock_file, read_stages
 from tokenbridge.stages.runtime import PARENT_VARIABLE
 from tokenbridge.tracking.spool import Tracker
 from tokenbridge.tracking.sync import LiveSync
@@ -139,6 +139,7 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
         ConfigError: before anything runs.
     """
     config = write_params(overrides, root) if overrides else load_params(root)
+    mend_lock_file(root)
     with LiveSync(root), Tracker.open("pipeline", sha256_file(root / PARAMS_FILE), root) as tracker:
         tracker.params({"overrides": " ".join(overrides), "data": config.data.name, "models": ", ".join(config.models)})
         run = PipelineRun(root, tracker)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from tokenbridge.config import GUIDANCE_SCHEDULES, REVEAL_ORDERS, GenerateConfig, require
-from tokenbridge.config.checks import require_choice
+from tokenbridge.config import GenerateConfig, check_sampling, require
 from tokenbridge.errors import UserError
 from tokenbridge.model.transformer import TokenBridgeTransformer, gather, split_order
 from tokenbridge.quantizer import DimensionwiseQuantizer
@@ -71,15 +70,15 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         require(self.steps is None or self.steps >= 1, f"steps is {self.steps}: at least one step is needed")
-        require(self.guidance_scale >= 1, f"guidance_scale is {self.guidance_scale}: 1 (no guidance) is the least")
-        require_choice("guidance_schedule", self.guidance_schedule, GUIDANCE_SCHEDULES)
-        require(
-            len(self.guidance_interval) == 2 and 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1,
-            f"guidance_interval is {self.guidance_interval}: give (from, to) with 0 <= from < to <= 1",
+        check_sampling(
+            "",
+            guidance_scale=self.guidance_scale,
+            guidance_schedule=self.guidance_schedule,
+            guidance_interval=self.guidance_interval,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            order=self.order,
         )
-        require(self.temperature >= 0, f"temperature is {self.temperature}: it cannot be negative")
-        require(0 < self.top_p <= 1, f"top_p is {self.top_p}: it must lie in (0, 1]")
-        require_choice("order", self.order, REVEAL_ORDERS)
 
     @classmethod
     def from_config(cls, config: GenerateConfig) -> "SamplingSettings":

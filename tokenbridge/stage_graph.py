@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 from dvc.dependency.param import ParamsDependency
+from dvc.lock import make_lock
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from omegaconf import OmegaConf
 
 from tokenbridge.files import sha256_tree
@@ -90,6 +92,23 @@ def md5_as_dvc(path: Path) -> str:
     files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
     listed = [{"md5": _md5(file), "relpath": name} for name, file in sorted(files.items())]
     return hashlib.md5(json.dumps(listed).encode()).hexdigest() + ".dir"
+
+
+def mend_lock_file(root: Path) -> None:
+    """Remove DVC's list of busy paths if it is half written.
+
+    DVC does not write it aside: a kill or a power cut at the wrong moment leaves it empty, and DVC refuses it for ever.
+    """
+    folder = root / ".dvc/tmp"
+    file = folder / RWLOCK_FILE
+    if not file.exists():
+        return
+    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):  # nobody writes it now
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            print(f"{file.relative_to(root)} was half written by a dvc that was killed: removed", flush=True)
+            file.unlink()
 
 
 def _md5(path: Path) -> str:

@@ -17,6 +17,7 @@ from tokenbridge.config.model import (
     LauncherConfig,
     ModelConfig,
     TrainConfig,
+    check_sampling,
 )
 from tokenbridge.config.tokenizer import (
     NORM_GROUPS,
@@ -60,6 +61,7 @@ __all__ = [
     "TrainConfig",
     "VaeConfig",
     "VaeLossConfig",
+    "check_sampling",
     "require",
 ]
 

@@ -1,5 +1,7 @@
 """Settings of an autoregressive model: its size, its training, its use."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenbridge.config.checks import OPTIMIZERS, PRECISIONS, require, require_between, require_choice, require_positive
@@ -80,6 +82,30 @@ class ModelConfig:
             )
 
 
+def check_sampling(
+    prefix: str,
+    *,
+    guidance_scale: float,
+    guidance_schedule: str,
+    guidance_interval: Sequence[float],
+    temperature: float,
+    top_p: float,
+    order: str,
+) -> None:
+    """Refuse sampling settings that cannot work, by their names with ``prefix`` in front."""
+    require(
+        1 <= guidance_scale < math.inf, f"{prefix}guidance_scale is {guidance_scale}: 1 (no guidance) is the least"
+    )
+    require_choice(f"{prefix}guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES)
+    require(
+        len(guidance_interval) == 2 and 0 <= guidance_interval[0] < guidance_interval[1] <= 1,
+        f"{prefix}guidance_interval is {guidance_interval}: give [from, to] with 0 <= from < to <= 1",
+    )
+    require(0 <= temperature < math.inf, f"{prefix}temperature is {temperature}: it must be 0 or greater")
+    require(0 < top_p <= 1, f"{prefix}top_p is {top_p}: it must lie in (0, 1]")
+    require_choice(f"{prefix}order", order, REVEAL_ORDERS)
+
+
 @dataclass
 class GenerateConfig:
     """How samples are drawn."""
@@ -95,15 +121,15 @@ class GenerateConfig:
     grid_per_class: int  # columns of the picture grid
 
     def __post_init__(self) -> None:
-        require_choice("generate.guidance_schedule", self.guidance_schedule, GUIDANCE_SCHEDULES)
         require_positive("generate", samples=self.samples, steps=self.steps, grid_per_class=self.grid_per_class)
-        require_between("generate", 0.0, 100.0, temperature=self.temperature)
-        require_between("generate", 1.0, 100.0, guidance_scale=self.guidance_scale)
-        require_choice("generate.order", self.order, REVEAL_ORDERS)
-        require(0 < self.top_p <= 1, f"generate.top_p is {self.top_p}: it must lie in (0, 1]")
-        require(
-            len(self.guidance_interval) == 2 and 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1,
-            f"generate.guidance_interval is {self.guidance_interval}: give [from, to] with 0 <= from < to <= 1",
+        check_sampling(
+            "generate.",
+            guidance_scale=self.guidance_scale,
+            guidance_schedule=self.guidance_schedule,
+            guidance_interval=self.guidance_interval,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            order=self.order,
         )
 
 

@@ -14,7 +14,7 @@ from tokenbridge.config import Config
 from tokenbridge.config.checks import require_positive
 from tokenbridge.files import new_folder
 from tokenbridge.importing.weights import ImportFailedError, fill, read_weights
-from tokenbridge.levels import OUTER_EDGE, gaussian_levels
+from tokenbridge.levels import gaussian_levels, stretch
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.pipeline import TokenBridgePipeline
 from tokenbridge.quantizer import DimensionwiseQuantizer
@@ -206,7 +206,7 @@ def build_quantizer(weights: Mapping[str, Tensor], settings: CheckpointSettings)
     """
     levels, _ = _shape(weights, "channel_heads.0.weight")
     dimensions = len(settings.dimension_order)
-    values = weights.get(LEVELS, gaussian_levels(levels)).float() * (settings.range / OUTER_EDGE)
+    values = stretch(weights.get(LEVELS, gaussian_levels(levels)), settings.range)
     return DimensionwiseQuantizer.build(
         loc=torch.zeros(dimensions),
         scale=torch.full((dimensions,), 1 / settings.latent_scale),
