@@ -93,9 +93,7 @@ def check_sampling(
     order: str,
 ) -> None:
     """Refuse sampling settings that cannot work, by their names with ``prefix`` in front."""
-    require(
-        1 <= guidance_scale < math.inf, f"{prefix}guidance_scale is {guidance_scale}: 1 (no guidance) is the least"
-    )
+    require(1 <= guidance_scale < math.inf, f"{prefix}guidance_scale is {guidance_scale}: 1 (no guidance) is the least")
     require_choice(f"{prefix}guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES)
     require(
         len(guidance_interval) == 2 and 0 <= guidance_interval[0] < guidance_interval[1] <= 1,
