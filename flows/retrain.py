@@ -6,23 +6,20 @@
 With PREFECT_API_URL set, the run shows up live in that server's pages.
 """
 
-import base64
-import io
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from prefect import Task, flow, get_run_logger, task
-from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import quote
 
+from flows.artifacts import publish_run
 from tokenbridge.errors import UserError
 from tokenbridge.orchestrate import CACHED, RAN, SKIPPED, PipelineRun, StageFailedError, pipeline_run
 from tokenbridge.params import compose_config, load_params
@@ -31,7 +28,6 @@ from tokenbridge.stages.runtime import MISTAKE_CODE
 
 RETRIES = 2
 RETRY_SECONDS = 5
-THUMBNAIL = 600  # pixels; the picture is stored inside the artifact
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -90,32 +86,12 @@ def _run_stages(root: Path, run: PipelineRun) -> None:
         )
     for future in futures.values():
         future.wait()
-    publish_artifacts(run)
+    publish_run(run)
     ended = {stage: future.state for stage, future in futures.items() if future.state.is_final()}
     failed = [stage for stage, state in ended.items() if not state.is_completed()]
     if failed:
         left = [stage for stage in futures if stage not in ended]
         raise StageFailedError(f"{', '.join(failed)} failed, as its log says; not run: {', '.join(left) or 'none'}")
-
-
-def publish_artifacts(run: PipelineRun) -> None:
-    """The stages' outcomes and metrics as tables, and the sample grids as pictures."""
-    outcomes = [{"stage": stage, "outcome": outcome} for stage, outcome in run.outcomes.items()]
-    create_table_artifact(key="stages", table=outcomes, description="What DVC did with each stage")
-    metrics = [{"metric": k, "value": v} for k, v in run.metrics().items()]
-    create_table_artifact(key="metrics", table=metrics, description="Metrics of all stages")
-    for grid in run.sample_grids():
-        key = f"samples-{grid.stem.replace('_', '-')}"
-        create_image_artifact(image_url=as_data_url(grid), key=key, description=f"Samples of {grid.stem}")
-
-
-def as_data_url(picture: Path) -> str:
-    """A thumbnail that the server can show without reaching our files."""
-    image = Image.open(picture).convert("RGB")
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def main(overrides: Sequence[str]) -> None:

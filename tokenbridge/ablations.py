@@ -5,17 +5,15 @@ VAE and moments are made once. A row that is in the table already is not run aga
 """
 
 import csv
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_write_text, read_json, write_csv
-from tokenbridge.orchestrate import StageFailedError, run_command
+from tokenbridge.orchestrate import StageFailedError, reproduce_aside
 from tokenbridge.params import load_params
-from tokenbridge.tracking.store import tracking_uri
+from tokenbridge.repository import git
 
 EXPERIMENTS = Path("conf/experiment/ablation")
 TABLE = Path("docs/ablations.csv")
@@ -57,10 +55,9 @@ def run_ablations(root: Path, names: Sequence[str], seeds: Sequence[int]) -> Non
     print(f"ablations: {len(wanted) - len(missing)} of {len(wanted)} rows are in {TABLE}", flush=True)
     if not missing:
         return
-    worktree = _worktree(root)
     for position, (name, seed) in enumerate(missing, 1):
         print(f"\nablations: row {position} of {len(missing)}: {name}, seed {seed}", flush=True)
-        table.append(_run_row(root, worktree, name, seed))
+        table.append(_run_row(root, name, seed))
         write_csv(root / TABLE, table)
         write_page(root, table)
 
@@ -73,33 +70,11 @@ def read_table(root: Path) -> list[Row]:
         return [dict(row) for row in csv.DictReader(file)]
 
 
-def _worktree(root: Path) -> Path:
-    """A checkout of the last commit, with this project's DVC cache."""
-    worktree = root / WORKTREE
-    if worktree.exists():
-        _git(worktree, "checkout", "--quiet", "--force", "--detach", _git(root, "rev-parse", "HEAD"))
-    else:
-        _git(root, "worktree", "prune")
-        _git(root, "worktree", "add", "--quiet", "--detach", str(worktree), "HEAD")
-    atomic_write_text(worktree / ".dvc/config.local", f"[cache]\n    dir = {root / '.dvc/cache'}\n")
-    return worktree
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _run_row(root: Path, worktree: Path, name: str, seed: int) -> Row:
-    environment = {"PYTHONPATH": str(worktree), "MLFLOW_TRACKING_URI": tracking_uri(root)}
+def _run_row(root: Path, name: str, seed: int) -> Row:
     overrides = [f"experiment={EXPERIMENTS.name}/{name}", f"train.seed={seed}", f"model={MODEL}"]
     started = time.monotonic()
     try:
-        run_command(
-            [sys.executable, "-m", "tokenbridge.cli", "repro", *overrides],
-            worktree,
-            environment,
-            lambda line: print(line, flush=True),
-        )
+        worktree = reproduce_aside(root, WORKTREE, overrides, lambda line: print(line, flush=True))
     except StageFailedError as error:
         raise UserError(f"the ablation {name} stopped ({error}); mend it and run the same again") from error
     return _read_row(worktree, name, seed) | {"minutes": round((time.monotonic() - started) / 60, 1)}
@@ -117,7 +92,7 @@ def _read_row(worktree: Path, name: str, seed: int) -> Row:
         "loss": training["loss"],
         "psnr": read_json(reports / "reconstruct.json")["quantized_psnr"],
         **{metric: evaluation[metric] for metric in METRICS},
-        "commit": _git(worktree, "rev-parse", "--short", "HEAD"),
+        "commit": git(worktree, "rev-parse", "--short", "HEAD"),
     }
 
 

@@ -38,6 +38,11 @@ def _parser() -> argparse.ArgumentParser:
     repro.add_argument("overrides", nargs="*", help="Hydra overrides; none: params.yaml as it is")
     repro.set_defaults(command=_repro)
 
+    reproduce = commands.add_parser("reproduce", help="rebuild a run from its id in MLflow, beside your own files")
+    reproduce.add_argument("run_id", help="of a `pipeline` run, or of a stage in it")
+    reproduce.add_argument("--recompute", action="store_true", help="run every stage again and compare")
+    reproduce.set_defaults(command=_reproduce)
+
     sample = commands.add_parser("sample", help="generate a picture from a trained model")
     sample.add_argument("--model", type=Path, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
     sample.add_argument("--class", dest="classes", action="append", help="name or index; repeat for more; none: all")
@@ -137,6 +142,15 @@ def _repro(options: argparse.Namespace) -> None:
         reproduce(Path.cwd(), options.overrides)
     except StageFailedError:
         sys.exit("tokenbridge: the pipeline stopped at the stage above; mend what it says and run the same again")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from tokenbridge.reproduction import report, reproduce_run
+
+    result = reproduce_run(Path.cwd(), options.run_id, options.recompute)
+    print(f"\n{report(result)}")
+    if not result.equal:
+        sys.exit(1)
 
 
 def _sample(options: argparse.Namespace) -> None:

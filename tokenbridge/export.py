@@ -17,9 +17,9 @@ from tokenbridge.lineage import belong_together, stages_behind
 from tokenbridge.model_card import CARD, PICTURE, CardFacts, Report, render_card
 from tokenbridge.params import flatten
 from tokenbridge.pipeline import TokenBridgePipeline
+from tokenbridge.repository import git_tags
 from tokenbridge.sampling import SamplingSettings
 from tokenbridge.stage_graph import LOCK_FILE, LockedStage, md5_as_dvc, read_lock
-from tokenbridge.tracking.spool import git_tags
 
 IMAGES = "data/images"
 CALL_NAMES = {"steps": "num_inference_steps"}  # where the pipeline's call has diffusers' name for a setting

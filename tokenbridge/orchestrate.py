@@ -8,17 +8,25 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from tokenbridge.config import Config
 from tokenbridge.files import read_json, sha256_file
-from tokenbridge.params import PARAMS_FILE, flatten, load_params, write_params
-from tokenbridge.stage_graph import LOCK_FILE, mend_lock_file, read_stages
-from tokenbridge.stages.runtime import PARENT_VARIABLE
+from tokenbridge.machine import installed_packages, processor
+from tokenbridge.params import PARAMS_FILE, compose_config, flatten, load_params, validate, write_params
+from tokenbridge.repository import RepositoryError, checkout, git, uncommitted
+from tokenbridge.stage_graph import LOCK_FILE, mend_lock_file, read_stages, share_cache
+from tokenbridge.stages.runtime import PARENT_VARIABLE, WORK
+from tokenbridge.tracking.recorded import LOCK_DIGEST, PACKAGES_FILE, PATCH_FILE, PIPELINE, PROCESSOR
 from tokenbridge.tracking.spool import Tracker
+from tokenbridge.tracking.store import tracking_uri
 from tokenbridge.tracking.sync import LiveSync
 
 RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
@@ -138,15 +146,57 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
     Raises:
         ConfigError: before anything runs.
     """
-    config = write_params(overrides, root) if overrides else load_params(root)
-    mend_lock_file(root)
-    with LiveSync(root), Tracker.open("pipeline", sha256_file(root / PARAMS_FILE), root) as tracker:
-        tracker.params({"overrides": " ".join(overrides), "data": config.data.name, "models": ", ".join(config.models)})
-        run = PipelineRun(root, tracker)
-        try:
-            yield run
-        finally:
-            _record(run)
+    config = _check(root, overrides)  # before a wait that may be long
+    with _only_pipeline(root):
+        if overrides:
+            write_params(overrides, root)
+        mend_lock_file(root)
+        with LiveSync(root), Tracker.open(PIPELINE, sha256_file(root / PARAMS_FILE), root) as tracker:
+            names = {"data": config.data.name, "models": ", ".join(config.models)}
+            tracker.params({"overrides": " ".join(overrides)} | names)
+            _record_origin(tracker, root)
+            run = PipelineRun(root, tracker)
+            try:
+                yield run
+            finally:
+                _record(run)
+
+
+def _check(root: Path, overrides: Sequence[str]) -> Config:
+    return validate(compose_config(overrides, root / "conf")) if overrides else load_params(root)
+
+
+@contextmanager
+def _only_pipeline(root: Path) -> Iterator[None]:
+    """One pipeline at a time: params.yaml and the outs are one workspace's, whatever DVC itself locks."""
+    path = root / WORK / "pipeline.lock"
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("another pipeline is at work in this folder: waiting for it to end", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _record_origin(tracker: Tracker, root: Path) -> None:
+    """What the run was made with, beyond commit, settings and data: enough to rebuild it."""
+    tracker.tags({PROCESSOR: processor()})
+    with tempfile.TemporaryDirectory() as scratch:
+        packages = Path(scratch) / PACKAGES_FILE
+        packages.write_text("".join(f"{name}=={version}\n" for name, version in sorted(installed_packages().items())))
+        tracker.artifact(packages)
+        with suppress(RepositoryError):  # no git: nothing to rebuild from
+            changes = uncommitted(root)
+            if changes.left_out:
+                tracker.tags({"git.left_out": ", ".join(changes.left_out)})
+            patch = Path(scratch) / PATCH_FILE
+            patch.write_bytes(changes.patch)
+            tracker.artifact(patch)
 
 
 def _record(run: PipelineRun) -> None:
@@ -159,7 +209,7 @@ def _record(run: PipelineRun) -> None:
     lock = run.root / LOCK_FILE
     if lock.exists():
         run.tracker.artifact(lock)
-        run.tracker.tags({"dvc.lock.sha256": sha256_file(lock)})
+        run.tracker.tags({LOCK_DIGEST: sha256_file(lock)})
     run.tracker.metrics(run.metrics())
     for grid in run.sample_grids():
         run.tracker.artifact(grid, "samples")
@@ -171,3 +221,19 @@ def reproduce(root: Path, overrides: Sequence[str] = ()) -> None:
         run.dvc(["repro"], lambda line: print(line, flush=True))
     if run.outcomes and set(run.outcomes.values()) <= {SKIPPED, CACHED}:
         print("\nEverything is up to date: no stage had anything to do.")
+
+
+def reproduce_aside(root: Path, folder: Path, overrides: Sequence[str], on_line: Callable[[str], None]) -> Path:
+    """The same in a worktree of the last commit, with this project's cache and MLflow: your own files stay as they are.
+
+    Returns:
+        The worktree, where the run's reports are.
+
+    Raises:
+        StageFailedError: if it fails.
+    """
+    worktree = checkout(root, root / folder, git(root, "rev-parse", "HEAD"))
+    share_cache(root, worktree)
+    environment = {"PYTHONPATH": str(worktree), "MLFLOW_TRACKING_URI": tracking_uri(root)}
+    run_command([sys.executable, "-m", "tokenbridge.cli", "repro", *overrides], worktree, environment, on_line)
+    return worktree

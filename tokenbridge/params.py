@@ -1,11 +1,13 @@
 """From conf/, written by hand, to params.yaml, which DVC and every stage read; both checked against the schema."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,6 +51,25 @@ def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf"))
     return composed
 
 
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of overrides that name several values, in Hydra's way: ``seed=0,1``, ``seed=range(0,4)``.
+
+    Raises:
+        ConfigError: if one cannot be read.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(_brief(error)) from error
+    choices = [
+        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+        if item.is_sweep_override()
+        else [text]
+        for item, text in zip(parsed, overrides, strict=True)
+    ]
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
 def _brief(error: Exception) -> str:
     """The message in one line, without search paths and without advice to add keys, which the schema refuses."""
     text = re.split(r"\n(?:Config search path|To append|See https:|\s+full_key:)", str(error))[0]
@@ -62,14 +83,14 @@ def write_params(overrides: Sequence[str] = (), root: Path = Path()) -> Config:
     return validate(composed)
 
 
-def load_params(root: Path = Path()) -> Config:
-    """Read root/params.yaml as a checked ``Config``."""
+def load_params(root: Path = Path(), changes: Sequence[str] = ()) -> Config:
+    """Read root/params.yaml as a checked ``Config``, with ``changes`` (``promotion.seconds=60``) that are not kept."""
     path = root / PARAMS_FILE
     require(path.exists(), f"{path} is missing: run `tokenbridge params` to compose it from conf/")
     loaded = OmegaConf.load(path)
     require(isinstance(loaded, DictConfig), f"{path} is not a mapping: run `tokenbridge params` to compose it again")
     assert isinstance(loaded, DictConfig)
-    return validate(loaded)
+    return validate(DictConfig(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(changes)))))
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

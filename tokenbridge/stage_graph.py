@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -75,9 +76,12 @@ def read_graph(root: Path) -> dict[str, list[str]]:
 def read_lock(root: Path) -> dict[str, LockedStage]:
     """Every stage of root/dvc.lock by name; empty before the first run."""
     path = root / LOCK_FILE
-    if not path.exists():
-        return {}
-    return {name: _locked(entry) for name, entry in yaml.safe_load(path.read_text())["stages"].items()}
+    return parse_lock(path.read_text()) if path.exists() else {}
+
+
+def parse_lock(text: str) -> dict[str, LockedStage]:
+    """The same from the file's text."""
+    return {name: _locked(entry) for name, entry in yaml.safe_load(text)["stages"].items()}
 
 
 def locked_outs(root: Path) -> dict[str, str]:
@@ -109,6 +113,17 @@ def mend_lock_file(root: Path) -> None:
         except ValueError:
             print(f"{file.relative_to(root)} was half written by a dvc that was killed: removed", flush=True)
             file.unlink()
+
+
+def share_cache(root: Path, worktree: Path) -> None:
+    """Let another checkout take what it needs from the cache and the remotes of ``root``."""
+    local = Path(".dvc/config.local")
+    if (root / local).exists():
+        shutil.copyfile(root / local, worktree / local)
+    with Repo(str(root)) as repo:
+        cache = repo.cache.local_cache_dir
+    with Repo(str(worktree)) as repo, repo.config.edit("local") as config:
+        config["cache"]["dir"] = cache
 
 
 def _md5(path: Path) -> str:

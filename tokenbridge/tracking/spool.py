@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import threading
 import time
 import uuid
@@ -25,6 +24,7 @@ from typing import Any, Self
 from filelock import FileLock
 
 from tokenbridge.files import write_json
+from tokenbridge.repository import git_tags
 from tokenbridge.tracking.system import SystemSampler
 
 SPOOL_FOLDER = ".spool"
@@ -33,21 +33,6 @@ STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 def milliseconds() -> int:
     return time.time_ns() // 1_000_000
-
-
-def git_tags(root: Path) -> dict[str, str]:
-    """Commit and dirty flag of ``root``; dvc.lock is left out, for the run itself writes it. Empty without git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"git.commit": commit, "git.dirty": str(bool(changes)).lower(), "mlflow.source.git.commit": commit}
 
 
 def link_or_copy(source: str, target: str) -> None:

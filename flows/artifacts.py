@@ -1,0 +1,32 @@
+"""What flows show in Prefect's pages: tables, and pictures small enough to lie in the server's database."""
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+from prefect.artifacts import create_image_artifact, create_table_artifact
+
+from tokenbridge.orchestrate import PipelineRun
+
+THUMBNAIL = 600  # pixels; the picture is stored inside the artifact
+
+
+def publish_run(run: PipelineRun) -> None:
+    """The stages' outcomes and metrics as tables, and the sample grids as pictures."""
+    outcomes = [{"stage": stage, "outcome": outcome} for stage, outcome in run.outcomes.items()]
+    create_table_artifact(key="stages", table=outcomes, description="What DVC did with each stage")
+    metrics = [{"metric": k, "value": v} for k, v in run.metrics().items()]
+    create_table_artifact(key="metrics", table=metrics, description="Metrics of all stages")
+    for grid in run.sample_grids():
+        key = f"samples-{grid.stem.replace('_', '-')}"
+        create_image_artifact(image_url=as_data_url(grid), key=key, description=f"Samples of {grid.stem}")
+
+
+def as_data_url(picture: Path) -> str:
+    """A thumbnail that the server can show without reaching our files."""
+    image = Image.open(picture).convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

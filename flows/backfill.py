@@ -1,0 +1,66 @@
+"""The pipeline once for each combination of a sweep, as a Prefect flow."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from tokenbridge.errors import UserError
+from tokenbridge.files import read_json
+from tokenbridge.orchestrate import StageFailedError, reproduce_aside
+from tokenbridge.params import compose_config, expand_sweep
+
+WORKTREE = Path(".work/backfill")
+REPORTS = Path("reports/evaluate")
+
+
+@task(task_run_name="{label}", cache_policy=NO_CACHE)
+def run_combination(label: str, overrides: Sequence[str], root: Path) -> State[Any]:
+    """One pipeline; its state holds the metrics of every model, as ``<model>/<metric>``."""
+    try:
+        worktree = reproduce_aside(root, WORKTREE, overrides, get_run_logger().info)
+    except StageFailedError as error:
+        return Failed(message=str(error))
+    return Completed(data=_metrics(worktree))
+
+
+def _metrics(worktree: Path) -> dict[str, Any]:
+    reports = {path.stem: read_json(path) for path in sorted((worktree / REPORTS).glob("*.json"))}
+    return {f"{model}/{name}": value for model, report in reports.items() for name, value in report.items()}
+
+
+@flow(name="backfill", flow_run_name="backfill {sweep}")
+def backfill(sweep: Sequence[str], root: str = ".") -> State[Any]:
+    """Run the pipeline for every combination, one after the other, in a worktree of the last commit.
+
+    What several combinations share is computed once, as DVC's cache has it. A combination that fails does not stop
+    the others.
+
+    Args:
+        sweep: Hydra overrides, some with several values, such as ["train.seed=0,1", "generate.guidance_scale=1,2,3"].
+        root: the repository.
+    """
+    folder = Path(root).resolve()
+    try:
+        combinations = expand_sweep(sweep)
+        for combination in combinations:
+            compose_config(combination, folder / "conf")  # all of them, before the first one starts
+    except UserError as error:
+        return Failed(message=str(error))
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for combination in combinations:
+        label = " ".join(combination) or "as configured"
+        state = run_combination(label, combination, folder, return_state=True)
+        metrics = cast(dict[str, Any], state.result()) if state.is_completed() else {}
+        failed += [] if state.is_completed() else [label]
+        rows.append({"overrides": label, "state": state.name, **metrics})
+    create_table_artifact(key="backfill", table=rows, description="Metrics of each combination")
+    if failed:
+        return Failed(message=f"{len(failed)} of {len(combinations)} combinations failed: {'; '.join(failed)}")
+    return Completed(message=f"{len(combinations)} combinations")

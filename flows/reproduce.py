@@ -1,0 +1,34 @@
+"""Rebuild a run from its id, as a Prefect flow."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from tokenbridge.errors import UserError
+from tokenbridge.reproduction import report, reproduce_run
+
+
+@flow(name="reproduce", flow_run_name="reproduce {run_id}")
+def reproduce(run_id: str, recompute: bool = False, root: str = ".") -> State[Any]:
+    """Restore a run of MLflow in a worktree, or compute it anew and compare.
+
+    Args:
+        run_id: of a `pipeline` run, or of a stage in it.
+        recompute: run every stage again instead of restoring what it gave.
+        root: the repository.
+
+    Returns:
+        A failed state if the result is another than the run's; the artifact `reproduction` tells what differs.
+    """
+    try:
+        result = reproduce_run(Path(root).resolve(), run_id, recompute, on_line=get_run_logger().info)
+    except UserError as error:
+        return Failed(message=str(error))
+    text = report(result)
+    create_markdown_artifact(key="reproduction", markdown=text, description=f"Run {run_id} rebuilt")
+    verdict = text.splitlines()[0]
+    return Completed(message=verdict) if result.equal else Failed(message=verdict)

@@ -1,0 +1,83 @@
+"""A run rebuilt from its id, on the real pipeline: restored, computed anew, and of files that were never committed."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipeline.project import Project
+from tokenbridge.files import read_json, sha256_tree
+
+pytestmark = pytest.mark.slow
+
+CHANGED = ("generate.steps=2", "train.epochs=1")  # cheap, and another model than the project's
+
+
+@pytest.fixture(scope="module")
+def run_id(project: Project) -> Iterator[str]:
+    """A run of other settings, with an uncommitted change that shows in its samples' picture."""
+    project.settle()
+    plots = project.root / "tokenbridge/plots.py"
+    committed = plots.read_text()
+    plots.write_text(committed + "\nDEPARTURE = 1\n")
+    project.repro(*CHANGED)
+    plots.write_text(committed)
+    yield project.runs("pipeline")[-1].info.run_id
+
+
+def reproduce(project: Project, *arguments: str, fails: bool = False) -> str:
+    return project.run("python", "-m", "tokenbridge.cli", "reproduce", *arguments, fails=fails)
+
+
+def folder(project: Project, run_id: str) -> Path:
+    return project.root / ".work/reproduce" / run_id
+
+
+def test_a_run_is_restored_without_computing_anything(project: Project, run_id: str) -> None:
+    wanted = sha256_tree(project.root / "data/samples/tiny")
+    project.settle()  # the workspace is another run's now
+    here = project.digest("data/samples/tiny")
+    output = reproduce(project, run_id)
+    assert "restored in" in output
+    assert "the same bits" in output
+    assert "Running stage" not in output
+    rebuilt = folder(project, run_id)
+    assert sha256_tree(rebuilt / "data/samples/tiny") == wanted != here
+    assert project.digest("data/samples/tiny") == here  # your own files stay as they are
+    assert "DEPARTURE" in (rebuilt / "tokenbridge/plots.py").read_text()  # never committed
+    assert yaml.safe_load((rebuilt / "params.yaml").read_text())["generate"]["steps"] == 2
+
+
+def test_a_run_is_computed_anew_with_the_same_bits(project: Project, run_id: str) -> None:
+    stage_run = project.runs("evaluate@tiny")[-1].info.run_id  # any stage's run leads to its pipeline
+    assert project.runs("evaluate@tiny")[-1].data.tags["mlflow.parentRunId"] == run_id
+    output = reproduce(project, stage_run, "--recompute")
+    assert "Running stage 'train@tiny'" in output
+    assert "the same bits" in output
+    report = read_json(folder(project, run_id) / "reproduction.json")
+    assert report["changed"] == report["drifted"] == report["machine"] == []
+    assert report["outs"] > 20
+    assert report["metrics"] > 20
+    (run,) = [run for run in project.runs("reproduction") if run.data.tags["recomputed"] == "true"]
+    assert run.data.tags["reproduces"] == run_id
+    assert run.data.tags["exact"] == "true"
+    child = project.runs("train@tiny")[-1]
+    assert child.data.tags["mlflow.parentRunId"] == run.info.run_id
+
+
+def test_what_differs_is_named(project: Project, run_id: str) -> None:
+    reproduce(project, run_id)
+    cache = project.root / ".dvc/cache/files"
+    hidden = cache.rename(cache.with_name("hidden"))
+    shutil.rmtree(folder(project, run_id) / "models")
+    output = reproduce(project, run_id, fails=True)
+    hidden.rename(cache)
+    assert "neither in DVC's cache nor at a remote" in output
+    assert "recompute them with --recompute" in output
+
+
+def test_an_unknown_run_is_explained(project: Project) -> None:
+    output = reproduce(project, "0" * 32, fails=True)
+    assert f"has no run {'0' * 32}: take the id of a `pipeline` row" in output
