@@ -9,10 +9,10 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro flow ui sample test test-fast lint format params lock clean clean-all
+.PHONY: help env repro flow ui sample stack stack-status stack-down test test-fast lint format params lock clean clean-all
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@echo "Making the environment in $(VENV) from requirements.lock: about 4 minutes, 7 GB"
@@ -37,6 +37,15 @@ ui: env ## the runs in MLflow's pages, on http://127.0.0.1:5000
 
 sample: env ## a picture of new samples: samples.png
 	@tokenbridge sample --out samples.png
+
+stack: env ## the team's servers without Docker: PostgreSQL, S3, MLflow, Prefect, a worker
+	@python docker/stack.py up
+
+stack-status: env ## how each of them is
+	@python docker/stack.py status
+
+stack-down: env ## stop them; their data stay
+	@python docker/stack.py down
 
 test: env ## every test, the slow ones too (a small pipeline on real images): about 10 minutes
 	@python -m pytest

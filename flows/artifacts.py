@@ -19,8 +19,12 @@ def publish_run(run: PipelineRun) -> None:
     metrics = [{"metric": k, "value": v} for k, v in run.metrics().items()]
     create_table_artifact(key="metrics", table=metrics, description="Metrics of all stages")
     for grid in run.sample_grids():
-        key = f"samples-{grid.stem.replace('_', '-')}"
-        create_image_artifact(image_url=as_data_url(grid), key=key, description=f"Samples of {grid.stem}")
+        publish_picture(grid, f"samples-{grid.stem}", f"Samples of {grid.stem}")
+
+
+def publish_picture(picture: Path, key: str, description: str) -> None:
+    """A picture under ``key``, whose characters Prefect restricts."""
+    create_image_artifact(image_url=as_data_url(picture), key=key.replace("_", "-"), description=description)
 
 
 def as_data_url(picture: Path) -> str:

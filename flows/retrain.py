@@ -8,19 +8,25 @@ With PREFECT_API_URL set, the run shows up live in that server's pages.
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.utilities.annotations import quote
 
 from flows.artifacts import publish_run
 from tokenbridge.errors import UserError
+from tokenbridge.freshness import nothing_new
 from tokenbridge.orchestrate import CACHED, RAN, SKIPPED, PipelineRun, StageFailedError, pipeline_run
 from tokenbridge.params import compose_config, load_params
 from tokenbridge.stage_graph import read_graph
@@ -28,6 +34,8 @@ from tokenbridge.stages.runtime import MISTAKE_CODE
 
 RETRIES = 2
 RETRY_SECONDS = 5
+TRAINING = ("train@", "vae", "classifier")
+LEASE_SECONDS = 60  # after which the slot of a flow that was killed is free again
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -42,12 +50,13 @@ def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
     retry_condition_fn=worth_retrying,
     cache_policy=NO_CACHE,
 )
-def run_stage(stage: str, run: PipelineRun) -> State[Any]:
+def run_stage(stage: str, run: PipelineRun, gpu_group: str) -> State[Any]:
     """Bring one stage up to date with DVC; its state is named after what DVC did."""
     logger = get_run_logger()
     try:
         # --wait-for-lock: dvc holds its lock while it hashes, and another stage may be starting
-        run.dvc(["--wait-for-lock", "repro", "--single-item", stage], logger.info)
+        with training_slot(stage, gpu_group):
+            run.dvc(["--wait-for-lock", "repro", "--single-item", stage], logger.info)
     except StageFailedError as error:
         return Failed(message=str(error))  # returned: a traceback through our code would hide what the stage says
     outcome = run.outcomes.get(stage, RAN)
@@ -55,32 +64,56 @@ def run_stage(stage: str, run: PipelineRun) -> State[Any]:
     return Completed(name=name, message=f"{stage}: {outcome}", data=outcome)
 
 
+@contextmanager
+def training_slot(stage: str, gpu_group: str) -> Iterator[None]:
+    """Wait until no other flow trains on this group of GPUs; an administrator may allow more than one."""
+    if not stage.startswith(TRAINING):
+        yield
+        return
+    name = f"tokenbridge-{gpu_group}"
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            with suppress(ObjectAlreadyExists):  # another flow was faster
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+    with concurrency(name, occupy=1, lease_duration=LEASE_SECONDS, strict=True):
+        yield
+
+
 @flow(name="retrain", flow_run_name="retrain {overrides}")
-def retrain(overrides: Sequence[str] = (), root: str = ".") -> dict[str, str] | State[Any]:
-    """Run every stage that changed, under one parent run in MLflow.
+def retrain(overrides: Sequence[str] = (), only_if_new: bool = False, root: str = ".") -> dict[str, str] | State[Any]:
+    """Run every stage that changed, under one parent run in MLflow. New data in the source is fetched first.
 
     Args:
         overrides: Hydra overrides, such as ["model=base", "train.epochs=2"]; none: params.yaml as it is.
+        only_if_new: end at once if a finished run had the same source, settings and code.
         root: the repository.
 
     Returns:
-        Stage -> ran, skipped or cached; or a failed state that names the stages that did not complete.
+        Stage -> ran, skipped or cached; or a state: skipped with the reason, or failed with the stages that did not
+        complete.
     """
     folder = Path(root).resolve()
     try:
+        if only_if_new and (reason := nothing_new(folder, overrides)):
+            return Completed(name="Skipped", message=f"nothing new: {reason}")
         with pipeline_run(folder, overrides) as run:
             _run_stages(folder, run)
-    except StageFailedError as error:
+    except (UserError, StageFailedError) as error:
         return Failed(message=str(error))
     return run.outcomes
 
 
 def _run_stages(root: Path, run: PipelineRun) -> None:
+    run.fetch_if_changed(get_run_logger().info)
     futures: dict[str, PrefectFuture[Any]] = {}
+    gpu_group = load_params(root).launcher.gpu_group
     for stage, needed in read_graph(root).items():
         futures[stage] = run_stage.submit(
             stage=stage,
             run=quote(run),  # quoted: prefect shall not look into it
+            gpu_group=gpu_group,
             return_state=False,
             wait_for=[futures[name] for name in needed],
         )

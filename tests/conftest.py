@@ -1,5 +1,7 @@
 """Small parts that many tests use."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,7 +10,9 @@ from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
 from tokenbridge.training import NOT_OF_THE_MODEL
 
-LAUNCHER = LauncherConfig(threads=0, batch_size=8, log_seconds=1e9, checkpoint_seconds=0.0001)
+pytest_plugins = ["tests.services"]
+
+LAUNCHER = LauncherConfig(threads=0, batch_size=8, log_seconds=1e9, checkpoint_seconds=0.0001, gpu_group="tests")
 torch.set_num_threads(1)  # tensors are tiny here, and other processes may be at work
 
 QUANTIZER = QuantizerConfig(
@@ -109,3 +113,13 @@ def vae_latents() -> torch.Tensor:
 @pytest.fixture
 def quantizer(vae_latents: torch.Tensor) -> DimensionwiseQuantizer:
     return fit_quantizer(vae_latents, QUANTIZER)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store to copy: creating one takes seconds."""
+    from tokenbridge.tracking.store import create_database  # mlflow takes seconds too, and few tests need it
+
+    folder = tmp_path_factory.mktemp("database")
+    create_database(folder)
+    return folder / "mlflow.db"

@@ -14,6 +14,8 @@ INFRASTRUCTURE = {
     "config/checks.py",
     "config/data.py",
     "config/model.py",
+    "config/promotion.py",
+    "config/storage.py",
     "config/tokenizer.py",
     "device.py",
     "errors.py",
@@ -21,8 +23,12 @@ INFRASTRUCTURE = {
     "files.py",
     "params.py",
     "progress.py",
+    "repository.py",
     "stage_graph.py",
     "stages/runtime.py",
+    "storage/bucket.py",
+    "storage/client.py",
+    "storage/paths.py",
 }
 # `train` imports the pipeline only as the container of its weights: a change of the sampler must not retrain.
 # `fetch` and `generate` only ask whether `evaluate` will find its files.
@@ -65,9 +71,9 @@ def test_a_stage_depends_on_the_modules_it_imports(stage: str) -> None:
     assert declared == needed_modules(stage)
 
 
-def test_the_launcher_is_no_parameter_of_any_stage() -> None:
+def test_where_things_run_and_lie_is_no_parameter_of_any_stage() -> None:
     declared = [name for stage in STAGES.values() for name in stage["params"]]
-    assert not [name for name in declared if name.startswith("launcher")]
+    assert not [name for name in declared if name.startswith(("launcher", "storage"))]
 
 
 def test_train_depends_on_its_own_model_only() -> None:

@@ -8,8 +8,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenbridge import storage_cli
 from tokenbridge.config import GUIDANCE_SCHEDULES, REVEAL_ORDERS, Config
 from tokenbridge.errors import UserError
+from tokenbridge.promotion import commands as promotion
 
 if TYPE_CHECKING:  # torch is slow to import, and most commands need none
     from _typeshed import DataclassInstance
@@ -76,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     ablations.add_argument("names", nargs="*", help="which; none: all")
     ablations.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings (%(default)s)")
     ablations.set_defaults(command=_ablations)
+
+    promotion.add_commands(commands)
+    storage_cli.add_commands(commands)
 
     ui = commands.add_parser("ui", help="open the MLflow pages on this machine")
     ui.set_defaults(command=_ui)

@@ -18,18 +18,23 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tokenbridge.config import Config
+from tokenbridge.data.state import source_state
+from tokenbridge.errors import UserError
 from tokenbridge.files import read_json, sha256_file
+from tokenbridge.freshness import is_stale, note_fetched
 from tokenbridge.machine import installed_packages, processor
 from tokenbridge.params import PARAMS_FILE, compose_config, flatten, load_params, validate, write_params
+from tokenbridge.promotion.registration import register_models
 from tokenbridge.repository import RepositoryError, checkout, git, uncommitted
 from tokenbridge.stage_graph import LOCK_FILE, mend_lock_file, read_stages, share_cache
 from tokenbridge.stages.runtime import PARENT_VARIABLE, WORK
-from tokenbridge.tracking.recorded import LOCK_DIGEST, PACKAGES_FILE, PATCH_FILE, PIPELINE, PROCESSOR
+from tokenbridge.tracking.recorded import LOCK_DIGEST, PACKAGES_FILE, PATCH_FILE, PIPELINE, PROCESSOR, SOURCE_STATE
 from tokenbridge.tracking.spool import Tracker
 from tokenbridge.tracking.store import tracking_uri
 from tokenbridge.tracking.sync import LiveSync
 
 RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
+FETCH = "fetch"
 OUTCOMES = {
     r"Running stage '(.+)':": RAN,
     r"Stage '(.+)' didn't change, skipping": SKIPPED,
@@ -49,6 +54,7 @@ class PipelineRun:
     root: Path
     tracker: Tracker
     outcomes: dict[str, str] = field(default_factory=dict)  # stage -> ran | skipped | cached | failed
+    source_state: str | None = None  # of the images, if it was asked
 
     def dvc(self, arguments: Sequence[str], on_line: Callable[[str], None]) -> None:
         """Run a dvc command, passing on its output and noting what it says of stages.
@@ -58,11 +64,30 @@ class PipelineRun:
         """
 
         def note(line: str) -> None:
-            self.outcomes.update(read_outcome(line))
+            for stage, outcome in read_outcome(line).items():
+                if (self.outcomes.get(stage), outcome) != (RAN, SKIPPED):  # asked twice in this run
+                    self.outcomes[stage] = outcome
             on_line(line)
 
         environment = {PARENT_VARIABLE: self.tracker.id}
         run_command([sys.executable, "-m", "dvc", *arguments], self.root, environment, note)
+
+    def fetch_if_changed(self, on_line: Callable[[str], None]) -> None:
+        """Fetch the images anew if their source has changed, which DVC does not watch.
+
+        Raises:
+            StageFailedError: if that fails.
+        """
+        config = load_params(self.root)
+        try:
+            state = source_state(config.data, config.storage)
+        except UserError:
+            return  # if fetch has to run, it says what is wrong
+        self.tracker.tags({SOURCE_STATE: state})
+        if is_stale(self.root, config, state):
+            on_line("the source of the images is not what it was: fetching it anew")
+            self.dvc(["--wait-for-lock", "repro", "--force", "--single-item", FETCH], on_line)
+        self.source_state = state
 
     def outs(self) -> dict[str, list[Path]]:
         """Outs of the stages that came to an end in this run, by stage."""
@@ -213,14 +238,23 @@ def _record(run: PipelineRun) -> None:
     run.tracker.metrics(run.metrics())
     for grid in run.sample_grids():
         run.tracker.artifact(grid, "samples")
+    if run.source_state and run.outcomes.get(FETCH) == RAN:
+        note_fetched(run.root, run.source_state)
+    evaluated = [name.removeprefix("evaluate@") for name in run.outs() if name.startswith("evaluate@")]
+    register_models(run.root, evaluated, run.tracker.id)
 
 
 def reproduce(root: Path, overrides: Sequence[str] = ()) -> None:
     """``dvc repro`` under a parent run."""
     with pipeline_run(root, overrides) as run:
-        run.dvc(["repro"], lambda line: print(line, flush=True))
+        run.fetch_if_changed(_print)
+        run.dvc(["repro"], _print)
     if run.outcomes and set(run.outcomes.values()) <= {SKIPPED, CACHED}:
         print("\nEverything is up to date: no stage had anything to do.")
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 def reproduce_aside(root: Path, folder: Path, overrides: Sequence[str], on_line: Callable[[str], None]) -> Path:

@@ -12,7 +12,9 @@ from tokenbridge.data import DataError
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.data.sources import fetch_images
 from tokenbridge.files import sha256_tree
+from tokenbridge.params import compose_config, validate
 
+CONF = Path(__file__).parents[2] / "conf"
 Make = Callable[..., DataConfig]
 
 
@@ -52,6 +54,11 @@ def test_limits_keep_balanced_classes(make: str, tmp_path: Path, request: pytest
         shards = ImageShards(tmp_path / "images", split)
         assert np.bincount(shards.labels).tolist() == expected
         np.testing.assert_array_equal(shards.read(0, len(shards))[1], shards.labels)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
+def test_every_source_of_the_catalogue_is_valid(name: str) -> None:
+    assert validate(compose_config([f"data={name}"], CONF)).data.name == name
 
 
 def break_checksum(idx_folder: Path) -> None:

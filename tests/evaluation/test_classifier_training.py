@@ -13,7 +13,7 @@ from tokenbridge.evaluation.classifier_training import shift_images, train_class
 from tokenbridge.loop import History
 
 CONFIG = ClassifierConfig(width=8, epochs=6, batch_size=30, learning_rate=0.01)
-LAUNCHER = LauncherConfig(threads=0, batch_size=50, log_seconds=60, checkpoint_seconds=1e-9)
+LAUNCHER = LauncherConfig(threads=0, batch_size=50, log_seconds=60, checkpoint_seconds=1e-9, gpu_group="tests")
 
 
 class Killed(Exception):

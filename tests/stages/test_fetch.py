@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.data.conftest import CLASSES, picture
+from tests.services import S3Place
 from tokenbridge.config import DataConfig
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.data.sources import fetch_images
-from tokenbridge.files import sha256_tree
+from tokenbridge.files import read_json, sha256_tree
 from tokenbridge.params import compose_config, load_params
 from tokenbridge.plots import GAP
 from tokenbridge.stages import fetch
@@ -71,6 +72,17 @@ def test_the_stage_writes_shards_and_a_picture(repository: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(ImageShards(repository / "data/images", "train")) == 9
     assert Image.open(repository / "reports/fetch/images.png").width > 640
+
+
+@pytest.mark.slow
+def test_the_stage_finds_s3_by_the_settings(repository: Path, s3_place: S3Place) -> None:
+    s3_place.fill(repository / "pictures")
+    local = fetch_images(config_of(repository), repository / "local")
+    distant = ["data=s3", f"data.root={s3_place.uri}", f"storage.endpoint={s3_place.server.endpoint}", *SETTINGS[2:]]
+    (repository / "params.yaml").write_text(OmegaConf.to_yaml(compose_config(distant, PROJECT / "conf")))
+    done = run_stage(repository)
+    assert done.returncode == 0, done.stderr
+    assert read_json(repository / "data/images/manifest.json")["digest"] == local["digest"]
 
 
 @pytest.mark.slow

@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from tokenbridge.tracking.store import Store, connect, create_database
+from tests.conftest import QUANTIZER, random_model
+from tests.small_pipeline import build_pipeline
+from tokenbridge.quantizer import fit_quantizer
+from tokenbridge.tracking.store import Store, connect
 
 Start = Callable[[str], subprocess.Popen[str]]
 
@@ -15,14 +19,6 @@ Start = Callable[[str], subprocess.Popen[str]]
 @pytest.fixture(autouse=True)
 def local_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Creating one takes seconds; tests that are not about that copy this one."""
-    folder = tmp_path_factory.mktemp("database")
-    create_database(folder)
-    return folder / "mlflow.db"
 
 
 @pytest.fixture
@@ -35,6 +31,15 @@ def root(tmp_path: Path, empty_database: Path) -> Path:
 @pytest.fixture
 def store(root: Path) -> Store:
     return connect(root)
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of random weights: 8 x 8 images of three classes, by 16 positions."""
+    latents = torch.randn(64, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("models") / "micro"
+    build_pipeline(random_model(), fit_quantizer(latents, QUANTIZER)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -7,47 +7,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from mlflow import pyfunc
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from tests.conftest import small_model
 from tokenbridge.pipeline import TokenBridgePipeline
-from tokenbridge.quantizer import DimensionwiseQuantizer
+from tokenbridge.stage_graph import md5_as_dvc
+from tokenbridge.tracking.logged_model import find_by_digest
 from tokenbridge.tracking.spool import Tracker
 from tokenbridge.tracking.store import Store
 from tokenbridge.tracking.sync import sync_all
 
-DIMENSIONS, LEVELS = 2, 4
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def pipeline_folder(tmp_path: Path) -> Path:
-    """A pipeline of random weights: 8 x 8 images of two classes."""
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        latent_channels=DIMENSIONS,
-        norm_num_groups=4,
-        sample_size=8,
-    )
-    quantizer = DimensionwiseQuantizer.build(
-        loc=torch.zeros(DIMENSIONS),
-        scale=torch.ones(DIMENSIONS),
-        levels=torch.linspace(-2, 2, LEVELS).repeat(DIMENSIONS, 1),
-        dimension_order=torch.arange(DIMENSIONS),
-    )
-    transformer = small_model(
-        dimensions=DIMENSIONS, levels=LEVELS, num_classes=2, width=16, head_width=16, head_depth=1
-    )
-    folder = tmp_path / "models" / "micro"
-    TokenBridgePipeline(vae, transformer, quantizer, ["Bag", "Sneaker"]).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.slow
 def test_a_logged_pipeline_loads_and_generates(root: Path, store: Store, pipeline_folder: Path) -> None:
     with Tracker.open("train@micro", "key", root, system_interval=0) as tracker:
         tracker.model(pipeline_folder, "micro")
@@ -57,14 +30,19 @@ def test_a_logged_pipeline_loads_and_generates(root: Path, store: Store, pipelin
     uri = run.data.tags["model.micro"]
     (model,) = store.client.search_logged_models([store.experiment])
     assert (model.name, str(model.status), model.source_run_id) == ("micro", "READY", run.info.run_id)
+    found = find_by_digest(store, md5_as_dvc(pipeline_folder))
+    assert found is not None
+    assert found.model_id == model.model_id
 
-    served = pyfunc.load_model(model.artifact_location)
-    rows = pd.DataFrame({"class": ["Sneaker", "1", "0"], "seed": [7, 7, 8], "guidance_scale": [1.5, 1.5, 1.0]})
+    served = pyfunc.load_model(model.artifact_location, model_config={"max_rows": 3})
+    rows = pd.DataFrame({"class": ["Bag", "1", "0"], "seed": [7, 7, 8], "guidance_scale": [1.5, 1.5, 1.0]})
     images = served.predict(rows)
     assert images[0] == images[1] != images[2]
-    assert Image.open(io.BytesIO(base64.b64decode(images[0]))).size == (8, 8)
-    with pytest.raises(ValueError, match="there is no class 'Hat': choose one of 0 Bag, 1 Sneaker"):
-        served.predict(rows.assign(**{"class": "Hat"}))
+    generator = torch.Generator().manual_seed(7)
+    expected = TokenBridgePipeline.from_pretrained(pipeline_folder)([1], guidance_scale=1.5, generator=generator)
+    assert Image.open(io.BytesIO(base64.b64decode(images[0]))).tobytes() == expected.images[0].tobytes()
+    with pytest.raises(MlflowException, match="4 rows: ask for at most 3 at a time"):
+        served.predict(pd.concat([rows, rows[:1]]))
 
     (tracker.folder / "state.json").unlink()
     sync_all(root)

@@ -4,7 +4,7 @@
 before any work starts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokenbridge.config.checks import ConfigError, require
 from tokenbridge.config.data import ClassifierConfig, DataConfig, MirrorConfig
@@ -19,6 +19,8 @@ from tokenbridge.config.model import (
     TrainConfig,
     check_sampling,
 )
+from tokenbridge.config.promotion import PromotionConfig
+from tokenbridge.config.storage import StorageConfig
 from tokenbridge.config.tokenizer import (
     NORM_GROUPS,
     PACKINGS,
@@ -55,8 +57,10 @@ __all__ = [
     "LauncherConfig",
     "MirrorConfig",
     "ModelConfig",
+    "PromotionConfig",
     "QuantizerConfig",
     "ReconstructConfig",
+    "StorageConfig",
     "TokenizeConfig",
     "TrainConfig",
     "VaeConfig",
@@ -84,6 +88,8 @@ class Config:
     generate: GenerateConfig
     evaluate: EvaluateConfig
     launcher: LauncherConfig
+    promotion: PromotionConfig
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
     def __post_init__(self) -> None:
         self._check_dimensions()

@@ -27,7 +27,7 @@ class DataConfig:
     """Where images come from, and what they look like."""
 
     name: str
-    source: str  # idx | imagefolder
+    source: str  # idx | imagefolder | s3 (an imagefolder there) | webdataset (tars, local or on S3)
     licence: str
     citation: str
     image_size: int  # pixels; the models see [3, image_size, image_size]
@@ -36,15 +36,24 @@ class DataConfig:
     mirrors: list[MirrorConfig] = field(default_factory=list)
     sha256: dict[str, str] = field(default_factory=dict)  # of each decompressed file
     root: str | None = None  # your folder: root/<split>/<class>/* or root/<class>/* (imagefolder), the files (idx)
-    test_fraction: float = 0.0  # imagefolder without split folders: this share of each class becomes the test split
+    test_root: str | None = None  # webdataset: the tars of the test split; null: test_fraction is set aside
+    test_fraction: float = 0.0  # where the source has no test split: this share of each class becomes it
     max_train: int | None = None  # keep only so many images, classes balanced
     max_test: int | None = None
     shard_size: int = 10000  # images per Parquet file
 
     def __post_init__(self) -> None:
-        require_choice("data.source", self.source, ("idx", "imagefolder"))
+        require_choice("data.source", self.source, ("idx", "imagefolder", "s3", "webdataset"))
         require_positive("data", image_size=self.image_size, num_classes=self.num_classes, shard_size=self.shard_size)
         require_between("data", 0.0, 0.9, test_fraction=self.test_fraction)
+        require(
+            self.source != "s3" or self.root is None or self.root.startswith("s3://"),
+            f"data.root is {self.root!r}: with data.source=s3 it starts with s3://",
+        )
+        require(
+            self.source == "webdataset" or self.test_root is None,
+            f"data.test_root is for data.source=webdataset; {self.source} has its test split below data.root",
+        )
         if self.label_names is not None:
             require(
                 len(self.label_names) == self.num_classes,

@@ -159,6 +159,7 @@ class LauncherConfig:
     batch_size: int  # images per batch wherever nothing is learnt
     log_seconds: float  # between progress lines
     checkpoint_seconds: float  # between checkpoints
+    gpu_group: str  # flows train one at a time on the machines of a group
 
     def __post_init__(self) -> None:
         require_positive(

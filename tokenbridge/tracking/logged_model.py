@@ -14,16 +14,23 @@ from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 
+from tokenbridge.stage_graph import md5_as_dvc
 from tokenbridge.tracking.store import Store
 
+MODEL_MD5 = "model.md5"  # tag: the model's digest, as dvc.lock has it
+MAX_ROWS, MAX_STEPS = 64, 256  # of one request; `model_config` of pyfunc.load_model and models serve overrides them
 PACKAGE = Path(__file__).parents[1]
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
 # what tokenbridge.pipeline imports; our own code travels with the model
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "numpy", "pillow", "pandas", "hydra-core")
+OPTIONAL = {"seed": "long", "guidance_scale": "double", "steps": "long", "temperature": "double"}
 SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec("string", "class"), ColSpec("long", "seed"), ColSpec("double", "guidance_scale")]),
+    inputs=Schema(
+        [ColSpec("string", "class"), *(ColSpec(kind, name, required=False) for name, kind in OPTIONAL.items())]
+    ),
     outputs=Schema([ColSpec("string")]),
 )
+EXAMPLE = {"class": "0", "seed": 0, "guidance_scale": 2.0, "temperature": 1.0}
 
 
 def log_model(store: Store, run_id: str, pipeline: Path, name: str, mark: str) -> str:
@@ -32,8 +39,9 @@ def log_model(store: Store, run_id: str, pipeline: Path, name: str, mark: str) -
     Args:
         mark: identifies this model within its run; a model half logged under it is completed, not logged again.
     """
+    tags = {"spool.file": mark, MODEL_MD5: md5_as_dvc(pipeline)}
     model = find_model(store, run_id, mark) or store.client.create_logged_model(
-        store.experiment, name, source_run_id=run_id, tags={"spool.file": mark}, model_type="tokenbridge"
+        store.experiment, name, source_run_id=run_id, tags=tags, model_type="tokenbridge"
     )
     if str(model.status) != "READY":
         with tempfile.TemporaryDirectory() as scratch:
@@ -52,6 +60,12 @@ def find_model(store: Store, run_id: str, mark: str) -> LoggedModel | None:
     return found[0] if found else None
 
 
+def find_by_digest(store: Store, md5: str) -> LoggedModel | None:
+    """A whole model of this digest, whichever run logged it."""
+    found = store.client.search_logged_models([store.experiment], f"tags.`{MODEL_MD5}` = '{md5}'")
+    return next((model for model in found if str(model.status) == "READY"), None)
+
+
 def save_model(pipeline: Path, folder: Path, run_id: str, model_id: str) -> None:
     pyfunc.save_model(
         str(folder),
@@ -59,7 +73,8 @@ def save_model(pipeline: Path, folder: Path, run_id: str, model_id: str) -> None
         artifacts={"pipeline": str(pipeline)},
         code_paths=[str(PACKAGE)],
         signature=SIGNATURE,
-        input_example=pd.DataFrame([{"class": "0", "seed": 0, "guidance_scale": 1.5}]),
+        input_example=pd.DataFrame([EXAMPLE]),
+        model_config={"max_rows": MAX_ROWS, "max_steps": MAX_STEPS},
         pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
         mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id),
     )

@@ -16,6 +16,7 @@ PATCH_FILE = "uncommitted.patch"
 PACKAGES_FILE = "packages.txt"
 LOCK_DIGEST = "dvc.lock.sha256"
 PROCESSOR = "processor"
+SOURCE_STATE = "source.state"  # of the images, as tokenbridge.data.state tells it
 
 
 class RecordError(UserError):

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from tokenbridge.params import flatten
 from tokenbridge.tracking.logged_model import log_model
 from tokenbridge.tracking.pending import Spool, SyncState
+from tokenbridge.tracking.registry import register
 from tokenbridge.tracking.store import Store
 
 LIGHT = ("metrics", "params", "tags")  # events that are gathered into batches
@@ -187,6 +188,9 @@ class Replay:
         pipeline = self.spool.folder / event["file"]
         model_id = log_model(self.store, self.run_id, pipeline, event["name"], mark=event["file"])
         self.client.set_tag(self.run_id, f"model.{event['name']}", f"models:/{model_id}")
+
+    def send_version(self, event: dict[str, Any]) -> None:
+        register(self.store, self.run_id, self.spool.folder / event["file"], event)
 
     def send_reused(self, event: dict[str, Any]) -> None:
         maker = self.store.made_by(event["stage"], event["key"])

@@ -112,6 +112,13 @@ class Tracker:
         """Log a pipeline folder as an MLflow model that can be served."""
         self._append("model", file=self._take(path, link_or_copy), name=name)
 
+    def version(
+        self, path: Path, *, name: str, model: str, tags: dict[str, str], metrics: dict[str, float], description: str
+    ) -> None:
+        """Register a pipeline folder, logged as ``model``, as a version of the registered model ``name``."""
+        told = {"tags": tags, "metrics": metrics, "description": description}
+        self._append("version", file=self._take(path, link_or_copy), name=name, model=model, **told)
+
     def reused(self, stage: str, key: str) -> None:
         """Record that ``stage`` was skipped: tag ``reused.<stage>`` names the run that made its outputs."""
         self._append("reused", stage=stage, key=key)

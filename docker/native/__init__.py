@@ -1,0 +1,1 @@
+"""compose.yaml without Docker: the same services as processes of this machine."""

@@ -1,0 +1,103 @@
+"""The stack's databases and buckets as a folder of files, and back."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from s3fs import S3FileSystem  # type: ignore[import-untyped]
+
+from native.postgres import connection, run
+from native.settings import LOOPBACK, Settings
+from native.team import HEALTHY, Team
+from tokenbridge.errors import UserError
+from tokenbridge.files import new_folder, read_json, sha256_tree, write_json
+
+DATABASES = ("MLFLOW_DATABASE", "PREFECT_DATABASE")
+BUCKETS = ("MLFLOW_BUCKET", "DVC_BUCKET", "DATA_BUCKET")
+STORES = ("postgres", "seaweedfs")  # the services that keep data
+RECORD = "backup.json"
+TABLES = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'"
+
+
+def save(team: Team, folder: Path) -> None:
+    """Write ``folder``: postgres/NAME.dump, s3/BUCKET/..., and backup.json with their digest.
+
+    The services may be at work. Databases go first: an artifact is stored before nobody knows of it, so all that the
+    dumped rows name is in the buckets by then, unless somebody deletes meanwhile.
+
+    Raises:
+        UserError: if ``folder`` is there, a store does not run, or an object arrived short.
+    """
+    for name in STORES:
+        if team.state(team.services[name]) != HEALTHY:
+            raise UserError(f"{name} is not healthy, and a backup needs it: make stack first")
+    with new_folder(folder) as target:
+        (target / "postgres").mkdir(parents=True)
+        for name in DATABASES:
+            dump = target / "postgres" / f"{team.settings[name]}.dump"
+            run_as_role(team, ["pg_dump", "--format=custom", f"--file={dump}", team.settings[name]])
+        for name in BUCKETS:
+            fetch_bucket(filesystem(team.settings), team.settings[name], target / "s3" / team.settings[name])
+        made_by = {name: version(name) for name in ("mlflow", "prefect")}
+        write_json(target / RECORD, {"versions": made_by, "sha256": digest(target)})
+
+
+def restore(team: Team, folder: Path) -> None:
+    """Fill an empty stack, which is down, with what ``save`` wrote; it is down again afterwards.
+
+    Raises:
+        UserError: if ``folder`` is not as it was written, or the stack runs or holds something.
+    """
+    if not (folder / RECORD).exists() or read_json(folder / RECORD)["sha256"] != digest(folder):
+        raise UserError(f"{folder} is not a whole backup: {RECORD} is missing, or its digest is another")
+    team.require_down()
+    try:
+        team.up(STORES)
+        for name in DATABASES:
+            fill_database(team, team.settings[name], folder / "postgres" / f"{team.settings[name]}.dump")
+        for name in BUCKETS:
+            fill_bucket(filesystem(team.settings), team.settings[name], folder / "s3" / team.settings[name])
+    finally:
+        team.down()
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {name: sha256_tree(folder / name) for name in ("postgres", "s3")}
+
+
+def run_as_role(team: Team, command: list[str]) -> str:
+    environment = team.services["postgres"].environment
+    return run(command, {**environment, **connection(environment)})
+
+
+def filesystem(settings: Settings) -> S3FileSystem:
+    return S3FileSystem(
+        key=settings["S3_ACCESS_KEY"],
+        secret=settings["S3_SECRET_KEY"],
+        endpoint_url=f"http://{LOOPBACK}:{settings['S3_PORT']}",
+        client_kwargs={"region_name": settings["S3_REGION"]},
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+
+
+def fetch_bucket(files: S3FileSystem, bucket: str, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    sizes = {key: entry["size"] for key, entry in files.find(bucket, detail=True).items()}
+    local = {key: folder.parent / key for key in sizes}
+    files.get(list(local), [str(path) for path in local.values()])
+    short = [key for key, path in local.items() if path.stat().st_size != sizes[key]]
+    if short:
+        raise UserError(f"{short[0]} changed while it was fetched: back up again")
+
+
+def fill_bucket(files: S3FileSystem, bucket: str, folder: Path) -> None:
+    if files.find(bucket):
+        raise UserError(f"the bucket {bucket} is not empty: only an empty stack is filled (stack.py down --wipe)")
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    files.put([str(path) for path in paths], [f"{bucket}/{path.relative_to(folder).as_posix()}" for path in paths])
+
+
+def fill_database(team: Team, database: str, dump: Path) -> None:
+    if run_as_role(team, ["psql", "--no-psqlrc", "-d", database, "-tAc", TABLES]).strip() != "0":
+        raise UserError(f"the database {database} is not empty: only an empty stack is filled (stack.py down --wipe)")
+    run_as_role(team, ["pg_restore", "--single-transaction", "--no-owner", f"--dbname={database}", str(dump)])

@@ -1,0 +1,93 @@
+"""Watch the flows of a Prefect server: `TOKENBRIDGE_ALERT_URL=https://... python -m flows.alerts`.
+
+A flow run that fails or crashes is told to that address, by a POST of JSON. A flow run whose process was killed, which
+Prefect alone would show as running for ever, is marked as crashed when its heartbeats stay away. Both are automations,
+seen and edited in the server's pages; running this again brings them up to date.
+"""
+
+import asyncio
+import os
+import sys
+from contextlib import suppress
+from datetime import timedelta
+from uuid import UUID
+
+from prefect.automations import Automation
+from prefect.blocks.webhook import Webhook
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from pydantic import SecretStr
+
+from flows.settings import HEARTBEAT_SECONDS
+
+URL_VARIABLE = "TOKENBRIDGE_ALERT_URL"  # it may hold a token, so it is no argument, which others could see
+BLOCK = "tokenbridge-alerts"
+FLOW_RUNS: dict[str, str | list[str]] = {"prefect.resource.id": "prefect.flow-run.*"}
+HEARTBEAT = "prefect.flow-run.heartbeat"
+ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+MISSED_HEARTBEATS = 3
+VANISHED = "its process has vanished: no heartbeats any more"
+MESSAGE = """{
+  "flow": "{{ flow.name }}",
+  "run": "{{ flow_run.name }}",
+  "state": "{{ flow_run.state.name }}",
+  "message": {{ (flow_run.state.message or "") | tojson }},
+  "page": "{{ flow_run | ui_url }}"
+}"""
+
+
+def failure_alert(webhook: UUID) -> Automation:
+    """Tell the webhook of each flow run that failed or crashed."""
+    return Automation(
+        name="tokenbridge: tell of failures",
+        description="POSTs flow, run, state, message and page of a failed or crashed flow run",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            match=FLOW_RUNS,
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[CallWebhook(block_document_id=webhook, payload=MESSAGE)],
+    )
+
+
+def crash_detection() -> Automation:
+    """Mark a flow run as crashed when its heartbeats stay away before it has ended."""
+    return Automation(
+        name="tokenbridge: notice killed flows",
+        description="Marks a flow run as crashed when its process has vanished",
+        trigger=EventTrigger(
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *ENDS},
+            match=FLOW_RUNS,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=MISSED_HEARTBEATS * HEARTBEAT_SECONDS),
+        ),
+        actions=[ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=VANISHED, force=False)],
+    )
+
+
+async def set_up(url: str) -> None:
+    """Create the webhook and both automations, in place of those that are there."""
+    webhook = Webhook(method="POST", url=SecretStr(url))
+    block: UUID = await webhook.asave(BLOCK, overwrite=True)
+    for automation in (failure_alert(block), crash_detection()):
+        with suppress(ValueError):  # none of that name
+            await (await Automation.aread(name=automation.name)).adelete()
+        await automation.acreate()
+
+
+def main() -> None:
+    url = os.environ.get(URL_VARIABLE)
+    if not url or not os.environ.get("PREFECT_API_URL"):
+        sys.exit(f"alerts: set PREFECT_API_URL to the server's address and {URL_VARIABLE} to where alerts shall go")
+    asyncio.run(set_up(url))
+    print("alerts: a failed, crashed or killed flow run is now told to that address")
+
+
+if __name__ == "__main__":
+    main()

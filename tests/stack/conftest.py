@@ -1,0 +1,110 @@
+"""The stack's script is no package that is installed: its folder is found here."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.services import free_ports
+
+DOCKER = Path(__file__).parents[2] / "docker"
+sys.path.insert(0, str(DOCKER))
+
+from native.settings import Settings, read_env  # noqa: E402 - found by the line above
+
+GRPC_OFFSET = 10_000  # SeaweedFS takes every port + this too
+GRPC_ROOM = range(11_000, 22_000)  # both are below the ports that the system hands out by itself
+
+
+class Stack:
+    """``docker/stack.py`` over a folder and ports of its own.
+
+    Attributes:
+        environment: the ports; a test may add settings.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        names = [name for name in read_env(DOCKER / "stack.env") if name.endswith("_PORT")]
+        of_s3 = [name for name in names if name.startswith("S3_")]
+        others = [name for name in names if name not in of_s3]
+        ports = dict(zip(of_s3, grpc_ports(len(of_s3)), strict=True))
+        ports |= dict(zip(others, free_ports(len(others)), strict=True))
+        self.environment = {name: str(port) for name, port in ports.items()} | {"STACK_HOME": str(self.home)}
+
+    def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(DOCKER / "stack.py"), *arguments]
+        environment = {**os.environ, **self.environment, **settings}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    def settings(self) -> Settings:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            return Settings.load(self.home)
+
+    def clients(self) -> dict[str, str]:
+        """What ``source client.env`` sets."""
+        return read_env_exports(self.home / "client.env")
+
+    def processes(self) -> list[psutil.Process]:
+        """What the services are and started, told by a variable that every one of them inherits: STACK_HOME."""
+        return [process for process in psutil.process_iter() if self.owns(process)]
+
+    def owns(self, process: psutil.Process) -> bool:
+        try:
+            words = [*process.cmdline(), *process.environ().values()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            return False
+        return process.pid != os.getpid() and any(word.startswith(str(self.home)) for word in words)
+
+
+def read_env_exports(path: Path) -> dict[str, str]:
+    lines = path.read_text().splitlines()
+    assert all(line.startswith("export ") for line in lines)
+    return {name: value for name, _, value in (line.removeprefix("export ").partition("=") for line in lines)}
+
+
+def grpc_ports(count: int) -> list[int]:
+    free = [port for port in GRPC_ROOM if is_free(port) and is_free(port + GRPC_OFFSET)]
+    return free[os.getpid() % (len(free) // 2) :][:count]  # two test runs at once rarely meet
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder that PostgreSQL's user can reach, which those of pytest are not."""
+    with tempfile.TemporaryDirectory(prefix="tokenbridge-stack-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """All services up, once for all tests."""
+    folder = Path(tempfile.mkdtemp(prefix="tokenbridge-stack-"))
+    folder.chmod(0o711)
+    stack = Stack(folder)
+    try:
+        started = stack("up")
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield stack
+    finally:
+        stack("down")
+        shutil.rmtree(folder)

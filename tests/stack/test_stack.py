@@ -1,0 +1,192 @@
+"""The real services, together: what a team does with them on the first day, and on the day the disk dies."""
+
+import base64
+import json
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from native import backup, processes
+from native.settings import SECRETS, read_env, secret_names
+from native.team import Team
+
+from tests.stack.conftest import Stack
+from tokenbridge.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+FLOW = """
+    import os
+    from pathlib import Path
+    from prefect import flow
+
+    @flow
+    def greet(name: str) -> str:
+        Path(__file__).with_name("greeting.txt").write_text(f"{name} {os.environ['MLFLOW_TRACKING_URI']}")
+        return name
+"""
+DEPLOY = """
+    import sys
+    from prefect import flow
+    from prefect.deployments import run_deployment
+
+    folder, pool = sys.argv[1:]
+    deployed = flow.from_source(folder, entrypoint="greeting.py:greet").deploy(
+        "test", work_pool_name=pool, print_next_steps=False, ignore_warnings=True
+    )
+    print(run_deployment("greet/test", parameters={"name": "Ada"}, timeout=120, poll_interval=0.5).state.type.value)
+"""
+
+
+@pytest.fixture
+def client(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """With client.env sourced."""
+    for name, value in stack.clients().items():
+        monkeypatch.setenv(name, value)
+    return MlflowClient(tracking_uri=stack.clients()["MLFLOW_TRACKING_URI"])
+
+
+def answer(url: str, **headers: str) -> int:
+    """Status that the server answers with."""
+    try:
+        return int(urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10).status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def basic(password: str) -> str:
+    return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
+
+
+def experiments(stack: Stack) -> str:
+    return stack.clients()["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/experiments/search?max_results=1"
+
+
+def log_run(client: MlflowClient, experiment: str) -> str:
+    """Id of a run with a metric and an artifact."""
+    run = client.create_run(client.create_experiment(experiment)).info.run_id
+    client.log_metric(run, "loss", 0.5)
+    client.log_text(run, "hello", "notes/hello.txt")
+    return run
+
+
+def test_a_second_up_starts_nothing_and_all_is_healthy(stack: Stack) -> None:
+    again = stack("up")
+    assert again.returncode == 0
+    assert "starting" not in again.stdout
+    status = stack("status")
+    assert status.returncode == 0
+    assert re.findall(r"^(\w+) +healthy$", status.stdout, re.MULTILINE) == list(Team(stack.settings()).services)
+
+
+def test_everything_listens_on_loopback_and_talks_to_nobody_else(stack: Stack) -> None:
+    found = [link for process in stack.processes() for link in process.net_connections()]
+    assert {link.laddr.ip for link in found} == {"127.0.0.1"}
+    assert {link.raddr.ip for link in found if link.raddr} == {"127.0.0.1"}
+
+
+def test_secrets_are_in_two_private_files_and_nowhere_else(stack: Stack) -> None:
+    secrets = [value for name, value in read_env(stack.home / SECRETS).items() if name in secret_names()]
+    for path in (stack.home / SECRETS, stack.home / "client.env"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    seen = [" ".join(process.cmdline()) for process in stack.processes()]
+    seen += [path.read_text(errors="replace") for path in (stack.home / "logs").iterdir()]
+    assert not [secret for secret in secrets for text in seen if secret in text]
+
+
+def test_an_artifact_goes_through_mlflow_into_the_bucket(stack: Stack, client: MlflowClient, tmp_path: Path) -> None:
+    run = log_run(client, "first day")
+    settings = stack.settings()
+    objects = backup.filesystem(settings).find(f"{settings['MLFLOW_BUCKET']}/artifacts")
+    assert [key for key in objects if key.endswith(f"/{run}/artifacts/notes/hello.txt")]
+    assert Path(client.download_artifacts(run, "notes/hello.txt", str(tmp_path))).read_text() == "hello"
+
+
+def test_the_buckets_are_there_and_a_misspelt_one_is_not_made(stack: Stack) -> None:
+    settings = stack.settings()
+    files = backup.filesystem(settings)
+    assert set(files.ls("")) == {settings["MLFLOW_BUCKET"], settings["DVC_BUCKET"], settings["DATA_BUCKET"]}
+    with pytest.raises(FileNotFoundError):
+        files.pipe("misspelt/key", b"")
+
+
+def test_mlflow_serves_those_who_call_it_by_an_allowed_name(stack: Stack) -> None:
+    assert answer(experiments(stack)) == 200
+    assert answer(experiments(stack), Host="rebound.example") == 403
+
+
+def test_the_worker_runs_a_deployed_flow_with_the_servers_addresses(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "greeting.py").write_text(textwrap.dedent(FLOW))
+    settings = stack.settings()
+    environment = {**processes.environment(Team(settings).services["worker"]), "PREFECT_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", textwrap.dedent(DEPLOY), str(tmp_path), settings["WORK_POOL"]]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=180)
+    assert ended.stdout.splitlines()[-1] == "COMPLETED", ended.stdout + ended.stderr
+    assert (tmp_path / "greeting.txt").read_text() == f"Ada {stack.clients()['MLFLOW_TRACKING_URI']}"
+
+
+def test_a_service_that_died_is_named_with_its_log_and_started_again(stack: Stack) -> None:
+    pid = json.loads((stack.home / "running" / "worker.json").read_text())["pid"]
+    psutil.Process(pid).send_signal(signal.SIGKILL)
+    status = stack("status")
+    assert status.returncode == 1
+    assert re.search(r"^worker +ended by itself$", status.stdout, re.MULTILINE)
+    assert f"{stack.home}/logs/worker.log ends so:" in status.stdout
+    again = stack("up")
+    assert again.returncode == 0
+    assert re.findall(r"(\w+): starting", again.stdout) == ["worker"]
+
+
+def test_other_ports_are_refused_while_it_runs(stack: Stack) -> None:
+    refused = stack("up", MLFLOW_PORT="5999")
+    assert refused.returncode == 1
+    assert "mlflow runs on other ports" in refused.stderr
+
+
+def test_a_restore_adds_to_nothing_that_is_there(stack: Stack, client: MlflowClient, tmp_path: Path) -> None:
+    team = Team(stack.settings())
+    log_run(client, "kept")
+    with pytest.raises(UserError, match="database mlflow is not empty"):
+        backup.fill_database(team, "mlflow", tmp_path)
+    with pytest.raises(UserError, match="bucket mlflow is not empty"):
+        backup.fill_bucket(backup.filesystem(team.settings), "mlflow", tmp_path)
+
+
+def test_a_backup_brings_everything_back_and_strangers_are_kept_out(
+    stack: Stack, client: MlflowClient, tmp_path: Path
+) -> None:
+    """Wipe and restore; the new start asks for passwords, so that one start serves both questions."""
+    run = log_run(client, "last day")
+    kept = tmp_path / "backup"
+    assert stack("backup", str(kept)).returncode == 0
+    assert "must be down" in stack("restore", str(kept)).stderr
+
+    assert stack("down").returncode == 0
+    assert not stack.processes()
+    assert stack("down", "--wipe").returncode == 0
+    assert {path.name for path in stack.home.iterdir()} == {SECRETS, "client.env", "lock"}
+
+    broken = shutil.copytree(kept, tmp_path / "broken")
+    (broken / "postgres" / "mlflow.dump").write_bytes(b"half")
+    assert "is not a whole backup" in stack("restore", str(broken)).stderr
+    restored = stack("restore", str(kept))
+    assert restored.returncode == 0, restored.stderr
+
+    up = stack("up", MLFLOW_OPTIONS="--app-name basic-auth")
+    assert up.returncode == 0, up.stdout + up.stderr
+    password = stack.settings()["MLFLOW_ADMIN_PASSWORD"]
+    assert answer(experiments(stack)) == 401
+    assert answer(experiments(stack), Authorization=basic("wrong")) == 401
+    assert answer(experiments(stack), Authorization=basic(password)) == 200
+    assert client.get_run(run).data.metrics == {"loss": 0.5}
+    assert Path(client.download_artifacts(run, "notes/hello.txt", str(tmp_path))).read_text() == "hello"

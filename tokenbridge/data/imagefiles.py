@@ -1,0 +1,82 @@
+"""Image files, wherever they lie, as splits: set aside, mixed, read side by side and proven whole."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from tokenbridge.data import DataError
+from tokenbridge.data.decoding import open_whole
+from tokenbridge.data.splits import Split
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+READ_AHEAD = 256  # images read at a time: enough for all threads, little enough for memory
+THREADS = max(16, os.cpu_count() or 1)  # more than cores, since a distant store lets them wait
+MAX_FILE_BYTES = 2**26  # of one image from a store or archive; decoding limits its pixels
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image that was found, and not yet read."""
+
+    path: str  # in the source, so that it is the same wherever that lies; its hash decides the image's place
+    place: str  # for messages
+    read: Callable[[], bytes]
+
+
+ClassFiles = dict[str, list[ImageFile]]  # class name: its images
+
+
+def divide(classes: ClassFiles, test_fraction: float) -> dict[str, ClassFiles]:
+    """Set ``test_fraction`` of every class aside, at least one image, chosen by the hash of its path."""
+    files: dict[str, ClassFiles] = {"train": {}, "test": {}}
+    for name, images in classes.items():
+        if len(images) < 2:
+            raise DataError(
+                f"class {name} has one image: add another beside {images[0].place}, so that both splits get one"
+            )
+        held_out = min(max(1, round(test_fraction * len(images))), len(images) - 1)
+        shuffled = sorted(images, key=shuffle_key)
+        files["test"][name], files["train"][name] = shuffled[:held_out], shuffled[held_out:]
+    return files
+
+
+def shuffle_key(image: ImageFile) -> str:
+    """Mixes classes, the same on every machine, and moves no other image when one is added."""
+    return hashlib.sha256(image.path.encode()).hexdigest()
+
+
+def make_split(classes: ClassFiles, names: list[str]) -> Split:
+    """All images in the order of their hashes; labels are places in ``names``."""
+    labelled = [(image, label) for label, name in enumerate(names) for image in classes[name]]
+    labelled.sort(key=lambda each: shuffle_key(each[0]))
+    labels = np.array([label for _, label in labelled], dtype=np.int64)
+
+    def encode(indices: Iterable[int]) -> Iterator[tuple[bytes, str]]:
+        remaining = iter(indices)
+        with ThreadPoolExecutor(THREADS) as pool:
+            while chunk := [labelled[index][0] for index in islice(remaining, READ_AHEAD)]:
+                for image, content in zip(chunk, pool.map(read_whole, chunk), strict=True):
+                    yield content, image.path
+
+    return Split(labels, encode)
+
+
+def read_whole(image: ImageFile) -> bytes:
+    """The file as it is, after one full decode that proves it."""
+    try:
+        content = image.read()
+    except OSError as error:
+        raise DataError(f"{image.place} cannot be read ({error.strerror}): restore it or its permissions") from error
+    open_whole(content, image.place)
+    return content
+
+
+def check_size(size: int, place: str) -> None:
+    """Raises DataError for a file too large to be one image, before it is read; or of less than nothing."""
+    if not 0 <= size <= MAX_FILE_BYTES:
+        raise DataError(f"{place} says it has {size:,} bytes: an image may have {MAX_FILE_BYTES:,}, so shrink it")

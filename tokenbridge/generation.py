@@ -1,0 +1,77 @@
+"""Samples of a model as shards, balanced over classes; sample i depends on the seed and i alone."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tokenbridge.config import GenerateConfig, LauncherConfig
+from tokenbridge.data.shards import write_manifest, write_shards
+from tokenbridge.files import atomic_path
+from tokenbridge.pipeline import TokenBridgePipeline
+from tokenbridge.progress import Progress
+from tokenbridge.sampling import SamplingSettings
+from tokenbridge.seeding import generator
+
+CHUNK = 250  # samples in one file, kept if the process is killed
+GRID_ROWS = 10
+
+
+def sample_label(index: int, num_classes: int) -> int:
+    """Classes in turn, so that any number of samples is balanced."""
+    return index % num_classes
+
+
+def draw_samples(pipeline: TokenBridgePipeline, indices: list[int], seed: int, config: GenerateConfig) -> np.ndarray:
+    """The samples of these indices, uint8 [n, 3, H, W]."""
+    labels = torch.tensor([sample_label(i, len(pipeline.class_names)) for i in indices])
+    generators = [generator(seed, "sample", i) for i in indices]
+    return pipeline.sample(labels, generators, SamplingSettings.from_config(config))
+
+
+def draw_chunks(
+    pipeline: TokenBridgePipeline, folder: Path, seed: int, config: GenerateConfig, launcher: LauncherConfig
+) -> list[Path]:
+    """Files of uint8 images [n, 3, H, W] in ``folder``, sample after sample; those that are there are not drawn."""
+    starts = range(0, config.samples, CHUNK)
+    paths = [folder / f"chunk-{start:08d}.npy" for start in starts]
+    done = sum(min(CHUNK, config.samples - start) for start, path in zip(starts, paths, strict=True) if path.exists())
+    progress = Progress("generate", config.samples, every=launcher.log_seconds, done=done)
+    for start, path in zip(starts, paths, strict=True):
+        if path.exists():
+            continue
+        indices = torch.arange(start, min(start + CHUNK, config.samples)).split(launcher.batch_size)
+        images = np.concatenate([draw_samples(pipeline, batch.tolist(), seed, config) for batch in indices])
+        with atomic_path(path) as target, target.open("wb") as file:
+            np.save(file, images)
+        progress.advance(len(images))
+    return paths
+
+
+def write_samples(
+    folder: Path, chunks: list[Path], label_names: list[str], image_size: int, count: int, shard_size: int
+) -> None:
+    """The images of the chunks as PNG, in shards with a manifest, as the split ``samples``."""
+
+    def encoded() -> Iterator[bytes]:
+        for chunk in chunks:
+            for image in np.load(chunk):
+                buffer = BytesIO()
+                Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
+                yield buffer.getvalue()
+
+    labels = [sample_label(i, len(label_names)) for i in range(count)]
+    examples = ((png, f"{i:06d}.png", label) for i, (png, label) in enumerate(zip(encoded(), labels, strict=True)))
+    folder.mkdir(exist_ok=True)
+    shards = write_shards(folder, "samples", examples, label_names, shard_size, count)
+    write_manifest(folder, name="samples", image_size=image_size, label_names=label_names, splits={"samples": shards})
+
+
+def grid_indices(num_classes: int, columns: int, count: int) -> list[int]:
+    """Which of ``count`` samples a picture shows: one row for each of the first ten classes."""
+    rows = min(num_classes, GRID_ROWS)
+    wanted = [row + num_classes * column for row in range(rows) for column in range(columns)]
+    return [index for index in wanted if index < count]

@@ -1,0 +1,184 @@
+"""What is measured of a version, so that two of them can be compared: the same classes, seeds, settings and count,
+the same extractor and the same test images. All of it is kept under ``.work/promotion`` and computed once.
+"""
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tokenbridge.config import Config
+from tokenbridge.data.shards import MANIFEST, ImageShards
+from tokenbridge.device import pick_device
+from tokenbridge.evaluation.checks import check_counts
+from tokenbridge.evaluation.classifier import load_classifier, predict, read_small
+from tokenbridge.evaluation.features import Features, ShardImageDataset, extract_features, register
+from tokenbridge.evaluation.metrics import sample_metrics
+from tokenbridge.files import atomic_path, read_json, sha256_tree, write_json
+from tokenbridge.generation import draw_chunks, draw_samples, write_samples
+from tokenbridge.pipeline import TokenBridgePipeline
+from tokenbridge.promotion import PromotionError
+from tokenbridge.promotion.comparison import SampleSet
+from tokenbridge.stage_graph import LockedStage, md5_as_dvc, read_lock, read_stages
+from tokenbridge.stages.runtime import WORK
+
+ACCURACY = "class_accuracy"
+NOT_OF_SAMPLES = "grid_per_class"  # the one setting of generate.* that only a picture depends on
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One version, measured.
+
+    Attributes:
+        metrics: of its samples, as ``evaluate`` names them.
+    """
+
+    samples: ImageShards
+    compared: SampleSet
+    metrics: dict[str, float]
+
+    def figure(self, kind: str) -> float:
+        """The metric of this kind, such as ``precision``, whatever extractor its name tells."""
+        return next(value for name, value in self.metrics.items() if name.startswith(f"{kind}_"))
+
+
+class Bench:
+    """Measures models by the project's settings ``generate``, ``evaluate`` and ``seed``.
+
+    Raises:
+        UserError: at once, if images, classifier or counts do not allow it.
+    """
+
+    def __init__(self, root: Path, config: Config) -> None:
+        self.root, self.config, self.folder = root, config, root / WORK / "promotion"
+        self.test = ImageShards(root / "data/images", "test")
+        train = ImageShards(root / "data/images", "train")
+        check_counts(config.evaluate, config.generate.samples, len(train), len(self.test))
+        self.classifier_folder = root / "models/classifier"
+        self.device = pick_device(config.launcher)
+        self.classifier = load_classifier(self.classifier_folder).to(self.device)
+        self.settings = {"seed": config.seed, "generate": _of_samples(asdict(config.generate))}
+
+    def load(self, folder: Path) -> TokenBridgePipeline:
+        """The pipeline in ``folder``, if it draws what the test images show.
+
+        Raises:
+            PromotionError: if it does not.
+        """
+        pipeline = TokenBridgePipeline.from_pretrained(folder).to(self.device)
+        size = (self.test.image_size, self.test.image_size)
+        if pipeline.class_names != self.test.label_names or pipeline.image_size != size:
+            raise PromotionError(
+                f"{folder} draws {pipeline.image_size} pixels of {', '.join(pipeline.class_names[:5])}...: data/images "
+                "has other classes or another size, so choose the `data` that it was trained on"
+            )
+        return pipeline
+
+    def measure(self, pipeline: TokenBridgePipeline, md5: str) -> Measurement:
+        """Samples, features and metrics of the model with this digest."""
+        folder = self._workspace_samples(md5) or self._draw(pipeline, md5)
+        samples = ImageShards(folder, "samples")
+        about = [samples.digest, self.test.digest, asdict(self.config.evaluate), sha256_tree(self.classifier_folder)]
+        kept = self.folder / f"evaluation-{digest_of(about, self._code('evaluate'))}"
+        if not kept.exists():
+            with atomic_path(kept) as target:
+                target.mkdir()
+                self._evaluate(samples, target)
+        tensors = load_file(kept / "samples.safetensors")
+        compared = SampleSet(tensors["pooled"], tensors["correct"].bool().numpy())
+        return Measurement(samples, compared, read_json(kept / "metrics.json"))
+
+    @cached_property
+    def reference(self) -> Features:
+        """Features of the test images."""
+        size = self.config.evaluate.feature_size
+        kept = self.folder / f"test-{digest_of(self.test.digest, register(size))}.safetensors"
+        if not kept.exists():
+            print("promotion: features of the test images", flush=True)
+            with atomic_path(kept) as target:
+                save_file(extract_features(ShardImageDataset(self.test), size), target)
+        return load_file(kept)
+
+    def _evaluate(self, samples: ImageShards, target: Path) -> None:
+        print(f"promotion: features and metrics of {len(samples)} samples", flush=True)
+        features = extract_features(ShardImageDataset(samples), self.config.evaluate.feature_size)
+        images, labels = read_small(samples)
+        correct = predict(self.classifier, images) == labels
+        metrics = sample_metrics(features, self.reference, self.config.evaluate) | {ACCURACY: float(correct.mean())}
+        save_file({"pooled": features["pooled"], "correct": torch.from_numpy(correct)}, target / "samples.safetensors")
+        write_json(target / "metrics.json", metrics)
+
+    def _draw(self, pipeline: TokenBridgePipeline, md5: str) -> Path:
+        config = self.config
+        kept = self.folder / f"samples-{digest_of(md5, self.settings, self._code('generate'))}"
+        if not (kept / MANIFEST).exists():
+            kept.mkdir(parents=True, exist_ok=True)
+            chunks = draw_chunks(pipeline, kept, config.seed, config.generate, config.launcher)
+            shape = (self.test.image_size, config.generate.samples, config.data.shard_size)
+            write_samples(kept, chunks, pipeline.class_names, *shape)
+            for chunk in chunks:
+                chunk.unlink()
+        return kept
+
+    def _workspace_samples(self, md5: str) -> Path | None:
+        """The samples in data/samples, if dvc.lock says that they are of this model, with these settings and code."""
+        lock = read_lock(self.root)
+        for stage, record in lock.items():
+            name = stage.removeprefix("generate@")
+            if stage == name or record.deps.get(f"models/{name}") != md5:
+                continue
+            params = {"seed": record.params["seed"], "generate": _of_samples(record.params["generate"])}
+            if params == self.settings and _still_so(self.root, record, f"data/samples/{name}"):
+                return self.root / "data/samples" / name
+        return None
+
+    def _code(self, kind: str) -> dict[str, str]:
+        """Digests of the modules that dvc.yaml names for ``generate`` or ``evaluate``: other code, other samples."""
+        stage = next(stage for name, stage in self._stages.items() if name.startswith(f"{kind}@"))
+        return {path: digest for path, digest in stage.deps.items() if path.endswith(".py")}
+
+    @cached_property
+    def _stages(self) -> Mapping[str, Any]:
+        return read_stages(self.root)
+
+    def seconds_per_image(self, pipelines: Sequence[TokenBridgePipeline]) -> list[float]:
+        """Of each pipeline, the median of some rounds; they draw in turn, so that a busy machine hurts all alike."""
+        images, rounds = self.config.promotion.timing_images, self.config.promotion.timing_rounds
+        seconds: list[list[float]] = [[] for _ in pipelines]
+        for number in range(rounds + 1):
+            for pipeline, taken in zip(pipelines, seconds, strict=True):
+                started = time.perf_counter()
+                draw_samples(pipeline, list(range(images)), self.config.seed, self.config.generate)
+                if number:  # the first warms up
+                    taken.append((time.perf_counter() - started) / images)
+        return [statistics.median(taken) for taken in seconds]
+
+
+def is_finite(pipeline: TokenBridgePipeline) -> bool:
+    """Whether no weight is NaN or infinite."""
+    parts = (pipeline.transformer, pipeline.vae, pipeline.quantizer)
+    tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def digest_of(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _of_samples(generate: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in generate.items() if name != NOT_OF_SAMPLES}
+
+
+def _still_so(root: Path, record: LockedStage, out: str) -> bool:
+    """Whether the samples and the code that drew them are what the record says."""
+    recorded = {path: md5 for path, md5 in record.deps.items() if path.endswith(".py")} | {out: record.outs[out]}
+    return all((root / path).exists() and md5_as_dvc(root / path) == md5 for path, md5 in recorded.items())
