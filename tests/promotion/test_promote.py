@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from mlflow import pyfunc, set_registry_uri, set_tracking_uri
+from mlflow import pyfunc
 from PIL import Image
 
 from tests.promotion.conftest import NAME, Project, small
@@ -265,10 +265,9 @@ def test_a_store_that_does_not_answer_is_named(arena: Project, monkeypatch: pyte
         arena.promote()
 
 
-def test_the_champion_loads_by_its_alias(arena: Project) -> None:
+def test_the_champion_loads_by_its_alias(arena: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     arena.promote(number=1)
-    set_tracking_uri(arena.store.uri)
-    set_registry_uri(arena.store.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", arena.store.uri)
     served = pyfunc.load_model(f"models:/{NAME}@champion")
     (png,) = served.predict(pd.DataFrame({"class": ["Bag"], "seed": [3]}))
     expected = small(1)(["Bag"], generator=torch.Generator().manual_seed(3)).images[0]

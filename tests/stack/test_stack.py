@@ -182,9 +182,11 @@ def test_a_backup_brings_everything_back_and_strangers_are_kept_out(
     restored = stack("restore", str(kept))
     assert restored.returncode == 0, restored.stderr
 
-    up = stack("up", MLFLOW_OPTIONS="--app-name basic-auth")
-    assert up.returncode == 0, up.stdout + up.stderr
-    password = stack.settings()["MLFLOW_ADMIN_PASSWORD"]
+    stack.environment["MLFLOW_OPTIONS"] = "--app-name basic-auth"
+    team = Team(stack.settings())
+    team.up(["postgres", "seaweedfs", "mlflow"])
+    assert backup.run_as_role(team, ["psql", "-d", "prefect", "-tAc", "SELECT name FROM deployment"]).strip() == "test"
+    password = team.settings["MLFLOW_ADMIN_PASSWORD"]
     assert answer(experiments(stack)) == 401
     assert answer(experiments(stack), Authorization=basic("wrong")) == 401
     assert answer(experiments(stack), Authorization=basic(password)) == 200
