@@ -17,15 +17,15 @@ from prefect.blocks.webhook import Webhook
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.settings import get_current_settings
 from pydantic import SecretStr
-
-from flows.settings import HEARTBEAT_SECONDS
 
 URL_VARIABLE = "TOKENBRIDGE_ALERT_URL"  # it may hold a token, so it is no argument, which others could see
 BLOCK = "tokenbridge-alerts"
 FLOW_RUNS: dict[str, str | list[str]] = {"prefect.resource.id": "prefect.flow-run.*"}
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+HEARTBEAT_SECONDS = 180  # unless PREFECT_FLOWS_HEARTBEAT_FREQUENCY says otherwise
 MISSED_HEARTBEATS = 3
 VANISHED = "its process has vanished: no heartbeats any more"
 MESSAGE = """{
@@ -55,6 +55,7 @@ def failure_alert(webhook: UUID) -> Automation:
 
 def crash_detection() -> Automation:
     """Mark a flow run as crashed when its heartbeats stay away before it has ended."""
+    between = get_current_settings().flows.heartbeat_frequency or HEARTBEAT_SECONDS
     return Automation(
         name="tokenbridge: notice killed flows",
         description="Marks a flow run as crashed when its process has vanished",
@@ -65,7 +66,7 @@ def crash_detection() -> Automation:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(seconds=MISSED_HEARTBEATS * HEARTBEAT_SECONDS),
+            within=timedelta(seconds=MISSED_HEARTBEATS * between),
         ),
         actions=[ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=VANISHED, force=False)],
     )

@@ -35,7 +35,9 @@ def promote(
         decision = decide(Path(root).resolve(), model, number=version, dry_run=dry_run, changes=tuple(changes))
     except UserError as error:
         return Failed(message=str(error))
-    create_markdown_artifact(key=f"promotion-{model}", markdown=decision.report(), description=decision.summary())
+    create_markdown_artifact(
+        key=f"promotion-{model}".replace("_", "-"), markdown=decision.report(), description=decision.summary()
+    )
     for picture in decision.pictures:
         publish_picture(picture, f"promotion-{model}-{picture.stem}", decision.summary())
     return Completed(name=decision.outcome.capitalize(), message=decision.summary())

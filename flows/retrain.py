@@ -22,6 +22,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from flows.artifacts import publish_run
@@ -34,6 +35,7 @@ from tokenbridge.stages.runtime import MISTAKE_CODE
 
 RETRIES = 2
 RETRY_SECONDS = 5
+ONE_STAGE_AT_A_TIME: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)  # each uses every core
 TRAINING = ("train@", "vae", "classifier")
 LEASE_SECONDS = 60  # after which the slot of a flow that was killed is free again
 
@@ -81,7 +83,11 @@ def training_slot(stage: str, gpu_group: str) -> Iterator[None]:
         yield
 
 
-@flow(name="retrain", flow_run_name="retrain {overrides}")
+@flow(
+    name="retrain",
+    flow_run_name="retrain {overrides}",
+    task_runner=ONE_STAGE_AT_A_TIME,  # type: ignore[arg-type]  # its own type says less than it can
+)
 def retrain(overrides: Sequence[str] = (), only_if_new: bool = False, root: str = ".") -> dict[str, str] | State[Any]:
     """Run every stage that changed, under one parent run in MLflow. New data in the source is fetched first.
 

@@ -3,14 +3,11 @@
 import os
 from pathlib import Path
 
-HEARTBEAT_SECONDS = 30  # Prefect takes no less
 DEFAULTS = {
     "PREFECT_HOME": str(Path(".prefect").resolve()),  # not another project's database
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # its first start migrates a database
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    "PREFECT_TASKS_RUNNER_THREAD_POOL_MAX_WORKERS": "1",  # one stage uses every core
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),  # how a server notices that a flow was killed
     "DO_NOT_TRACK": "true",
 }
 

@@ -10,7 +10,7 @@ from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
 from tokenbridge.training import NOT_OF_THE_MODEL
 
-pytest_plugins = ["tests.services"]
+pytest_plugins = ["tests.services", "tests.pipeline.fixtures"]
 
 LAUNCHER = LauncherConfig(threads=0, batch_size=8, log_seconds=1e9, checkpoint_seconds=0.0001, gpu_group="tests")
 torch.set_num_threads(1)  # tensors are tiny here, and other processes may be at work

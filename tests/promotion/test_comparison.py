@@ -88,6 +88,13 @@ def test_the_interval_is_centred_on_what_was_observed() -> None:
     assert found.resampled.mean() == pytest.approx(1.0)
 
 
+def test_a_model_does_not_differ_from_itself() -> None:
+    """Both sets are resampled with the same indices, or chance would tell them apart."""
+    same = samples(1)
+    for difference in run(same, same).intervals().values():
+        assert difference == {"observed": 0, "low": 0, "high": 0}
+
+
 def test_equal_models_are_told_apart_in_few_trials_only() -> None:
     """Of 60 pairs of equal models a 90% interval may miss 0 in 6 or so; 15 would be a wrong interval."""
     found = [run(samples(2 * n), samples(2 * n + 1), confidence=0.9) for n in range(60)]

@@ -1,4 +1,4 @@
-"""``tokenbridge promote`` and ``tokenbridge rollback``."""
+"""``tokenbridge evaluate``, ``promote`` and ``rollback``."""
 
 import argparse
 import sys
@@ -6,25 +6,39 @@ from pathlib import Path
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add both to the parser of the ``tokenbridge`` command."""
+    """Add them to the parser of the ``tokenbridge`` command."""
     promote = commands.add_parser("promote", help="make a registered version the champion, if it is not worse")
     promote.add_argument("model", help="its key in params.yaml, such as tiny")
     promote.add_argument("--version", type=int, help="default: the newest")
     promote.add_argument("--dry-run", action="store_true", help="say what would happen, and change nothing")
-    promote.add_argument(
-        "--set",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="SETTING=VALUE",
-        help="for this once, such as promotion.seconds=600; repeat for more",
-    )
+    _add_changes(promote, "promotion.seconds=600")
     promote.set_defaults(command=_promote)
+
+    evaluate = commands.add_parser("evaluate", help="measure a registered version, with any sampling settings")
+    evaluate.add_argument("model", help="its key in params.yaml, such as tiny")
+    evaluate.add_argument("--version", type=int, help="default: the newest")
+    _add_changes(evaluate, "generate.guidance_scale=3")
+    evaluate.set_defaults(command=_evaluate)
 
     rollback = commands.add_parser("rollback", help="bring the champion before this one back")
     rollback.add_argument("model", help="its key in params.yaml, such as tiny")
     rollback.add_argument("--veto", metavar="WHO_AND_WHY", help="tag the one that steps down, lest it comes back")
     rollback.set_defaults(command=_rollback)
+
+
+def _add_changes(parser: argparse.ArgumentParser, example: str) -> None:
+    told = f"for this once, such as {example}; repeat for more"
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="SETTING=VALUE", help=told)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from tokenbridge.promotion.evaluation import evaluate_version
+
+    found = evaluate_version(Path.cwd(), options.model, options.version, options.changes)
+    print(f"\n{found.version}")
+    for name, value in found.metrics.items():
+        print(f"  {name}: {value:.5g}")
+    print(f"picture: {found.picture}")
 
 
 def _promote(options: argparse.Namespace) -> None:

@@ -24,11 +24,13 @@ from tokenbridge.evaluation.features import Features, ShardImageDataset, extract
 from tokenbridge.evaluation.metrics import sample_metrics
 from tokenbridge.files import atomic_path, read_json, sha256_tree, write_json
 from tokenbridge.generation import draw_chunks, draw_samples, write_samples
+from tokenbridge.params import flatten
 from tokenbridge.pipeline import TokenBridgePipeline
 from tokenbridge.promotion import PromotionError
 from tokenbridge.promotion.comparison import SampleSet
 from tokenbridge.stage_graph import LockedStage, md5_as_dvc, read_lock, read_stages
 from tokenbridge.stages.runtime import WORK
+from tokenbridge.tracking.registry import Registry, Version
 
 ACCURACY = "class_accuracy"
 NOT_OF_SAMPLES = "grid_per_class"  # the one setting of generate.* that only a picture depends on
@@ -83,6 +85,19 @@ class Bench:
             )
         return pipeline
 
+    def load_version(self, registry: Registry, model: str, version: Version) -> TokenBridgePipeline:
+        """The version's pipeline: the workspace's ``model`` if it is that, else downloaded once.
+
+        Raises:
+            UserError: as ``load``, or if the store has it no more.
+        """
+        here = self.root / "models" / model
+        if here.exists() and md5_as_dvc(here) == version.md5:
+            return self.load(here)
+        kept = self.folder / f"model-{version.md5.removesuffix('.dir')}"
+        registry.fetch(version, kept)
+        return self.load(kept)
+
     def measure(self, pipeline: TokenBridgePipeline, md5: str) -> Measurement:
         """Samples, features and metrics of the model with this digest."""
         folder = self._workspace_samples(md5) or self._draw(pipeline, md5)
@@ -107,6 +122,11 @@ class Bench:
             with atomic_path(kept) as target:
                 save_file(extract_features(ShardImageDataset(self.test), size), target)
         return load_file(kept)
+
+    def told(self) -> dict[str, Any]:
+        """The settings that a measurement depends on, by dotted names."""
+        settings = flatten(self.settings | {"evaluate": asdict(self.config.evaluate)})
+        return settings | {"test_images": self.test.digest[:16]}
 
     def _evaluate(self, samples: ImageShards, target: Path) -> None:
         print(f"promotion: features and metrics of {len(samples)} samples", flush=True)

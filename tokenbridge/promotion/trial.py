@@ -1,7 +1,7 @@
 """A candidate meets the champion: both are measured, and the gates decide."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from tokenbridge.promotion.decision import PROMOTED, REFUSED, UNCHANGED, Decisio
 from tokenbridge.promotion.figures import differences_figure, side_by_side
 from tokenbridge.promotion.gates import Gate, absolute_gates, finite_gate, relative_gates, veto_gate, weights_gate
 from tokenbridge.promotion.measurement import ACCURACY, Bench, Measurement, is_finite
-from tokenbridge.stage_graph import md5_as_dvc
 from tokenbridge.stages.runtime import WORK
 from tokenbridge.tracking.registry import VETO, Registry, Version
 
@@ -54,7 +53,7 @@ class Trial:
         if not gates[0].passed:
             return self._decision(gates)
         bench = Bench(self.root, self.config)
-        pipeline = bench.load(self._files(self.candidate))
+        pipeline = bench.load_version(self.registry, self.model, self.candidate)
         gates.append(weights_gate(is_finite(pipeline)))
         if not gates[-1].passed:
             return self._decision(gates)
@@ -62,7 +61,7 @@ class Trial:
 
     def _measure(self, bench: Bench, pipeline: TokenBridgePipeline, gates: list[Gate]) -> Decision:
         versions = [version for version in (self.candidate, self.champion) if version is not None]
-        pipelines = [pipeline, *(bench.load(self._files(version)) for version in versions[1:])]
+        pipelines = [pipeline, *(bench.load_version(self.registry, self.model, version) for version in versions[1:])]
         measured = [bench.measure(p, version.md5) for p, version in zip(pipelines, versions, strict=True)]
         found = self._compare(bench, *measured) if self.champion else None
         seconds = bench.seconds_per_image(pipelines)
@@ -76,7 +75,7 @@ class Trial:
             candidate_metrics=figures[0],
             champion_metrics=figures[1] if found else {},
             differences=differences,
-            settings=self._settings(bench, found),
+            settings=bench.told() | ({"resamples": found.resamples} if found else {}),
             pictures=self._pictures(versions, measured, found),
         )
 
@@ -98,10 +97,6 @@ class Trial:
             seconds=limits.seconds,
         )
 
-    def _settings(self, bench: Bench, found: Comparison | None) -> dict[str, Any]:
-        settings = flatten(bench.settings | {"evaluate": asdict(self.config.evaluate)})
-        return settings | {"test_images": bench.test.digest[:16]} | ({"resamples": found.resamples} if found else {})
-
     def _decision(self, gates: list[Gate], outcome: str = "", reason: str = "", **measured: Any) -> Decision:
         """PROMOTED if every gate is passed, unless told otherwise."""
         failed = "; ".join(gate.reason for gate in gates if not gate.passed)
@@ -116,15 +111,6 @@ class Trial:
             gates=gates,
             **measured,
         )
-
-    def _files(self, version: Version) -> Path:
-        """The version's pipeline: the workspace's model if it is that, else downloaded once."""
-        here = self.root / "models" / self.model
-        if here.exists() and md5_as_dvc(here) == version.md5:
-            return here
-        kept = self.root / WORK / "promotion" / f"model-{version.md5.removesuffix('.dir')}"
-        self.registry.fetch(version, kept)
-        return kept
 
     def _pictures(
         self, versions: Sequence[Version], measured: Sequence[Measurement], found: Comparison | None

@@ -1,0 +1,141 @@
+"""What an ML engineer does with the team's stack: deploy the flows, schedule, watch, promote, go back."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.pipeline.project import Project, wait_for
+from tests.stack.conftest import Stack
+
+pytestmark = pytest.mark.slow
+
+MODEL = "tokenbridge-fashion_mnist-tiny"
+GATES = "promotion.min_class_accuracy=0,promotion.min_precision=0,promotion.min_recall=0"  # it is a smoke model
+LENIENT = [*GATES.split(","), "promotion.max_slowdown=100", "promotion.resamples=10", "promotion.min_resamples=5"]
+
+
+@pytest.fixture(scope="module")
+def team(stack: Stack, project: Project) -> Iterator[Project]:
+    """The project as a team has it: client.env sourced, flows deployed."""
+    alone = project.environment
+    project.environment = alone | stack.clients()
+    project.run("prefect", "--no-prompt", "deploy", "--all")
+    yield project
+    project.environment = alone
+
+
+def run_deployment(team: Project, name: str, **parameters: Any) -> dict[str, Any]:
+    """A run by the worker, to its end: name and message of its state."""
+    code = (
+        "import json, sys; from prefect.deployments import run_deployment\n"
+        "run = run_deployment(sys.argv[1], parameters=json.loads(sys.argv[2]), timeout=600, poll_interval=0.5)\n"
+        "print(json.dumps({'id': str(run.id), 'name': run.state.name, 'message': run.state.message}))"
+    )
+    output = team.run("python", "-c", code, name, json.dumps(parameters | {"root": str(team.root)}))
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+def client(team: Project) -> MlflowClient:
+    return MlflowClient(team.environment["MLFLOW_TRACKING_URI"])
+
+
+def runs(team: Project, stage: str) -> list[Any]:
+    experiment = client(team).get_experiment_by_name("tokenbridge")
+    return list(client(team).search_runs([experiment.experiment_id], f"tags.stage = '{stage}'"))
+
+
+@pytest.fixture
+def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Address of a local webhook, and what was posted to it."""
+    posted: list[dict[str, Any]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/alerts", posted
+    server.shutdown()
+
+
+def test_every_flow_is_deployed_and_the_schedule_waits_for_a_person(team: Project) -> None:
+    listed = json.loads(team.run("prefect", "deployment", "ls", "--output", "json"))
+    assert {f"{entry['name']}" for entry in listed} >= {
+        "retrain", "evaluate", "promote", "rollback", "reproduce", "backfill",
+    }  # fmt: skip
+    retrain = json.loads(team.run("prefect", "deployment", "inspect", "retrain/retrain", "--output", "json"))
+    (schedule,) = retrain["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["active"]) == ("0 3 * * *", False)
+    assert retrain["global_concurrency_limit"]["limit"] == 1
+
+
+def test_a_deployed_retrain_fills_mlflow_and_the_registry(team: Project) -> None:
+    state = run_deployment(team, "retrain/retrain", overrides=list(team.overrides))
+    assert state["name"] == "Completed", state
+    (pipeline,) = runs(team, "pipeline")
+    assert pipeline.info.status == "FINISHED"
+    version = client(team).get_model_version(MODEL, "1")
+    assert version.tags["git.commit"] == pipeline.data.tags["git.commit"]
+    assert "samples/tiny.png" in [a.path for a in client(team).list_artifacts(pipeline.info.run_id, "samples")]
+    limit = json.loads(team.run("prefect", "gcl", "inspect", "tokenbridge-local", "--output", "json"))
+    assert limit["limit"] == 1
+
+
+def test_nothing_new_is_skipped_with_the_reason(team: Project) -> None:
+    state = run_deployment(team, "retrain/retrain", overrides=list(team.overrides), only_if_new=True)
+    assert state["name"] == "Skipped"
+    assert "had the same source, settings and code" in state["message"]
+    assert len(runs(team, "pipeline")) == 1
+
+
+def test_a_model_is_promoted_and_rolled_back_by_flows(team: Project) -> None:
+    state = run_deployment(team, "promote/promote", model="tiny", changes=LENIENT)
+    assert (state["name"], client(team).get_model_version_by_alias(MODEL, "champion").version) == ("Promoted", 1), state
+    changed = [*team.overrides, "train.epochs=2"]
+    assert run_deployment(team, "retrain/retrain", overrides=changed)["name"] == "Completed"
+    refusal = run_deployment(team, "promote/promote", model="tiny", changes=[*LENIENT, "promotion.max_fd_increase=-99"])
+    assert refusal["name"] == "Refused"
+    assert client(team).get_model_version_by_alias(MODEL, "champion").version == 1
+    accepted = run_deployment(team, "promote/promote", model="tiny", changes=[*LENIENT, "promotion.max_fd_increase=99"])
+    assert accepted["name"] == "Promoted", accepted
+    assert client(team).get_model_version_by_alias(MODEL, "champion").version == 2
+    assert run_deployment(team, "rollback/rollback", model="tiny")["name"] == "Completed"
+    assert client(team).get_model_version_by_alias(MODEL, "champion").version == 1
+
+
+def test_any_version_is_evaluated_with_other_settings(team: Project) -> None:
+    state = run_deployment(team, "evaluate/evaluate", model="tiny", version=1, changes=["generate.steps=2"])
+    assert state["name"] == "Completed", state
+    (run,) = runs(team, "evaluation")
+    assert run.data.params["generate.steps"] == "2"
+    assert "class_accuracy" in run.data.metrics
+
+
+def test_a_failure_is_told_to_a_webhook(team: Project, hook: tuple[str, list[dict[str, Any]]]) -> None:
+    url, posted = hook
+    team.environment = team.environment | {"TOKENBRIDGE_ALERT_URL": url}
+    for _ in range(2):  # again: in place of what is there
+        team.run("python", "-m", "flows.alerts")
+    state = run_deployment(team, "reproduce/reproduce", run_id="0" * 32)
+    assert state["name"] == "Failed"
+    wait_for(lambda: posted, "alert")
+    assert (posted[0]["flow"], posted[0]["state"]) == ("reproduce", "Failed")
+    assert "has no run 0000" in posted[0]["message"]
+    assert len(posted) == 1
+
+
+def test_a_sweep_runs_every_combination(team: Project) -> None:
+    sweep = [*team.overrides, "evaluate.kid_subsets=3,4"]
+    state = run_deployment(team, "backfill/backfill", sweep=sweep)
+    assert (state["name"], state["message"]) == ("Completed", "2 combinations"), state
