@@ -79,9 +79,12 @@ def test_a_replay_makes_no_second_version(root: Path, store: Store, pipeline_fol
 
 def test_a_second_evaluation_is_news_of_the_same_version(root: Path, store: Store, pipeline_folder: Path) -> None:
     record(root, pipeline_folder)
+    send(root)
+    Registry(store).tag(Registry(store).version(NAME), {f"{METRIC}fid": "4"})  # which the second does not measure
     record(root, pipeline_folder, evaluation="second", fd=5.0, description="a newer card")
     send(root)
     (version,) = Registry(store).versions(NAME)
+    assert f"{METRIC}fid" not in version.tags
     assert (version.tags[EVALUATION], version.tags[f"{METRIC}fd"]) == ("second", "5")
     assert store.client.get_model_version(NAME, "1").description == "a newer card"
 

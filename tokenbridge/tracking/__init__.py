@@ -6,6 +6,7 @@ A dead or slow tracking server can therefore neither stop nor delay a run, and n
 - ``pending``: what the syncer sees of spools.
 - ``store``: which MLflow store is used, and what the wrapper asks it.
 - ``replay``, ``logged_model``: one spool becomes one MLflow run.
+- ``registry``: versions of registered models and their aliases; ``served_model``: what a server of one runs.
 - ``sync``: all spools of a project, live or from the command line.
 """
 

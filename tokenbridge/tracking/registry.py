@@ -162,6 +162,8 @@ def register(store: Store, run_id: str, folder: Path, event: dict[str, Any]) -> 
     model_id = logged.model_id if logged else log_model(store, run_id, folder, event["model"], mark=event["file"])
     version = registry.of_model(name, tags[MODEL_MD5]) or _create(registry, run_id, name, model_id, tags)
     registry.tag(version, tags)
+    for outdated in [key for key in version.tags if key.startswith(METRIC) and key not in tags]:
+        store.client.delete_model_version_tag(name, str(version.number), outdated)
     store.client.update_model_version(name, str(version.number), _shortened(event["description"]))
     store.client.log_batch(
         run_id, metrics=[Metric(key, v, event["time"], 0, model_id=model_id) for key, v in event["metrics"].items()]
