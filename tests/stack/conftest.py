@@ -6,11 +6,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from tests.services import free_ports
 
@@ -108,3 +111,31 @@ def stack() -> Iterator[Stack]:
     finally:
         stack("down")
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def client(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """With client.env sourced."""
+    for name, value in stack.clients().items():
+        monkeypatch.setenv(name, value)
+    return MlflowClient(tracking_uri=stack.clients()["MLFLOW_TRACKING_URI"])
+
+
+def answer(url: str, **headers: str) -> int:
+    """Status that the server answers with."""
+    try:
+        return int(urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10).status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def experiments(stack: Stack) -> str:
+    return stack.clients()["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/experiments/search?max_results=1"
+
+
+def log_run(client: MlflowClient, experiment: str) -> str:
+    """Id of a run with a metric and an artifact."""
+    run = client.create_run(client.create_experiment(experiment)).info.run_id
+    client.log_metric(run, "loss", 0.5)
+    client.log_text(run, "hello", "notes/hello.txt")
+    return run

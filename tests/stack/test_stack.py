@@ -1,16 +1,12 @@
-"""The real services, together: what a team does with them on the first day, and on the day the disk dies."""
+"""The real services, together."""
 
-import base64
 import json
 import re
-import shutil
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -20,7 +16,7 @@ from native import backup, processes
 from native.settings import SECRETS, read_env, secret_names
 from native.team import Team
 
-from tests.stack.conftest import Stack
+from tests.stack.conftest import Stack, answer, experiments, log_run
 from tokenbridge.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -46,38 +42,6 @@ DEPLOY = """
     )
     print(run_deployment("greet/test", parameters={"name": "Ada"}, timeout=120, poll_interval=0.5).state.type.value)
 """
-
-
-@pytest.fixture
-def client(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """With client.env sourced."""
-    for name, value in stack.clients().items():
-        monkeypatch.setenv(name, value)
-    return MlflowClient(tracking_uri=stack.clients()["MLFLOW_TRACKING_URI"])
-
-
-def answer(url: str, **headers: str) -> int:
-    """Status that the server answers with."""
-    try:
-        return int(urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10).status)
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
-def basic(password: str) -> str:
-    return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
-
-
-def experiments(stack: Stack) -> str:
-    return stack.clients()["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/experiments/search?max_results=1"
-
-
-def log_run(client: MlflowClient, experiment: str) -> str:
-    """Id of a run with a metric and an artifact."""
-    run = client.create_run(client.create_experiment(experiment)).info.run_id
-    client.log_metric(run, "loss", 0.5)
-    client.log_text(run, "hello", "notes/hello.txt")
-    return run
 
 
 def test_a_second_up_starts_nothing_and_all_is_healthy(stack: Stack) -> None:
@@ -160,35 +124,3 @@ def test_a_restore_adds_to_nothing_that_is_there(stack: Stack, client: MlflowCli
         backup.fill_database(team, "mlflow", tmp_path)
     with pytest.raises(UserError, match="bucket mlflow is not empty"):
         backup.fill_bucket(backup.filesystem(team.settings), "mlflow", tmp_path)
-
-
-def test_a_backup_brings_everything_back_and_strangers_are_kept_out(
-    stack: Stack, client: MlflowClient, tmp_path: Path
-) -> None:
-    """Wipe and restore; the new start asks for passwords, so that one start serves both questions."""
-    run = log_run(client, "last day")
-    kept = tmp_path / "backup"
-    assert stack("backup", str(kept)).returncode == 0
-    assert "must be down" in stack("restore", str(kept)).stderr
-
-    assert stack("down").returncode == 0
-    assert not stack.processes()
-    assert stack("down", "--wipe").returncode == 0
-    assert {path.name for path in stack.home.iterdir()} == {SECRETS, "client.env", "lock"}
-
-    broken = shutil.copytree(kept, tmp_path / "broken")
-    (broken / "postgres" / "mlflow.dump").write_bytes(b"half")
-    assert "is not a whole backup" in stack("restore", str(broken)).stderr
-    restored = stack("restore", str(kept))
-    assert restored.returncode == 0, restored.stderr
-
-    stack.environment["MLFLOW_OPTIONS"] = "--app-name basic-auth"
-    team = Team(stack.settings())
-    team.up(["postgres", "seaweedfs", "mlflow"])
-    assert backup.run_as_role(team, ["psql", "-d", "prefect", "-tAc", "SELECT name FROM deployment"]).strip() == "test"
-    password = team.settings["MLFLOW_ADMIN_PASSWORD"]
-    assert answer(experiments(stack)) == 401
-    assert answer(experiments(stack), Authorization=basic("wrong")) == 401
-    assert answer(experiments(stack), Authorization=basic(password)) == 200
-    assert client.get_run(run).data.metrics == {"loss": 0.5}
-    assert Path(client.download_artifacts(run, "notes/hello.txt", str(tmp_path))).read_text() == "hello"

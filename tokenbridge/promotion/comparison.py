@@ -5,7 +5,8 @@ number of samples, stays what it is: a Fréchet distance depends on N. The refer
 
 Resampling itself biases a Fréchet distance upwards (a resample has fewer distinct images), and not by quite the same
 for both sets. So the interval is the percentile interval of the resampled differences, moved until their mean is the
-difference that was observed.
+difference that was observed. With hardly more samples than features it errs on the wide side: 1.4 times as wide as it
+should be for 200 independent samples of 128 features (80 simulated pairs of equal models); KID's interval was right.
 """
 
 import time
