@@ -49,6 +49,10 @@ def runs(team: Project, stage: str) -> list[Any]:
     return list(client(team).search_runs([experiment.experiment_id], f"tags.stage = '{stage}'"))
 
 
+def champion(team: Project) -> int:
+    return int(client(team).get_model_version_by_alias(MODEL, "champion").version)
+
+
 @pytest.fixture
 def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Address of a local webhook, and what was posted to it."""
@@ -101,17 +105,17 @@ def test_nothing_new_is_skipped_with_the_reason(team: Project) -> None:
 
 def test_a_model_is_promoted_and_rolled_back_by_flows(team: Project) -> None:
     state = run_deployment(team, "promote/promote", model="tiny", changes=LENIENT)
-    assert (state["name"], client(team).get_model_version_by_alias(MODEL, "champion").version) == ("Promoted", 1), state
+    assert (state["name"], champion(team)) == ("Promoted", 1), state
     changed = [*team.overrides, "train.epochs=2"]
     assert run_deployment(team, "retrain/retrain", overrides=changed)["name"] == "Completed"
     refusal = run_deployment(team, "promote/promote", model="tiny", changes=[*LENIENT, "promotion.max_fd_increase=-99"])
     assert refusal["name"] == "Refused"
-    assert client(team).get_model_version_by_alias(MODEL, "champion").version == 1
+    assert champion(team) == 1
     accepted = run_deployment(team, "promote/promote", model="tiny", changes=[*LENIENT, "promotion.max_fd_increase=99"])
     assert accepted["name"] == "Promoted", accepted
-    assert client(team).get_model_version_by_alias(MODEL, "champion").version == 2
+    assert champion(team) == 2
     assert run_deployment(team, "rollback/rollback", model="tiny")["name"] == "Completed"
-    assert client(team).get_model_version_by_alias(MODEL, "champion").version == 1
+    assert champion(team) == 1
 
 
 def test_any_version_is_evaluated_with_other_settings(team: Project) -> None:
