@@ -85,6 +85,13 @@ def test_the_difference_is_that_of_the_metrics(arena: Project) -> None:
     assert decision.differences["class_accuracy"]["observed"] == pytest.approx(expected)
 
 
+def test_each_model_is_timed_in_every_round(arena: Project) -> None:
+    bench = Bench(arena.root, load_params(arena.root, ["promotion.timing_rounds=3"]))
+    new, old = bench.seconds_per_image([small(1), small(2)])
+    assert len(new) == len(old) == 3
+    assert min(new + old) > 0
+
+
 def test_nothing_is_computed_twice(arena: Project) -> None:
     arena.promote(number=1)
     arena.promote(dry_run=True)

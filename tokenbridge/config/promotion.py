@@ -19,9 +19,9 @@ class PromotionConfig:
     min_class_accuracy: float
     min_precision: float
     min_recall: float
-    max_slowdown: float  # time per image, candidate / champion
-    timing_images: int  # drawn by each model in turn
-    timing_rounds: int  # of which the median counts
+    max_slowdown: float  # time per image, candidate / champion: the median of the rounds
+    timing_images: int  # drawn by each model in a round; few, that both meet the same load
+    timing_rounds: int
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

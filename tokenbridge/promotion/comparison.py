@@ -11,6 +11,7 @@ should be for 200 independent samples of 128 features (80 simulated pairs of equ
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,11 +193,23 @@ def compare(
             drawn.append(resample_counts(len(candidate.features), number))
             yield drawn[-1]
 
-    frechet = compare_frechet(candidate.features, champion.features, reference, counts(), confidence)
+    with _one_thread():
+        frechet = compare_frechet(candidate.features, champion.features, reference, counts(), confidence)
     stacked = torch.stack(drawn)
     kid = compare_kid(candidate.features, champion.features, reference, stacked, confidence)
     accuracy = compare_accuracy(candidate.correct, champion.correct, stacked, confidence)
     return Comparison(frechet, kid, accuracy, len(drawn))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Eigenvalues gain little from a second thread, and lose much when another process has its core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def resample_counts(samples: int, number: int) -> Tensor:

@@ -4,7 +4,6 @@ the same extractor and the same test images. All of it is kept under ``.work/pro
 
 import hashlib
 import json
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -170,17 +169,19 @@ class Bench:
     def _stages(self) -> Mapping[str, Any]:
         return read_stages(self.root)
 
-    def seconds_per_image(self, pipelines: Sequence[TokenBridgePipeline]) -> list[float]:
-        """Of each pipeline, the median of some rounds; they draw in turn, so that a busy machine hurts all alike."""
+    def seconds_per_image(self, pipelines: Sequence[TokenBridgePipeline]) -> list[list[float]]:
+        """For each pipeline, one time for each round. They draw in turn, and turn by turn another is the first, so that
+        a busy machine hurts all alike.
+        """
         images, rounds = self.config.promotion.timing_images, self.config.promotion.timing_rounds
         seconds: list[list[float]] = [[] for _ in pipelines]
         for number in range(rounds + 1):
-            for pipeline, taken in zip(pipelines, seconds, strict=True):
+            turns = list(zip(pipelines, seconds, strict=True))
+            for pipeline, taken in turns[:: -1 if number % 2 else 1]:
                 started = time.perf_counter()
                 draw_samples(pipeline, list(range(images)), self.config.seed, self.config.generate)
-                if number:  # the first warms up
-                    taken.append((time.perf_counter() - started) / images)
-        return [statistics.median(taken) for taken in seconds]
+                taken.append((time.perf_counter() - started) / images)
+        return [taken[1:] for taken in seconds]  # the first round warms up
 
 
 def is_finite(pipeline: TokenBridgePipeline) -> bool:

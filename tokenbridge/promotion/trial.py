@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tokenbridge.config import Config
@@ -65,11 +66,12 @@ class Trial:
         measured = [bench.measure(p, version.md5) for p, version in zip(pipelines, versions, strict=True)]
         found = self._compare(bench, *measured) if self.champion else None
         seconds = bench.seconds_per_image(pipelines)
-        figures = [m.metrics | {SECONDS: s} for m, s in zip(measured, seconds, strict=True)]
+        figures = [m.metrics | {SECONDS: median(taken)} for m, taken in zip(measured, seconds, strict=True)]
         differences = found.intervals() if found else {}
         gates = [*gates, finite_gate(figures[0] | flatten(differences)), *self._floors(measured[0])]
         if found:
-            gates += relative_gates(self.config.promotion, found, seconds[0] / seconds[1])
+            slowdown = median(new / old for new, old in zip(*seconds, strict=True))
+            gates += relative_gates(self.config.promotion, found, slowdown)
         return self._decision(
             gates,
             candidate_metrics=figures[0],
