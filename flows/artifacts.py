@@ -23,8 +23,12 @@ def publish_run(run: PipelineRun) -> None:
 
 
 def publish_picture(picture: Path, key: str, description: str) -> None:
-    """A picture under ``key``, whose characters Prefect restricts."""
-    create_image_artifact(image_url=as_data_url(picture), key=key.replace("_", "-"), description=description)
+    create_image_artifact(image_url=as_data_url(picture), key=artifact_key(key), description=description)
+
+
+def artifact_key(text: str) -> str:
+    """``text`` in the characters that Prefect allows."""
+    return text.replace("_", "-")
 
 
 def as_data_url(picture: Path) -> str:

@@ -9,7 +9,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.artifacts import publish_picture
+from flows.artifacts import artifact_key, publish_picture
 from tokenbridge.errors import UserError
 from tokenbridge.promotion.evaluation import evaluate_version
 
@@ -30,7 +30,7 @@ def evaluate(model: str, version: int | None = None, changes: Sequence[str] = ()
         return Failed(message=str(error))
     rows = [{"metric": name, "value": value} for name, value in found.metrics.items()]
     create_table_artifact(
-        key=f"evaluation-{model}".replace("_", "-"), table=rows, description=f"Metrics of {found.version}"
+        key=artifact_key(f"evaluation-{model}"), table=rows, description=f"Metrics of {found.version}"
     )
     publish_picture(found.picture, f"evaluation-{model}-samples", f"Samples of {found.version}")
     return Completed(message=f"{found.version} measured")

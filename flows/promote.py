@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.artifacts import publish_picture
+from flows.artifacts import artifact_key, publish_picture
 from tokenbridge.errors import UserError
 from tokenbridge.promotion.promote import promote as decide
 from tokenbridge.promotion.promote import rollback as go_back
@@ -36,7 +36,7 @@ def promote(
     except UserError as error:
         return Failed(message=str(error))
     create_markdown_artifact(
-        key=f"promotion-{model}".replace("_", "-"), markdown=decision.report(), description=decision.summary()
+        key=artifact_key(f"promotion-{model}"), markdown=decision.report(), description=decision.summary()
     )
     for picture in decision.pictures:
         publish_picture(picture, f"promotion-{model}-{picture.stem}", decision.summary())

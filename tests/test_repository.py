@@ -1,11 +1,10 @@
 """Which code a run was made with, and checkouts of other code."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tokenbridge.repository import LARGEST, RepositoryError, checkout, git, git_tags, uncommitted
+from tokenbridge.repository import LARGEST, RepositoryError, apply_patch, checkout, git, git_tags, uncommitted
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_a_patch_rebuilds_every_change(root: Path, tmp_path: Path) -> None:
     git(root, "add", "picture.png")  # staged or not
     patch = uncommitted(root).patch
     rebuilt = checkout(root, tmp_path / "rebuilt", head(root))
-    subprocess.run(["git", "apply", "-"], cwd=rebuilt, input=patch, check=True)
+    apply_patch(rebuilt, patch)
     assert (rebuilt / "code.py").read_text() == "second\n"
     assert (rebuilt / "picture.png").read_bytes() == bytes(range(256))
 

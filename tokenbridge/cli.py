@@ -8,10 +8,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenbridge import storage_cli
 from tokenbridge.config import GUIDANCE_SCHEDULES, REVEAL_ORDERS, Config
 from tokenbridge.errors import UserError
 from tokenbridge.promotion import commands as promotion
+from tokenbridge.storage import commands as storage
 
 if TYPE_CHECKING:  # torch is slow to import, and most commands need none
     from _typeshed import DataclassInstance
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     ablations.set_defaults(command=_ablations)
 
     promotion.add_commands(commands)
-    storage_cli.add_commands(commands)
+    storage.add_commands(commands)
 
     ui = commands.add_parser("ui", help="open the MLflow pages on this machine")
     ui.set_defaults(command=_ui)

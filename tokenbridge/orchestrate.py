@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -91,9 +92,14 @@ class PipelineRun:
 
     def outs(self) -> dict[str, list[Path]]:
         """Outs of the stages that came to an end in this run, by stage."""
-        stages = read_stages(self.root)
-        finished = [name for name in self.outcomes if name in stages and self.outcomes[name] != FAILED]
-        return {name: [self.root / out for out in stages[name].outs] for name in finished}
+        declared = self._declared_outs
+        finished = [name for name in self.outcomes if name in declared and self.outcomes[name] != FAILED]
+        return {name: [self.root / out for out in declared[name]] for name in finished}
+
+    @cached_property
+    def _declared_outs(self) -> dict[str, list[str]]:
+        """Of every stage; dvc takes a second to read its files, and they stay the same during a run."""
+        return {name: stage.outs for name, stage in read_stages(self.root).items()}
 
     def metrics(self) -> dict[str, float]:
         """Every metric of those stages, as ``<stage>/<metric>``."""

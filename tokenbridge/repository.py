@@ -38,10 +38,11 @@ def git(folder: Path, *arguments: str) -> str:
     return _git(folder, *arguments).decode().strip()
 
 
-def _git(folder: Path, *arguments: str, **environment: str) -> bytes:
+def _git(folder: Path, *arguments: str, given: bytes | None = None, index: Path | None = None) -> bytes:
     command = ["git", "-C", str(folder), *arguments]
+    environment = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
     try:
-        return subprocess.run(command, capture_output=True, check=True, env=os.environ | environment).stdout
+        return subprocess.run(command, input=given, capture_output=True, check=True, env=environment).stdout
     except FileNotFoundError as error:
         raise RepositoryError("git is not installed") from error
     except subprocess.CalledProcessError as error:
@@ -63,10 +64,10 @@ def uncommitted(root: Path) -> Changes:
     unknown = git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
     left_out = [name for name in unknown if name and (root / name).stat().st_size > LARGEST]
     with tempfile.TemporaryDirectory() as scratch:
-        index = {"GIT_INDEX_FILE": f"{scratch}/index"}
-        _git(root, "read-tree", "HEAD", **index)
-        _git(root, "add", "--all", "--", ".", *_excluded((*GENERATED, *left_out)), **index)
-        return Changes(_git(root, "diff", "--cached", "--binary", "HEAD", **index), left_out)
+        index = Path(scratch) / "index"
+        _git(root, "read-tree", "HEAD", index=index)
+        _git(root, "add", "--all", "--", ".", *_excluded((*GENERATED, *left_out)), index=index)
+        return Changes(_git(root, "diff", "--cached", "--binary", "HEAD", index=index), left_out)
 
 
 def _excluded(names: tuple[str, ...]) -> list[str]:
@@ -89,6 +90,16 @@ def checkout(root: Path, folder: Path, commit: str) -> Path:
         git(root, "worktree", "prune")
         git(root, "worktree", "add", "--quiet", "--detach", str(folder), commit)
     return folder
+
+
+def apply_patch(folder: Path, patch: bytes) -> None:
+    """Bring ``Changes.patch`` into a checkout of the same commit; an empty one changes nothing.
+
+    Raises:
+        RepositoryError: if it does not fit.
+    """
+    if patch:
+        _git(folder, "apply", "--whitespace=nowarn", "-", given=patch)
 
 
 def _has(root: Path, commit: str) -> bool:

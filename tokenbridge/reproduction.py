@@ -6,7 +6,6 @@ they give is compared with what was recorded.
 
 import math
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from tokenbridge.files import atomic_write_text, write_json
 from tokenbridge.machine import installed_packages, processor
 from tokenbridge.orchestrate import PipelineRun, StageFailedError
 from tokenbridge.params import PARAMS_FILE
-from tokenbridge.repository import checkout
+from tokenbridge.repository import apply_patch, checkout, git
 from tokenbridge.stage_graph import LOCK_FILE, md5_as_dvc, parse_lock, read_graph, share_cache
 from tokenbridge.tracking.recorded import PROCESSOR, RecordedRun, read_recorded
 from tokenbridge.tracking.spool import SPOOL_FOLDER, Tracker
@@ -101,10 +100,8 @@ def reproduce_run(
 def prepare(root: Path, recorded: RecordedRun) -> Path:
     """The worktree of a run: its commit, its changes that were not committed, its settings and its dvc.lock."""
     folder = checkout(root, root / FOLDER / recorded.run_id, recorded.commit)
-    subprocess.run(["git", "clean", "--quiet", "--force", "-d"], cwd=folder, check=True)
-    if recorded.patch:
-        command = ["git", "apply", "--whitespace=nowarn", "-"]
-        subprocess.run(command, cwd=folder, input=recorded.patch, check=True)
+    git(folder, "clean", "--quiet", "--force", "-d")
+    apply_patch(folder, recorded.patch)
     atomic_write_text(folder / PARAMS_FILE, recorded.params)
     atomic_write_text(folder / LOCK_FILE, recorded.lock)
     share_cache(root, folder)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,15 +14,12 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.services import free_ports
+from tests.services import GRPC_OFFSET, free_ports
 
 DOCKER = Path(__file__).parents[2] / "docker"
 sys.path.insert(0, str(DOCKER))
 
 from native.settings import Settings, read_env  # noqa: E402 - found by the line above
-
-GRPC_OFFSET = 10_000  # SeaweedFS takes every port + this too
-GRPC_ROOM = range(11_000, 22_000)  # both are below the ports that the system hands out by itself
 
 
 class Stack:
@@ -36,10 +32,7 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         self.home = folder / "home"
         names = [name for name in read_env(DOCKER / "stack.env") if name.endswith("_PORT")]
-        of_s3 = [name for name in names if name.startswith("S3_")]
-        others = [name for name in names if name not in of_s3]
-        ports = dict(zip(of_s3, grpc_ports(len(of_s3)), strict=True))
-        ports |= dict(zip(others, free_ports(len(others)), strict=True))
+        ports = dict(zip(names, free_ports(len(names), beside=GRPC_OFFSET), strict=True))
         self.environment = {name: str(port) for name, port in ports.items()} | {"STACK_HOME": str(self.home)}
 
     def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -73,21 +66,6 @@ def read_env_exports(path: Path) -> dict[str, str]:
     lines = path.read_text().splitlines()
     assert all(line.startswith("export ") for line in lines)
     return {name: value for name, _, value in (line.removeprefix("export ").partition("=") for line in lines)}
-
-
-def grpc_ports(count: int) -> list[int]:
-    free = [port for port in GRPC_ROOM if is_free(port) and is_free(port + GRPC_OFFSET)]
-    return free[os.getpid() % (len(free) // 2) :][:count]  # two test runs at once rarely meet
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ import argparse, signal, sys, time
 import tokenbridge.storage.parallel as parallel
 from tokenbridge.errors import UserError
 from tokenbridge.storage.bucket import S3Folder
-from tokenbridge.storage_cli import add_commands
+from tokenbridge.storage.commands import add_commands
 
 def slowly(self, operation, path, **arguments):
     answer = call(self, operation, path, **arguments)

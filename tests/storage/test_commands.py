@@ -11,7 +11,7 @@ from tests.services import S3Place
 from tokenbridge.errors import UserError
 from tokenbridge.files import sha256_tree
 from tokenbridge.params import write_params
-from tokenbridge.storage_cli import add_commands
+from tokenbridge.storage.commands import add_commands
 
 
 def run(*arguments: str) -> None:
@@ -22,7 +22,7 @@ def run(*arguments: str) -> None:
 
 
 def with_conf(root: Path) -> Path:
-    (root / "conf").symlink_to(Path(__file__).parent.parent / "conf")
+    (root / "conf").symlink_to(Path(__file__).parents[2] / "conf")
     return root
 
 
