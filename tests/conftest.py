@@ -12,7 +12,23 @@ from tokenbridge.training import NOT_OF_THE_MODEL
 
 pytest_plugins = ["tests.services", "tests.pipeline.fixtures"]
 
-LAUNCHER = LauncherConfig(threads=0, batch_size=8, log_seconds=1e9, checkpoint_seconds=0.0001, gpu_group="tests")
+LAUNCHER = LauncherConfig(
+    kind="local",
+    nodes=1,
+    processes=1,
+    max_restarts=3,
+    strategy="ddp",
+    accumulation=1,
+    checkpoint_activations=False,
+    compile=False,
+    keep_checkpoints=2,
+    keep_every=0,
+    threads=0,
+    batch_size=8,
+    log_seconds=1e9,
+    checkpoint_seconds=0.0001,
+    gpu_group="tests",
+)
 torch.set_num_threads(1)  # tensors are tiny here, and other processes may be at work
 
 QUANTIZER = QuantizerConfig(

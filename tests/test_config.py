@@ -37,6 +37,12 @@ def test_every_experiment_is_valid(experiment: str) -> None:
         ("data.num_classes=9", "label_names has 10"),
         ("evaluate.inception_reference=stats.npz", "inception_weights"),
         ("models.tiny.heads=7", "multiple"),
+        ("launcher.kind=cloud", "local, slurm, kubernetes"),
+        ("launcher.strategy=zero", "ddp, fsdp"),
+        ("launcher.keep_checkpoints=0", "must be greater than 0"),
+        ("launcher.max_restarts=-1", "0 is the least"),
+        ("launcher.nodes=2", "launcher=local has 1"),
+        ("launcher.kind=slurm", "launcher=slurm"),
         ("+unknown=1", "unknown"),
         ("+train.unknown=1", "unknown"),
     ],
@@ -44,6 +50,28 @@ def test_every_experiment_is_valid(experiment: str) -> None:
 def test_bad_values_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose_config([override], CONF)
+
+
+@pytest.mark.parametrize("launcher", sorted(path.stem for path in (CONF / "launcher").glob("*.yaml")))
+def test_every_launcher_is_valid(launcher: str) -> None:
+    config = validate(compose_config([f"launcher={launcher}", "launcher.processes=4"], CONF))
+    assert config.launcher.processes == 4
+
+
+@pytest.mark.parametrize(
+    ("launcher", "override", "message"),
+    [
+        ("slurm", "slurm.time=86400", "in quotes"),
+        ("slurm", "slurm.gpus_per_node=4", "each needs a GPU of its own"),
+        ("slurm", 'slurm.options=["qos=high"]', "--name=value"),
+        ("slurm", "slurm.signal_seconds=0", "greater than 0"),
+        ("kubernetes", "kubernetes.mount=data", "absolute"),
+        ("kubernetes", "kubernetes.namespace=My_Space", "lower-case"),
+    ],
+)
+def test_what_no_cluster_takes_is_refused(launcher: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose_config([f"launcher={launcher}", f"launcher.{override}"], CONF)
 
 
 def test_unknown_keys_and_groups_are_refused() -> None:

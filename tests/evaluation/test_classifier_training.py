@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import conftest
 from tests.evaluation.conftest import LABEL_NAMES, draw_shapes
-from tokenbridge.config import ClassifierConfig, LauncherConfig
+from tokenbridge.config import ClassifierConfig
 from tokenbridge.evaluation.classifier import ImageClassifier, class_accuracy
 from tokenbridge.evaluation.classifier_training import shift_images, train_classifier
 from tokenbridge.loop import History
 
 CONFIG = ClassifierConfig(width=8, epochs=6, batch_size=30, learning_rate=0.01)
-LAUNCHER = LauncherConfig(threads=0, batch_size=50, log_seconds=60, checkpoint_seconds=1e-9, gpu_group="tests")
+LAUNCHER = replace(conftest.LAUNCHER, batch_size=50, log_seconds=60, checkpoint_seconds=1e-9)
 
 
 class Killed(Exception):

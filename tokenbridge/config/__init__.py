@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from tokenbridge.config.checks import ConfigError, require
 from tokenbridge.config.data import ClassifierConfig, DataConfig, MirrorConfig
+from tokenbridge.config.launcher import KubernetesConfig, LauncherConfig, SlurmConfig
 from tokenbridge.config.model import (
     GUIDANCE_SCHEDULES,
     HEADS,
     REVEAL_ORDERS,
     EvaluateConfig,
     GenerateConfig,
-    LauncherConfig,
     ModelConfig,
     TrainConfig,
     check_sampling,
@@ -54,12 +54,14 @@ __all__ = [
     "EncodeConfig",
     "EvaluateConfig",
     "GenerateConfig",
+    "KubernetesConfig",
     "LauncherConfig",
     "MirrorConfig",
     "ModelConfig",
     "PromotionConfig",
     "QuantizerConfig",
     "ReconstructConfig",
+    "SlurmConfig",
     "StorageConfig",
     "TokenizeConfig",
     "TrainConfig",

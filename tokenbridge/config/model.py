@@ -149,22 +149,3 @@ class EvaluateConfig:
             self.inception_reference is None or self.inception_weights is not None,
             "evaluate.inception_reference needs evaluate.inception_weights",
         )
-
-
-@dataclass
-class LauncherConfig:
-    """Where and how stages run. Never a stage parameter: moving house must not retrain a model."""
-
-    threads: int  # CPU threads; 0: all cores
-    batch_size: int  # images per batch wherever nothing is learnt
-    log_seconds: float  # between progress lines
-    checkpoint_seconds: float  # between checkpoints
-    gpu_group: str  # flows train one at a time on the machines of a group
-
-    def __post_init__(self) -> None:
-        require_positive(
-            "launcher",
-            batch_size=self.batch_size,
-            log_seconds=self.log_seconds,
-            checkpoint_seconds=self.checkpoint_seconds,
-        )

@@ -1,0 +1,116 @@
+"""Settings of where and how stages run: on this machine, on Slurm, on Kubernetes.
+
+Never a stage parameter: moving house must not retrain a model.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from tokenbridge.config.checks import require, require_choice, require_positive
+
+LOCAL, SLURM, KUBERNETES = "local", "slurm", "kubernetes"
+DDP, FSDP = "ddp", "fsdp"
+SLURM_TIME = r"(\d+-)?\d+:\d{2}(:\d{2})?|\d+-\d+"
+KUBERNETES_NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+
+
+@dataclass
+class SlurmConfig:
+    """What a job asks of Slurm; null leaves it to the cluster's default."""
+
+    partition: str | None
+    account: str | None
+    gpus_per_node: int  # 0: none
+    cpus_per_task: int  # of each node: its processes share one task
+    memory: str | None  # of each node, such as 64G; 0: all of it
+    time: str  # hours:minutes:seconds, or days-hours:minutes:seconds
+    signal_seconds: int  # before the time limit, in which a checkpoint is saved
+    requeue: bool  # go on by itself after preemption, a lost node or the time limit
+    setup: list[str] = field(default_factory=list)  # shell lines of the job, such as `module load cuda`
+    options: list[str] = field(default_factory=list)  # more options of sbatch, such as --qos=high
+
+    def __post_init__(self) -> None:
+        require_positive("launcher.slurm", cpus_per_task=self.cpus_per_task, signal_seconds=self.signal_seconds)
+        require(self.gpus_per_node >= 0, f"launcher.slurm.gpus_per_node is {self.gpus_per_node}: 0 is the least")
+        require(
+            re.fullmatch(SLURM_TIME, self.time) is not None,
+            f"launcher.slurm.time is {self.time!r}: write hours:minutes:seconds or days-hours:minutes:seconds, "
+            "in quotes, without which YAML makes a number of it",
+        )
+        for option in self.options:
+            require(option.startswith("-"), f"launcher.slurm.options has {option!r}: write --name=value")
+
+
+@dataclass
+class KubernetesConfig:
+    """What a job asks of Kubernetes: one pod for each node."""
+
+    image: str  # with this project's environment; docker/Dockerfile builds it
+    namespace: str
+    volume_claim: str  # ReadWriteMany, with the project on it
+    mount: str  # where the claim is mounted in the pods; the project has the same path there and here
+    gpus: int  # of each pod; 0: none
+    cpus: int  # of each pod
+    memory: str  # of each pod, such as 64Gi
+    shared_memory: str  # /dev/shm of each pod, which GPUs of one node talk through
+    node_selector: dict[str, str] = field(default_factory=dict)  # labels that a machine must have
+
+    def __post_init__(self) -> None:
+        require_positive("launcher.kubernetes", cpus=self.cpus)
+        require(self.gpus >= 0, f"launcher.kubernetes.gpus is {self.gpus}: 0 is the least")
+        require(self.mount.startswith("/"), f"launcher.kubernetes.mount is {self.mount!r}: give an absolute path")
+        for name, value in (("namespace", self.namespace), ("volume_claim", self.volume_claim)):
+            require(
+                re.fullmatch(KUBERNETES_NAME, value) is not None,
+                f"launcher.kubernetes.{name} is {value!r}: use lower-case letters, digits and dashes",
+            )
+
+
+@dataclass
+class LauncherConfig:
+    """How many processes train one model, where they are started, and what they keep."""
+
+    kind: str  # local | slurm | kubernetes
+    nodes: int
+    processes: int  # on each node: one per GPU
+    max_restarts: int  # of all processes, after one of them died
+    strategy: str  # ddp | fsdp (FSDP2)
+    accumulation: int  # parts of a process's share of a batch, one after the other
+    checkpoint_activations: bool  # less memory, a third more work
+    compile: bool  # the repeated blocks, by torch.compile
+    keep_checkpoints: int  # the newest so many
+    keep_every: int  # and every n-th saved one; 0: none
+    threads: int  # CPU threads of each process; 0: all cores, shared among them
+    batch_size: int  # images per batch wherever nothing is learnt
+    log_seconds: float  # between progress lines
+    checkpoint_seconds: float  # between checkpoints
+    gpu_group: str  # flows train one at a time on the machines of a group
+    slurm: SlurmConfig | None = None
+    kubernetes: KubernetesConfig | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("launcher.kind", self.kind, (LOCAL, SLURM, KUBERNETES))
+        require_choice("launcher.strategy", self.strategy, (DDP, FSDP))
+        counts = ("nodes", "processes", "accumulation", "keep_checkpoints", "batch_size")
+        names = (*counts, "log_seconds", "checkpoint_seconds")
+        require_positive("launcher", **{name: getattr(self, name) for name in names})
+        for name in ("max_restarts", "keep_every", "threads"):
+            require(getattr(self, name) >= 0, f"launcher.{name} is {getattr(self, name)}: 0 is the least")
+        self._check_place()
+
+    def _check_place(self) -> None:
+        require(self.kind != LOCAL or self.nodes == 1, f"launcher.nodes is {self.nodes}: launcher=local has 1")
+        if self.kind == SLURM:
+            require(self.slurm is not None, "launcher.kind is slurm without launcher.slurm: say launcher=slurm")
+            assert self.slurm is not None
+            self._check_gpus("slurm.gpus_per_node", self.slurm.gpus_per_node)
+        if self.kind == KUBERNETES:
+            require(self.kubernetes is not None, "launcher.kind is kubernetes: say launcher=kubernetes")
+            assert self.kubernetes is not None
+            self._check_gpus("kubernetes.gpus", self.kubernetes.gpus)
+
+    def _check_gpus(self, name: str, gpus: int) -> None:
+        require(
+            gpus == 0 or self.processes <= gpus,
+            f"launcher.processes is {self.processes}, more than launcher.{name} ({gpus}): each needs a GPU of its own",
+        )
