@@ -1,0 +1,43 @@
+"""Workers on this machine: torchrun as a child."""
+
+import os
+import subprocess
+from contextlib import suppress
+
+from tokenbridge.launching.output import Output, how_ended
+from tokenbridge.launching.work import Ending, ParallelWork
+
+AGENT = "tokenbridge.launching.agent"
+DRIVER_VARIABLE = "TOKENBRIDGE_DRIVER"  # our process id, for the agent to watch
+PATIENCE = 40  # seconds; torchrun gives its workers 30 to end by themselves
+
+
+def run(work: ParallelWork, output: Output) -> Ending:
+    """Run the workers to their end; they end with us, whatever ends us."""
+    work.prepare()
+    environment = work.environment(os.cpu_count() or 1) | {DRIVER_VARIABLE: str(os.getpid())}
+    process = subprocess.Popen(
+        work.torchrun("--standalone", agent=AGENT),
+        cwd=work.root,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            output.take(line.rstrip())
+        code = process.wait()
+    finally:
+        _end(process)
+    return Ending(code == 0, f"the workers' torchrun {how_ended(code)}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        process.kill()
