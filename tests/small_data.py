@@ -11,7 +11,7 @@ from tokenbridge.arrays import write_manifest, write_shard
 from tokenbridge.config import TokenizeConfig
 from tokenbridge.moments import Moments
 from tokenbridge.quantizer import DimensionwiseQuantizer
-from tokenbridge.tokens import StoredTokens, write_tokens
+from tokenbridge.tokens import StoredTokens, complete_tokens, write_shards
 
 LOG_VARIANCE = -6.0
 SAMPLES = 3
@@ -32,15 +32,9 @@ def store_tokens(
     folder: Path, moments: Moments, quantizer: DimensionwiseQuantizer, packing: str = "bits", batch_size: int = 8
 ) -> StoredTokens:
     """``SAMPLES`` samples of ``moments`` in folder/tokens, beside the quantizer; a rerun goes on."""
-    (folder / "tokens").mkdir(exist_ok=True)
     quantizer.save_pretrained(folder / "quantizer")
-    write_tokens(
-        folder / "tokens",
-        moments,
-        quantizer,
-        TokenizeConfig(outs=["tokens"], packing=packing, samples=SAMPLES),
-        quantizer_folder=folder / "quantizer",
-        seed=0,
-        launcher=replace(LAUNCHER, batch_size=batch_size),
-    )
+    config = TokenizeConfig(outs=["tokens"], packing=packing, samples=SAMPLES)
+    launcher = replace(LAUNCHER, batch_size=batch_size)
+    write_shards(folder / "tokens", moments, quantizer, config, seed=0, launcher=launcher)
+    complete_tokens(folder / "tokens", moments, quantizer, config, folder / "quantizer")
     return StoredTokens(folder / "tokens", folder / "quantizer")

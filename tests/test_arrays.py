@@ -10,7 +10,7 @@ from tokenbridge.arrays import (
     SHARD_ROWS,
     ArraysError,
     LabelledArrays,
-    missing_shards,
+    row_shards,
     write_manifest,
     write_shard,
 )
@@ -45,11 +45,11 @@ def test_the_manifest_counts_and_keeps_what_it_was_told(folder: Path) -> None:
     assert LabelledArrays(folder, "stage").manifest == {"images": 5, "shards": 2, "num_classes": 5, "colour": "grey"}
 
 
-def test_only_the_shards_that_are_not_there_are_missing(tmp_path: Path) -> None:
-    rows = 2 * SHARD_ROWS + 7
-    assert [len(span) for span in missing_shards(tmp_path, rows).values()] == [SHARD_ROWS, SHARD_ROWS, 7]
+def test_rows_make_equal_shards_and_a_rest(tmp_path: Path) -> None:
+    shards = row_shards(tmp_path, 2 * SHARD_ROWS + 7)
+    assert [len(shard.span) for shard in shards] == [SHARD_ROWS, SHARD_ROWS, 7]
     write_shard(tmp_path, 1, ROWS)
-    assert missing_shards(tmp_path, rows) == {0: range(SHARD_ROWS), 2: range(2 * SHARD_ROWS, rows)}
+    assert [shard.path.exists() for shard in shards] == [False, True, False]
 
 
 def test_a_folder_that_is_not_whole_is_refused(folder: Path) -> None:

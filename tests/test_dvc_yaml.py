@@ -11,6 +11,8 @@ PACKAGE = ROOT / "tokenbridge"
 
 # How a stage is run, watched and checked; none of it changes what a stage writes.
 INFRASTRUCTURE = {
+    "checkpoints.py",
+    "chunks.py",
     "config/checks.py",
     "config/data.py",
     "config/launcher.py",
@@ -22,22 +24,18 @@ INFRASTRUCTURE = {
     "errors.py",
     "evaluation/checks.py",
     "files.py",
-    "launching/agent.py",
-    "launching/following.py",
-    "launching/jobs.py",
-    "launching/kubernetes.py",
-    "launching/local.py",
-    "launching/manifest.py",
-    "launching/slurm.py",
-    "launching/torchrun.py",
+    "parallel.py",
     "params.py",
+    "processes.py",
     "progress.py",
     "repository.py",
     "stage_graph.py",
+    "stages/job.py",
     "stages/runtime.py",
     "storage/bucket.py",
     "storage/client.py",
     "storage/paths.py",
+    "watching.py",
 }
 # `train` imports the pipeline only as the container of its weights: a change of the sampler must not retrain.
 # `fetch` and `generate` only ask whether `evaluate` will find its files.
@@ -70,7 +68,9 @@ def needed_modules(stage: str) -> set[str]:
         seen |= fresh
         todo += fresh
     names = {path.relative_to(PACKAGE).as_posix() for path in seen}
-    names = {name for name in names if not name.endswith("__init__.py") and not name.startswith("tracking/")}
+    names = {
+        name for name in names if not name.endswith("__init__.py") and not name.startswith(("launching/", "tracking/"))
+    }
     return names - INFRASTRUCTURE - EXEMPT.get(stage, set())
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import LAUNCHER, Silent
+from tokenbridge.checkpoints import Checkpoints
 from tokenbridge.loop import History, cosine_factor, run_steps
 from tokenbridge.optim import build_optimizers, update_weights
 
@@ -47,7 +48,7 @@ def run(checkpoint: Path, stop_at: int | None = None) -> tuple[Tensor, History]:
         total_steps=STEPS,
         images_per_step=4,
         seed=0,
-        checkpoint=checkpoint,
+        checkpoints=Checkpoints(checkpoint),
         launcher=LAUNCHER,
         tracker=Silent(),
     )

@@ -74,7 +74,7 @@ def test_it_trains_a_step_and_samples(case: Case, tmp_path: Path) -> None:
         replace(MODEL, train=recipe),
         FreshTokens(moments, quantizer),
         quantizer,
-        checkpoint=tmp_path / "checkpoint.pt",
+        folder=tmp_path,
         launcher=LAUNCHER,
         tracker=Silent(),
         device=torch.device("cpu"),

@@ -16,6 +16,7 @@ from tokenbridge.arrays import ArraysError, shard_name
 from tokenbridge.config import PACKINGS
 from tokenbridge.moments import Moments
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
+from tokenbridge.seeding import generator
 from tokenbridge.tokens import (
     StoredTokens,
     bits_per_index,
@@ -97,8 +98,7 @@ def test_the_stored_sample_and_flip_asked_for_is_read(
 
 def test_every_sample_and_flip_is_drawn(moments: Moments, quantizer: DimensionwiseQuantizer, tmp_path: Path) -> None:
     tokens = store_tokens(tmp_path, moments, quantizer)
-    torch.manual_seed(0)
-    drawn = tokens.draw(torch.full((200,), 5))
+    drawn = tokens.draw(torch.full((200,), 5), generator(0))
     kept = sampled_tokens(moments, quantizer, torch.tensor([5]), SAMPLES, seed=0)
     assert torch.equal(drawn.unique(dim=0), kept.flatten(0, 2).unique(dim=0))
 
@@ -107,7 +107,7 @@ def test_patches_are_positions(moments: Moments, vae_latents: torch.Tensor, tmp_
     quantizer = fit_quantizer(vae_latents, replace(QUANTIZER, patch_size=2))
     tokens = store_tokens(tmp_path, moments, quantizer)
     assert (tokens.height, tokens.width) == (2, 2)
-    drawn = tokens.draw(torch.arange(5))
+    drawn = tokens.draw(torch.arange(5), generator(0))
     assert drawn.shape == (5, 4, 16)
 
 

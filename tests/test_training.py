@@ -14,6 +14,7 @@ from tests.small_data import store_tokens, write_moments
 from tokenbridge.config import ModelConfig
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
+from tokenbridge.seeding import generator
 from tokenbridge.training import build_model, draw_batch, num_masked_positions, train
 from tokenbridge.training_data import FreshTokens, TrainingData
 
@@ -29,13 +30,11 @@ def run(
     config: ModelConfig,
     data: TrainingData,
     quantizer: DimensionwiseQuantizer,
-    checkpoint: Path,
+    folder: Path,
     checkpoint_seconds: float = LAUNCHER.checkpoint_seconds,
 ) -> tuple[TokenBridgeTransformer, list[float]]:
     launcher = replace(LAUNCHER, checkpoint_seconds=checkpoint_seconds)
-    model, history = train(
-        config, data, quantizer, checkpoint=checkpoint, launcher=launcher, tracker=Silent(), device=CPU
-    )
+    model, history = train(config, data, quantizer, folder=folder, launcher=launcher, tracker=Silent(), device=CPU)
     return model, [row["loss"] for row in history]
 
 
@@ -53,19 +52,17 @@ def test_masking_is_rounded_up_and_leaves_nothing_out(uniform: float, masked: in
     assert num_masked_positions(torch.tensor(uniform), 16, RECIPE) == masked
 
 
-def test_a_batch_is_a_function_of_torchs_seed(data: FreshTokens) -> None:
+def test_a_batch_is_a_function_of_its_generator(data: FreshTokens) -> None:
     batches = []
     for _ in range(2):
-        torch.manual_seed(5)
-        batches.append(draw_batch(data, torch.arange(8), RECIPE, CPU))
+        batches.append(draw_batch(data, torch.arange(8), RECIPE, generator(5)))
     assert torch.equal(batches[0].tokens, batches[1].tokens)
     assert torch.equal(batches[0].order, batches[1].order)
 
 
 def test_labels_are_dropped_at_their_rate(data: FreshTokens) -> None:
-    torch.manual_seed(0)
     recipe = replace(RECIPE, label_dropout=0.25)
-    labels = torch.cat([draw_batch(data, torch.arange(64), recipe, CPU).labels for _ in range(50)])
+    labels = torch.cat([draw_batch(data, torch.arange(64), recipe, generator(step)).labels for step in range(50)])
     assert (labels == 3).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
@@ -79,7 +76,7 @@ def test_the_model_takes_its_shapes_from_data_and_quantizer(data: FreshTokens, v
 
 def test_it_learns(data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path) -> None:
     config = replace(MODEL, train=replace(RECIPE, epochs=30))
-    _, losses = run(config, data, quantizer, tmp_path / "checkpoint.pt", checkpoint_seconds=60)
+    _, losses = run(config, data, quantizer, tmp_path / "run", checkpoint_seconds=60)
     assert sum(losses[-20:]) / 20 < losses[0] - 0.5
 
 
@@ -88,7 +85,7 @@ def test_the_same_seed_gives_the_same_bits(
     data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path, precision: str
 ) -> None:
     config = replace(MODEL, dropout=0.1, train=replace(RECIPE, precision=precision))
-    first, second = (run(config, data, quantizer, tmp_path / f"{i}.pt")[0] for i in range(2))
+    first, second = (run(config, data, quantizer, tmp_path / str(i))[0] for i in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
@@ -96,7 +93,7 @@ def test_another_seed_of_the_recipe_gives_another_model(
     data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
 ) -> None:
     first, second = (
-        run(replace(MODEL, train=replace(RECIPE, seed=seed)), data, quantizer, tmp_path / f"{seed}.pt")[0]
+        run(replace(MODEL, train=replace(RECIPE, seed=seed)), data, quantizer, tmp_path / str(seed))[0]
         for seed in (1, 2)
     )
     assert not torch.equal(first.token_in.weight, second.token_in.weight)
@@ -143,7 +140,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     subprocess.run([*command, "whole"], check=True)
     killed = subprocess.Popen([*command, "killed"])
-    while not (tmp_path / "killed").exists():
+    while not list(tmp_path.glob("killed/checkpoints/step-*")):
         assert killed.poll() is None, "it ended before its first checkpoint"
         time.sleep(0.01)
     time.sleep(0.3)  # some steps past a checkpoint

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import LAUNCHER, Silent
+from tokenbridge.checkpoints import Checkpoints
 from tokenbridge.config import DiscriminatorConfig, VaeConfig, VaeLossConfig
 from tokenbridge.discriminator import PatchDiscriminator, adversarial_gradient
 from tokenbridge.loading import LoadError
@@ -47,7 +48,7 @@ def train(config: VaeConfig, images: np.ndarray, checkpoint: Path) -> tuple[torc
         config,
         images,
         seed=0,
-        checkpoint=checkpoint,
+        checkpoints=Checkpoints(checkpoint),
         launcher=LAUNCHER,
         tracker=Silent(),
         device=torch.device("cpu"),

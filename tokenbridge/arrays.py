@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tokenbridge.chunks import Chunk, cut
 from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_path, read_json, write_json
 
@@ -22,10 +23,9 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.npy"
 
 
-def missing_shards(folder: Path, rows: int) -> dict[int, range]:
-    """Shard -> its rows, for each shard of ``rows`` rows in all that is not there yet."""
-    spans = [range(start, min(start + SHARD_ROWS, rows)) for start in range(0, rows, SHARD_ROWS)]
-    return {index: span for index, span in enumerate(spans) if not (folder / shard_name(index)).exists()}
+def row_shards(folder: Path, rows: int) -> list[Chunk]:
+    """The shards that ``rows`` rows make."""
+    return cut(rows, SHARD_ROWS, lambda index: folder / shard_name(index))
 
 
 def write_shard(folder: Path, index: int, rows: np.ndarray) -> None:

@@ -1,35 +1,42 @@
 """Exponential moving average of a model's weights (paper Table 4: 0.9999)."""
 
-import copy
-from typing import Any, Generic, TypeVar
-
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-Model = TypeVar("Model", bound=nn.Module)
+
+def held_here(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process holds; a whole tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-class Ema(Generic[Model]):
-    """Averaged copy of ``model``'s parameters.
+class Ema:
+    """Averages of ``model``'s parameters, by their names; sharded as they are.
 
     Args:
         warmup: let the decay grow as (1 + n) / (10 + n), so that short runs are not held back by the
             random start. Differs: the released code has no warm-up and needs some 100k steps.
     """
 
-    def __init__(self, model: Model, decay: float, warmup: bool) -> None:
-        self.decay, self.warmup, self.updates = decay, warmup, 0
-        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
+        self.decay, self.warmup = decay, warmup
+        self.updates = torch.zeros((), dtype=torch.long)
+        self.averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, model: Model) -> None:
+    def update(self, model: nn.Module) -> None:
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        count = int(self.updates)
+        decay = min(self.decay, (1 + count) / (10 + count)) if self.warmup else self.decay
+        averages = [held_here(average) for average in self.averages.values()]
+        torch._foreach_lerp_(averages, [held_here(p.detach()) for p in model.parameters()], 1 - decay)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "model": self.model.state_dict()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The very tensors."""
+        return {"updates": self.updates} | {f"average/{name}": each for name, each in self.averages.items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.updates = state_dict["updates"]
-        self.model.load_state_dict(state_dict["model"])
+    def apply(self, model: nn.Module) -> None:
+        """Give ``model`` the averages for weights, in place: the training is over."""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.averages[name])

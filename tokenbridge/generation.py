@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tokenbridge.chunks import Advance, Chunk, cut, make_chunks
 from tokenbridge.config import GenerateConfig, LauncherConfig
 from tokenbridge.data.shards import write_manifest, write_shards
 from tokenbridge.files import atomic_path
 from tokenbridge.pipeline import TokenBridgePipeline
-from tokenbridge.progress import Progress
+from tokenbridge.processes import ALONE, Processes
 from tokenbridge.sampling import SamplingSettings
 from tokenbridge.seeding import generator
 
@@ -32,33 +33,40 @@ def draw_samples(pipeline: TokenBridgePipeline, indices: list[int], seed: int, c
     return pipeline.sample(labels, generators, SamplingSettings.from_config(config))
 
 
+def sample_chunks(folder: Path, count: int) -> list[Chunk]:
+    """The files of ``count`` samples, uint8 images [n, 3, H, W] each, sample after sample."""
+    return cut(count, CHUNK, lambda index: folder / f"chunk-{index * CHUNK:08d}.npy")
+
+
 def draw_chunks(
-    pipeline: TokenBridgePipeline, folder: Path, seed: int, config: GenerateConfig, launcher: LauncherConfig
-) -> list[Path]:
-    """Files of uint8 images [n, 3, H, W] in ``folder``, sample after sample; those that are there are not drawn."""
-    starts = range(0, config.samples, CHUNK)
-    paths = [folder / f"chunk-{start:08d}.npy" for start in starts]
-    done = sum(min(CHUNK, config.samples - start) for start, path in zip(starts, paths, strict=True) if path.exists())
-    progress = Progress("generate", config.samples, every=launcher.log_seconds, done=done)
-    for start, path in zip(starts, paths, strict=True):
-        if path.exists():
-            continue
-        indices = torch.arange(start, min(start + CHUNK, config.samples)).split(launcher.batch_size)
-        images = np.concatenate([draw_samples(pipeline, batch.tolist(), seed, config) for batch in indices])
-        with atomic_path(path) as target, target.open("wb") as file:
-            np.save(file, images)
-        progress.advance(len(images))
-    return paths
+    pipeline: TokenBridgePipeline,
+    folder: Path,
+    seed: int,
+    config: GenerateConfig,
+    launcher: LauncherConfig,
+    processes: Processes = ALONE,
+) -> None:
+    """Write the files that ``folder`` lacks; the processes share them."""
+
+    def draw(chunk: Chunk, advance: Advance) -> None:
+        parts = []
+        for batch in torch.arange(chunk.span.start, chunk.span.stop).split(launcher.batch_size):
+            parts.append(draw_samples(pipeline, batch.tolist(), seed, config))
+            advance(len(batch))
+        with atomic_path(chunk.path) as target, target.open("wb") as file:
+            np.save(file, np.concatenate(parts))
+
+    make_chunks("generate", sample_chunks(folder, config.samples), draw, processes=processes, launcher=launcher)
 
 
 def write_samples(
-    folder: Path, chunks: list[Path], label_names: list[str], image_size: int, count: int, shard_size: int
+    folder: Path, drawn: Path, label_names: list[str], image_size: int, count: int, shard_size: int
 ) -> None:
-    """The images of the chunks as PNG, in shards with a manifest, as the split ``samples``."""
+    """The images that ``draw_chunks`` wrote to ``drawn``, as PNG in shards with a manifest: the split ``samples``."""
 
     def encoded() -> Iterator[bytes]:
-        for chunk in chunks:
-            for image in np.load(chunk):
+        for chunk in sample_chunks(drawn, count):
+            for image in np.load(chunk.path):
                 buffer = BytesIO()
                 Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
                 yield buffer.getvalue()

@@ -2,32 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from tokenbridge.checkpoints import Checkpoints, State
 from tokenbridge.config import LauncherConfig
-from tokenbridge.files import atomic_path
 from tokenbridge.progress import Progress
 from tokenbridge.seeding import derive_seed
+from tokenbridge.watching import MetricSink, Stop, never
 
 HISTORY_ROWS = 200  # points of a loss curve, whatever its length
+PEAK = "_max"  # a metric of this name ends up as the greatest value of its window, any other as the mean
 
 
-class Stateful(Protocol):
-    """A module, an optimizer, an EMA."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
-class MetricSink(Protocol):
-    """Where metrics go while training runs; ``tokenbridge.tracking.spool.Tracker`` is one."""
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
+class InterruptedTrainingError(RuntimeError):
+    """The training was asked to stop, and has saved a checkpoint to go on from."""
 
 
 History = list[dict[str, float]]
@@ -43,60 +34,75 @@ def cosine_factor(step: int, total: int, warmup: int) -> float:
 def run_steps(
     *,
     label: str,
-    state: Mapping[str, Stateful],
+    state: State,
     step_fn: Callable[[int], dict[str, torch.Tensor]],
     total_steps: int,
     images_per_step: int,
     seed: int,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     launcher: LauncherConfig,
     tracker: MetricSink,
+    stop: Stop = never,
 ) -> History:
-    """Run ``step_fn(step)`` for every step not yet in ``checkpoint``; the same bits however often it was killed.
+    """Run ``step_fn(step)`` for every step not yet in a checkpoint; the same bits however often it was killed.
 
     torch is seeded from (seed, label, step) before each step, so that no generator state need be saved.
 
     Returns:
         Rows of the metrics' means over equal windows of steps, with ``step`` and ``images``.
+
+    Raises:
+        InterruptedTrainingError: when ``stop`` became true in one of the processes; a checkpoint has been saved.
     """
-    resumed = _load(checkpoint, state)
-    start, history, window_sums = resumed["step"], resumed["history"], resumed["window"]
-    window = max(1, math.ceil(total_steps / HISTORY_ROWS))
-    progress = Progress(label, total_steps, "steps", launcher.log_seconds, start)
+    processes = checkpoints.processes
+    resumed = checkpoints.load(state) or {"step": 0, "history": [], "window": {}}
+    start, history, window = resumed["step"], resumed["history"], Window(resumed["window"])
+    every = max(1, math.ceil(total_steps / HISTORY_ROWS))
+    progress = Progress(label, total_steps, "steps", launcher.log_seconds, start) if processes.first else None
     saved = time.monotonic()
     for step in range(start, total_steps):
         torch.manual_seed(derive_seed(seed, label, step))
-        for name, value in step_fn(step).items():
-            total, count = window_sums.get(name, (0.0, 0))
-            window_sums[name] = (total + float(value.detach()), count + 1)
+        window.add(step_fn(step))
         done = step + 1
-        if done % window == 0 or done == total_steps:
-            means = {name: total / count for name, (total, count) in window_sums.items()}
+        if done % every == 0 or done == total_steps:
+            means = window.take()
             history.append({"step": done, "images": done * images_per_step, **means})
-            tracker.metrics(means, step=done)
-            window_sums = {}
-        if done == total_steps or time.monotonic() - saved > launcher.checkpoint_seconds:
-            _save(checkpoint, state, {"step": done, "history": history, "window": window_sums})
+            if processes.first:
+                tracker.metrics(means, step=done)
+        overdue = done == total_steps or time.monotonic() - saved > launcher.checkpoint_seconds
+        overdue, stopping = processes.any(overdue and processes.first, stop())
+        if overdue or stopping:
+            checkpoints.save(done, state, {"step": done, "history": history, "window": window.sums})
             saved = time.monotonic()
-        progress.advance(1, _note(history))
+        checkpoints.publish_finished()
+        if progress:
+            progress.advance(1, _note(history))
+        if stopping and done < total_steps:
+            checkpoints.finish()
+            raise InterruptedTrainingError(f"{label}: asked to stop, saved at step {done:,} of {total_steps:,}")
+    checkpoints.finish()
     return history
+
+
+class Window:
+    """Metrics of the steps since the last point of the curve; ``sums`` is all that it knows, for a checkpoint."""
+
+    def __init__(self, sums: dict[str, Any]) -> None:
+        self.sums: dict[str, list[float]] = dict(sums)  # name -> [sum or peak, steps]
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            held, count = self.sums.get(name, (-math.inf if name.endswith(PEAK) else 0.0, 0))
+            number = float(value.detach())
+            self.sums[name] = [max(held, number) if name.endswith(PEAK) else held + number, count + 1]
+
+    def take(self) -> dict[str, float]:
+        """Means and peaks; the next window begins."""
+        taken = {n: held if n.endswith(PEAK) else held / count for n, (held, count) in self.sums.items()}
+        self.sums = {}
+        return taken
 
 
 def _note(history: History) -> str:
     last = history[-1] if history else {}
     return "  ".join(f"{name} {value:.4g}" for name, value in last.items() if name not in ("step", "images"))
-
-
-def _save(path: Path, state: Mapping[str, Stateful], progress: dict[str, Any]) -> None:
-    states = {name: part.state_dict() for name, part in state.items()}
-    with atomic_path(path) as target:
-        torch.save({**progress, "state": states}, target)
-
-
-def _load(path: Path, state: Mapping[str, Stateful]) -> dict[str, Any]:
-    if not path.exists():
-        return {"step": 0, "history": [], "window": {}}
-    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in state.items():
-        part.load_state_dict(saved["state"][name])
-    return saved

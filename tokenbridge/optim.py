@@ -9,19 +9,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MOMENTUM = 0.95
+NamedParameter = tuple[str, nn.Parameter]
 
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient is NaN or infinite; raised before the update, so that the weights are whole."""
 
-    def __init__(self, name: str, value: float, step: int) -> None:
+    def __init__(self, name: str, value: float, step: int, details: str = "") -> None:
+        self.name, self.value = name, value
         super().__init__(
             f"{name} is {value} at step {step}: the weights were not changed; lower the learning rate, "
-            "or train with precision=fp32"
+            f"or train with precision=fp32. {details}".rstrip()
         )
 
 
@@ -43,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon takes no kernels; a kernel is treated as the matrix [out, in k k].
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float) -> None:
+    def __init__(self, params: Iterable[NamedParameter], lr: float) -> None:
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
@@ -76,18 +79,19 @@ def build_optimizers(
 
     Weight decay acts on AdamW's matrices and tables, not on biases and norms (MAR).
     """
-    matrices: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    matrices: list[NamedParameter] = []
+    decayed: list[NamedParameter] = []
+    plain: list[NamedParameter] = []
     for name, parameter in model.named_parameters():
         if kind == "muon" and is_matrix(name, parameter):
-            matrices.append(parameter)
+            matrices.append((name, parameter))
         else:
-            (plain if parameter.ndim == 1 or name.endswith("bias") else decayed).append(parameter)
+            (plain if parameter.ndim == 1 or name.endswith("bias") else decayed).append((name, parameter))
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]  # torch takes an empty one for nameless
     optimizers: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, lr=learning_rate, betas=betas)}
     if matrices:
         optimizers["muon"] = Muon(matrices, lr=muon_learning_rate)
@@ -115,6 +119,7 @@ def update_weights(
         NonFiniteError: before any weight has changed.
     """
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     for name, value in (("loss", loss.detach()), ("gradient norm", norm)):
         if not torch.isfinite(value):
             raise NonFiniteError(name, float(value), step)

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenbridge.arrays import ArraysError, LabelledArrays, missing_shards, write_manifest, write_shard
+from tokenbridge.arrays import ArraysError, LabelledArrays, row_shards, write_manifest, write_shard
+from tokenbridge.chunks import Advance, Chunk, make_chunks
 from tokenbridge.config import LauncherConfig, TokenizeConfig
 from tokenbridge.files import sha256_tree
 from tokenbridge.moments import Moments, sample_posterior
-from tokenbridge.progress import Progress
+from tokenbridge.processes import ALONE, Processes
 from tokenbridge.quantizer import DimensionwiseQuantizer, to_sequence
 from tokenbridge.seeding import generator
 
@@ -75,33 +76,40 @@ def sampled_tokens(
     return torch.stack(drawn, 1).unflatten(1, (samples, moments.flips))
 
 
-def write_tokens(
+def write_shards(
     folder: Path,
     moments: Moments,
     quantizer: DimensionwiseQuantizer,
     config: TokenizeConfig,
     *,
-    quantizer_folder: Path,
     seed: int,
     launcher: LauncherConfig,
+    processes: Processes = ALONE,
+) -> None:
+    """Write the shards that ``folder`` lacks; the processes share them."""
+    bits = bits_per_index(quantizer.levels.shape[1], config.packing)
+
+    def tokenize(chunk: Chunk, advance: Advance) -> None:
+        parts = []
+        for images in torch.arange(chunk.span.start, chunk.span.stop).split(launcher.batch_size):
+            tokens = sampled_tokens(moments, quantizer, images, config.samples, seed)
+            parts.append(pack(tokens.flatten(3).numpy(), bits))
+            advance(len(images))
+        write_shard(folder, chunk.index, np.concatenate(parts))
+
+    make_chunks("tokenize", row_shards(folder, len(moments)), tokenize, processes=processes, launcher=launcher)
+
+
+def complete_tokens(
+    folder: Path, moments: Moments, quantizer: DimensionwiseQuantizer, config: TokenizeConfig, quantizer_folder: Path
 ) -> int:
-    """Write the shards that ``folder`` lacks, then the manifest with the digest of ``quantizer_folder``.
+    """Write the manifest, with the digest of ``quantizer_folder``, when all shards are there.
 
     Returns:
         Bytes of one stored sample of one flip.
     """
     dimensions, levels = quantizer.levels.shape
     bits = bits_per_index(levels, config.packing)
-    missing = missing_shards(folder, len(moments))
-    done = len(moments) - sum(len(span) for span in missing.values())
-    progress = Progress("tokenize", len(moments), every=launcher.log_seconds, done=done)
-    for index, span in missing.items():
-        parts = []
-        for images in torch.arange(span.start, span.stop).split(launcher.batch_size):
-            tokens = sampled_tokens(moments, quantizer, images, config.samples, seed)
-            parts.append(pack(tokens.flatten(3).numpy(), bits))
-            progress.advance(len(images))
-        write_shard(folder, index, np.concatenate(parts))
     height, width = token_grid(moments, quantizer)
     stored = {"samples": config.samples, "flips": moments.flips, "packing": config.packing, "bits": bits}
     shape = {"height": height, "width": width, "dimensions": dimensions, "levels": levels}
@@ -142,7 +150,8 @@ class StoredTokens:
         tokens = torch.from_numpy(unpack(packed, self._bits, positions * self._dimensions))
         return tokens.long().unflatten(1, (positions, self._dimensions))
 
-    def draw(self, indices: Tensor) -> Tensor:
-        """Tokens of a stored sample and flip of each image, each drawn from torch's current seed."""
-        flips = torch.randint(self.flips, indices.shape)
-        return self.read(indices, torch.randint(self.samples, indices.shape), flips)
+    def draw(self, indices: Tensor, random: torch.Generator, part: slice = slice(None)) -> Tensor:
+        """Tokens of a stored sample and flip, drawn from ``random``, of each image of ``indices[part]``."""
+        flips = torch.randint(self.flips, indices.shape, generator=random)
+        samples = torch.randint(self.samples, indices.shape, generator=random)
+        return self.read(indices[part], samples[part], flips[part])

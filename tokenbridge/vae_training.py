@@ -4,20 +4,21 @@ Shapes: N images, H x W pixels, C dimensions, h x w positions.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from tokenbridge.checkpoints import Checkpoints, State
 from tokenbridge.config import NORM_GROUPS, LauncherConfig, VaeConfig
 from tokenbridge.discriminator import PatchDiscriminator, adversarial_gradient, hinge_loss
 from tokenbridge.ema import Ema
-from tokenbridge.loop import History, MetricSink, Stateful, cosine_factor, run_steps
+from tokenbridge.loop import History, cosine_factor, run_steps
 from tokenbridge.optim import build_optimizers, update_weights
 from tokenbridge.seeding import EpochOrder, derive_seed
 from tokenbridge.vae import to_unit_range
+from tokenbridge.watching import MetricSink
 
 WARMUP_STEPS = 50
 CLIP_NORM = 1.0
@@ -93,7 +94,7 @@ class VaeTrainer:
         )
 
     @property
-    def state(self) -> dict[str, Stateful]:
+    def state(self) -> State:
         optimizers = {f"vae {name}": optimizer for name, optimizer in self.optimizers.items()}
         optimizers |= {f"discriminator {name}": each for name, each in self.discriminator_optimizers.items()}
         return {"vae": self.vae, "ema": self.ema, "discriminator": self.discriminator, **optimizers}
@@ -148,12 +149,12 @@ def train_vae(
     images: np.ndarray,
     *,
     seed: int,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     launcher: LauncherConfig,
     tracker: MetricSink,
     device: torch.device,
 ) -> tuple[AutoencoderKL, History]:
-    """Train on uint8 images [N, 3, H, W], or go on from ``checkpoint``; the averaged VAE and its loss history."""
+    """Train on uint8 images [N, 3, H, W], or go on from ``checkpoints``; the averaged VAE and its loss history."""
     torch.manual_seed(derive_seed(seed, "init"))
     order = EpochOrder(len(images), config.batch_size, seed)
     vae = build_vae(config, images.shape[-1]).to(device).train()
@@ -169,8 +170,9 @@ def train_vae(
         total_steps=trainer.total,
         images_per_step=config.batch_size,
         seed=seed,
-        checkpoint=checkpoint,
+        checkpoints=checkpoints,
         launcher=launcher,
         tracker=tracker,
     )
-    return trainer.ema.model, history
+    trainer.ema.apply(vae)
+    return vae.eval().requires_grad_(False), history

@@ -8,6 +8,7 @@ import torch
 
 from tests import conftest
 from tests.evaluation.conftest import LABEL_NAMES, draw_shapes
+from tokenbridge.checkpoints import Checkpoints
 from tokenbridge.config import ClassifierConfig
 from tokenbridge.evaluation.classifier import ImageClassifier, class_accuracy
 from tokenbridge.evaluation.classifier_training import shift_images, train_classifier
@@ -41,7 +42,7 @@ def run_training(checkpoint: Path, sink: Sink | None = None, epochs: int = 6) ->
         label_names=LABEL_NAMES,
         config=replace(CONFIG, epochs=epochs),
         seed=0,
-        checkpoint=checkpoint,
+        checkpoints=Checkpoints(checkpoint),
         launcher=LAUNCHER,
         tracker=sink or Sink(),
         device=torch.device("cpu"),

@@ -41,7 +41,7 @@ def test_a_killed_training_resumes_and_ends_with_the_same_weights(project: Proje
     project.settle()
     uninterrupted = project.digest(WEIGHTS)
     project.forget("train@tiny")
-    repro, stage = start_until(project, "train@tiny", "checkpoint.pt")
+    repro, stage = start_until(project, "train@tiny", "checkpoints/step-*")
     stage.kill()
     output = finish(repro)
     assert repro.returncode != 0
@@ -63,7 +63,7 @@ def test_a_stage_that_outlives_its_dvc_is_waited_for(project: Project) -> None:
     project.settle()
     uninterrupted = project.digest(WEIGHTS)
     project.forget("train@tiny")
-    dvc, orphan = start_until(project, "train@tiny", "checkpoint.pt", "dvc", "repro")
+    dvc, orphan = start_until(project, "train@tiny", "checkpoints/step-*", "dvc", "repro")
     orphan.suspend()  # so that it surely lives when the next one starts
     assert not list((project.root / ".work/train@tiny").glob("*/pipeline")), (
         "the training was over before it was stopped"
@@ -86,7 +86,7 @@ def test_a_killed_dvc_takes_its_stage_with_it(project: Project) -> None:
     project.settle()
     uninterrupted = project.digest(WEIGHTS)
     project.forget("train@tiny")
-    repro, stage = start_until(project, "train@tiny", "checkpoint.pt")
+    repro, stage = start_until(project, "train@tiny", "checkpoints/step-*")
     dvc = descendant(repro, "-m", "dvc")
     assert dvc is not None
     dvc.kill()

@@ -12,6 +12,7 @@ from tokenbridge.config import PACKINGS
 from tokenbridge.files import read_json
 from tokenbridge.params import PARAMS_FILE, compose_config
 from tokenbridge.quantizer import DimensionwiseQuantizer
+from tokenbridge.seeding import generator
 from tokenbridge.stage_graph import read_graph
 from tokenbridge.stages import tokenize
 from tokenbridge.stages.tokenize import npz_bytes, size_report
@@ -36,7 +37,8 @@ def test_moments_and_quantizer_become_tokens_and_a_report(
     quantizer.save_pretrained(packed / "models/quantizer")
     monkeypatch.setattr(sys, "argv", ["tokenize", "tokens"])
     tokenize.main()
-    assert StoredTokens(packed / "data/tokens", packed / "models/quantizer").draw(torch.arange(5)).shape == (5, 16, 4)
+    tokens = StoredTokens(packed / "data/tokens", packed / "models/quantizer")
+    assert tokens.draw(torch.arange(5), generator(0)).shape == (5, 16, 4)
     report = read_json(packed / "reports/tokenize.json")
     assert report["sample_bytes"] == 16 * 4 * 3 / 8
     assert report["moments_bytes"] == 16 * 8 * 2

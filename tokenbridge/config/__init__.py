@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tokenbridge.config.checks import ConfigError, require
 from tokenbridge.config.data import ClassifierConfig, DataConfig, MirrorConfig
-from tokenbridge.config.launcher import KubernetesConfig, LauncherConfig, SlurmConfig
+from tokenbridge.config.launcher import DDP, FSDP, LOCAL, KubernetesConfig, LauncherConfig, SlurmConfig
 from tokenbridge.config.model import (
     GUIDANCE_SCHEDULES,
     HEADS,
@@ -38,8 +38,11 @@ MOMENTS = "moments"  # what models are trained on unless tokens are stored
 MAX_CLASSES = 70_000  # of one prediction of the head: levels ** head_group
 
 __all__ = [
+    "DDP",
+    "FSDP",
     "GUIDANCE_SCHEDULES",
     "HEADS",
+    "LOCAL",
     "MAX_CLASSES",
     "MOMENTS",
     "NORM_GROUPS",

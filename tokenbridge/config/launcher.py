@@ -4,7 +4,7 @@ Never a stage parameter: moving house must not retrain a model.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenbridge.config.checks import require, require_choice, require_positive
 
@@ -79,7 +79,7 @@ class LauncherConfig:
     checkpoint_activations: bool  # less memory, a third more work
     compile: bool  # the repeated blocks, by torch.compile
     keep_checkpoints: int  # the newest so many
-    keep_every: int  # and every n-th saved one; 0: none
+    keep_every: int  # and the first one of every so many steps; 0: none
     threads: int  # CPU threads of each process; 0: all cores, shared among them
     batch_size: int  # images per batch wherever nothing is learnt
     log_seconds: float  # between progress lines
@@ -97,6 +97,12 @@ class LauncherConfig:
         for name in ("max_restarts", "keep_every", "threads"):
             require(getattr(self, name) >= 0, f"launcher.{name} is {getattr(self, name)}: 0 is the least")
         self._check_place()
+
+    def for_one(self) -> "LauncherConfig":
+        """The same place for one process, with one GPU if there are any."""
+        slurm = self.slurm and replace(self.slurm, gpus_per_node=min(1, self.slurm.gpus_per_node))
+        kubernetes = self.kubernetes and replace(self.kubernetes, gpus=min(1, self.kubernetes.gpus))
+        return replace(self, nodes=1, processes=1, slurm=slurm, kubernetes=kubernetes)
 
     def _check_place(self) -> None:
         require(self.kind != LOCAL or self.nodes == 1, f"launcher.nodes is {self.nodes}: launcher=local has 1")

@@ -1,18 +1,18 @@
 """Training of the small classifier that judges generated images."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenbridge.checkpoints import Checkpoints
 from tokenbridge.config import ClassifierConfig, LauncherConfig
 from tokenbridge.evaluation.classifier import ImageClassifier, channels_last
-from tokenbridge.loop import History, MetricSink, cosine_factor, run_steps
+from tokenbridge.loop import History, cosine_factor, run_steps
 from tokenbridge.optim import build_optimizers, update_weights
 from tokenbridge.seeding import EpochOrder, derive_seed
+from tokenbridge.watching import MetricSink
 
 MAX_SHIFT = 1  # pixels by which training images are moved, each way
 WARMUP_SHARE = 0.2  # of the steps, until the learning rate peaks
@@ -38,12 +38,12 @@ def train_classifier(
     label_names: list[str],
     config: ClassifierConfig,
     seed: int,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     launcher: LauncherConfig,
     tracker: MetricSink,
     device: torch.device,
 ) -> tuple[ImageClassifier, History]:
-    """Train on uint8 images [N, 3, H, W] with labels [N]; resumes from ``checkpoint``."""
+    """Train on uint8 images [N, 3, H, W] with labels [N]; resumes from ``checkpoints``."""
     torch.manual_seed(derive_seed(seed, "classifier", "weights"))
     model = channels_last(ImageClassifier(width=config.width, label_names=label_names)).to(device)
     optimizers = build_optimizers(
@@ -74,7 +74,7 @@ def train_classifier(
         total_steps=total,
         images_per_step=config.batch_size,
         seed=seed,
-        checkpoint=checkpoint,
+        checkpoints=checkpoints,
         launcher=launcher,
         tracker=tracker,
     )

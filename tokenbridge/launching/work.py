@@ -12,6 +12,7 @@ from tokenbridge.errors import UserError
 from tokenbridge.launching.output import RANK_PREFIX, Output
 
 PROJECT = Path(tokenbridge.__file__).parents[1]
+COMPLETE, FAILED = "complete", "failed.txt"  # what workers leave in their folder: all is done, or none can mend it
 TORCHRUN = "torch.distributed.run"
 
 
@@ -44,11 +45,11 @@ class ParallelWork:
 
     @property
     def complete(self) -> Path:
-        return self.folder / "complete"
+        return self.folder / COMPLETE
 
     @property
     def failed(self) -> Path:
-        return self.folder / "failed.txt"
+        return self.folder / FAILED
 
     def log(self, job: str) -> Path:
         """Where the job's output goes."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokenbridge.config import HEADS
 from tokenbridge.errors import UserError
-from tokenbridge.model.layers import Mlp, attend, layer_norm
+from tokenbridge.model.layers import Mlp, attend, layer_norm, run_block
 
 KeyValues = tuple[Tensor, Tensor]  # each [M, H, slots so far, D/H]
 
@@ -96,6 +96,7 @@ class DimensionHead(nn.Module):
             raise UserError(f"head_group is {group}: it must divide the {dimensions} dimensions of a token")
         self.levels, self.group = levels, group
         self.autoregressive = kind == "autoregressive"
+        self.gradient_checkpointing = False
         self.slots, self.classes = dimensions // group, levels**group
         self.condition = nn.Linear(features, width)
         if self.autoregressive:  # embeds the class of the slot before each slot
@@ -164,7 +165,7 @@ class DimensionHead(nn.Module):
         x = x + self.slot_embedding
         condition = F.silu(c[:, None] + self.modulation_embedding)
         for block in self.blocks:
-            x, _ = block(x, condition)
+            x, _ = run_block(self, block, x, condition)
         return self._logits(x, condition, slice(None))
 
     def _step(

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from tokenbridge.model.head import DimensionHead
-from tokenbridge.model.layers import Block, layer_norm
+from tokenbridge.model.layers import Block, layer_norm, run_block
 
 INIT_STD = 0.02
 
@@ -24,6 +24,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
     Differs: the decoder has the encoder's width, as in every released size.
     """
 
+    _supports_gradient_checkpointing = True
     _repeated_blocks = ("Block", "HeadBlock")  # what diffusers' compile_repeated_blocks compiles
 
     @register_to_config
@@ -48,6 +49,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.positions = grid_height * grid_width
         self.buffer_size, self.num_classes = buffer_size, num_classes
         length = buffer_size + self.positions
@@ -126,7 +128,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         classes = self._embed_labels(labels)[:, None] + self.encoder_position[:, : self.buffer_size]
         x = self.encoder_in_norm(torch.cat([classes, x], dim=1))
         for block in self.encoder:
-            x = block(x)
+            x = run_block(self, block, x)
         return self.encoder_norm(x)
 
     def decode(self, encoded: Tensor, visible: Tensor) -> Tensor:
@@ -137,7 +139,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         full = full.scatter(1, visible[..., None].expand_as(known), known)
         x = torch.cat([buffer, full], dim=1) + self.decoder_position
         for block in self.decoder:
-            x = block(x)
+            x = run_block(self, block, x)
         return self.decoder_norm(x)[:, self.buffer_size :] + self.output_position
 
     def _embed_labels(self, labels: Tensor) -> Tensor:

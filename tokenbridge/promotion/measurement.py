@@ -4,6 +4,7 @@ the same extractor and the same test images. All of it is kept under ``.work/pro
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -140,12 +141,11 @@ class Bench:
         config = self.config
         kept = self.folder / f"samples-{digest_of(md5, self.settings, self._code('generate'))}"
         if not (kept / MANIFEST).exists():
-            kept.mkdir(parents=True, exist_ok=True)
-            chunks = draw_chunks(pipeline, kept, config.seed, config.generate, config.launcher)
+            drawn = kept / "drawn"
+            draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher)
             shape = (self.test.image_size, config.generate.samples, config.data.shard_size)
-            write_samples(kept, chunks, pipeline.class_names, *shape)
-            for chunk in chunks:
-                chunk.unlink()
+            write_samples(kept, drawn, pipeline.class_names, *shape)
+            shutil.rmtree(drawn)
         return kept
 
     def _workspace_samples(self, md5: str) -> Path | None:

@@ -2,38 +2,42 @@
 
 import numpy as np
 
-from tokenbridge.arrays import missing_shards, write_manifest, write_shard
+from tokenbridge.arrays import row_shards, write_manifest, write_shard
+from tokenbridge.chunks import Advance, Chunk, make_chunks
 from tokenbridge.data.shards import ImageShards
-from tokenbridge.device import pick_device
-from tokenbridge.progress import Progress
-from tokenbridge.stages.runtime import StageRun, stage_run
+from tokenbridge.stages.job import Job, compute
+from tokenbridge.stages.runtime import stage_run
 from tokenbridge.vae import encode_moments, load_vae
+
+MOMENTS = "moments"  # folder of the shards, while work is in progress
 
 
 def main() -> None:
     with stage_run("encode") as run:
+        compute(run, work)
         images = ImageShards(run.root / "data/images", "train")
-        labels = images.labels[: run.config.encode.images]
-        (run.work / "moments").mkdir(exist_ok=True)
-        _encode_shards(run, images, len(labels))
-        write_manifest(run.work / "moments", labels, len(images.label_names))
-        run.publish(run.work / "moments", "data/moments")
+        write_manifest(run.work / MOMENTS, images.labels[: run.config.encode.images], len(images.label_names))
+        run.publish(run.work / MOMENTS, "data/moments")
 
 
-def _encode_shards(run: StageRun, images: ImageShards, count: int) -> None:
-    vae = load_vae(run.root / "models/vae").to(pick_device(run.config.launcher))
-    batch, flip = run.config.launcher.batch_size, run.config.encode.flip
-    missing = missing_shards(run.work / "moments", count)
-    done = count - sum(len(span) for span in missing.values())
-    progress = Progress("encode", count, every=run.config.launcher.log_seconds, done=done)
-    for index, span in missing.items():
+def work(job: Job) -> None:
+    """Write every shard."""
+    images = ImageShards(job.root / "data/images", "train")
+    vae = load_vae(job.root / "models/vae").to(job.device)
+    batch, flip = job.config.launcher.batch_size, job.config.encode.flip
+
+    def encode(chunk: Chunk, advance: Advance) -> None:
         parts = []
-        for first in range(span.start, span.stop, batch):
-            pixels, _ = images.read(first, min(first + batch, span.stop))
+        for first in range(chunk.span.start, chunk.span.stop, batch):
+            pixels, _ = images.read(first, min(first + batch, chunk.span.stop))
             views = [pixels, pixels[..., ::-1].copy()] if flip else [pixels]
             parts.append(np.stack([encode_moments(vae, view).cpu().numpy().astype(np.float16) for view in views], 1))
-            progress.advance(len(pixels))
-        write_shard(run.work / "moments", index, np.concatenate(parts))
+            advance(len(pixels))
+        write_shard(job.work / MOMENTS, chunk.index, np.concatenate(parts))
+
+    count = len(images.labels[: job.config.encode.images])
+    shards = row_shards(job.work / MOMENTS, count)
+    make_chunks("encode", shards, encode, processes=job.processes, launcher=job.config.launcher)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,30 @@ from tokenbridge.figures import levels_figure, order_figure
 from tokenbridge.files import write_csv, write_json
 from tokenbridge.moments import Moments, fitting_latents
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer, low_frequency_share, quantizer_report
+from tokenbridge.stages.job import Job, compute
 from tokenbridge.stages.runtime import stage_run
 
 
 def main() -> None:
     with stage_run("fit_quantizer") as run:
-        moments = Moments(run.root / "data/moments")
-        vae_latents = fitting_latents(moments, run.config.quantizer.fit_images, run.config.seed)
-        quantizer = fit_quantizer(vae_latents, run.config.quantizer)
-        quantizer.save_pretrained(run.work / "quantizer")
-        rows = quantizer_report(quantizer, vae_latents)
-        write_json(run.work / "report.json", _summary(rows))
-        plots = run.work / "plots"
-        plots.mkdir(exist_ok=True)
-        write_csv(plots / "dimensions.csv", rows)
-        _draw(quantizer, vae_latents, plots)
+        compute(run, work, alone=True)
         run.publish(run.work / "report.json", "reports/quantizer.json")
-        run.publish(plots, "reports/quantizer")
+        run.publish(run.work / "plots", "reports/quantizer")
         run.publish(run.work / "quantizer", "models/quantizer")
+
+
+def work(job: Job) -> None:
+    """Write ``quantizer``, ``report.json`` and the folder ``plots``."""
+    moments = Moments(job.root / "data/moments")
+    vae_latents = fitting_latents(moments, job.config.quantizer.fit_images, job.config.seed)
+    quantizer = fit_quantizer(vae_latents, job.config.quantizer)
+    quantizer.save_pretrained(job.work / "quantizer")
+    rows = quantizer_report(quantizer, vae_latents)
+    write_json(job.work / "report.json", _summary(rows))
+    plots = job.work / "plots"
+    plots.mkdir(exist_ok=True)
+    write_csv(plots / "dimensions.csv", rows)
+    _draw(quantizer, vae_latents, plots)
 
 
 def _summary(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tokenbridge.config import GenerateConfig
 from tokenbridge.data.shards import read_manifest
-from tokenbridge.device import pick_device
 from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.inception import check_inception
-from tokenbridge.generation import CHUNK, GRID_ROWS, draw_chunks, grid_indices, write_samples
+from tokenbridge.generation import CHUNK, GRID_ROWS, draw_chunks, grid_indices, sample_chunks, write_samples
 from tokenbridge.pipeline import TokenBridgePipeline
 from tokenbridge.plots import image_grid
+from tokenbridge.stages.job import Job, compute
 from tokenbridge.stages.runtime import StageRun, stage_run
 
 
@@ -19,14 +20,21 @@ def main() -> None:
     name = sys.argv[1]
     with stage_run(f"generate@{name}") as run:
         _check(run)
-        config, data = run.config.generate, run.config.data
-        pipeline = TokenBridgePipeline.from_pretrained(run.root / "models" / name).to(pick_device(run.config.launcher))
-        chunks = draw_chunks(pipeline, run.work, run.config.seed, config, run.config.launcher)
-        names = pipeline.class_names
-        write_samples(run.work / "samples", chunks, names, data.image_size, config.samples, data.shard_size)
-        _write_grid(run, names, chunks)
+        compute(run, work)
         run.publish(run.work / "grid.png", f"reports/samples/{name}.png")
         run.publish(run.work / "samples", f"data/samples/{name}")
+
+
+def work(job: Job) -> None:
+    """Draw every sample; the first process then writes the shards and the picture."""
+    config = job.config
+    pipeline = TokenBridgePipeline.from_pretrained(job.root / "models" / job.item).to(job.device)
+    drawn, names = job.work / "drawn", pipeline.class_names
+    draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher, job.processes)
+    if job.processes.first:
+        count, data = config.generate.samples, config.data
+        write_samples(job.work / "samples", drawn, names, data.image_size, count, data.shard_size)
+        _write_grid(config.generate, drawn, names, job.work / "grid.png")
 
 
 def _check(run: StageRun) -> None:
@@ -37,11 +45,11 @@ def _check(run: StageRun) -> None:
     check_counts(run.config.evaluate, run.config.generate.samples, *counts)
 
 
-def _write_grid(run: StageRun, label_names: list[str], chunks: list[Path]) -> None:
-    config = run.config.generate
+def _write_grid(config: GenerateConfig, drawn: Path, label_names: list[str], picture: Path) -> None:
+    chunks = sample_chunks(drawn, config.samples)
     wanted = grid_indices(len(label_names), config.grid_per_class, config.samples)
-    images = np.stack([np.load(chunks[i // CHUNK], mmap_mode="r")[i % CHUNK] for i in wanted])
-    image_grid(images, config.grid_per_class, label_names[:GRID_ROWS]).save(run.work / "grid.png")
+    images = np.stack([np.load(chunks[i // CHUNK].path, mmap_mode="r")[i % CHUNK] for i in wanted])
+    image_grid(images, config.grid_per_class, label_names[:GRID_ROWS]).save(picture)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from diffusers import AutoencoderKL
 
 from tokenbridge.config import QuantizerConfig, ReconstructConfig
 from tokenbridge.data.shards import ImageShards
-from tokenbridge.device import pick_device
 from tokenbridge.evaluation.features import ShardImageDataset, extract_features
 from tokenbridge.evaluation.metrics import frechet_distance
 from tokenbridge.evaluation.reconstruction import psnr, ssim
@@ -20,7 +19,8 @@ from tokenbridge.moments import Moments, fitting_latents, sample_posterior
 from tokenbridge.plots import image_grid
 from tokenbridge.progress import Progress
 from tokenbridge.quantizer import fit_quantizer, to_maps, to_sequence
-from tokenbridge.stages.runtime import StageRun, stage_run
+from tokenbridge.stages.job import Job, compute
+from tokenbridge.stages.runtime import stage_run
 from tokenbridge.vae import decode_images, encode_moments, load_vae
 
 PICTURED = 10  # test images in the picture
@@ -32,19 +32,24 @@ Studies = Mapping[str, list[QuantizerConfig]]
 
 def main() -> None:
     with stage_run("reconstruct") as run:
-        studies = study_variants(run.config.quantizer, run.config.reconstruct)
-        originals, latents, vae = _latents(run)
-        sets = {CONTINUOUS: latents} | _quantized(run, studies, latents)
-        metrics, pictures = _measure(run, originals, sets, vae)
-        plots = run.work / "plots"
-        plots.mkdir(exist_ok=True)
-        write_csv(plots / "table.csv", study_table(studies, metrics))
-        panels = {name: [(getattr(v, name), metrics[title(v)]) for v in each] for name, each in studies.items()}
-        study_figure(panels, metrics[CONTINUOUS]).savefig(plots / "study.png")
-        image_grid(np.concatenate(list(pictures.values())), PICTURED, list(pictures)).save(plots / "images.png")
-        write_json(run.work / "report.json", _summary(metrics, run.config.quantizer))
+        compute(run, work, alone=True)
         run.publish(run.work / "report.json", "reports/reconstruct.json")
-        run.publish(plots, "reports/reconstruct")
+        run.publish(run.work / "plots", "reports/reconstruct")
+
+
+def work(job: Job) -> None:
+    """Write ``report.json`` and the folder ``plots``."""
+    studies = study_variants(job.config.quantizer, job.config.reconstruct)
+    originals, latents, vae = _latents(job)
+    sets = {CONTINUOUS: latents} | _quantized(job, studies, latents)
+    metrics, pictures = _measure(job, originals, sets, vae)
+    plots = job.work / "plots"
+    plots.mkdir(exist_ok=True)
+    write_csv(plots / "table.csv", study_table(studies, metrics))
+    panels = {name: [(getattr(v, name), metrics[title(v)]) for v in each] for name, each in studies.items()}
+    study_figure(panels, metrics[CONTINUOUS]).savefig(plots / "study.png")
+    image_grid(np.concatenate(list(pictures.values())), PICTURED, list(pictures)).save(plots / "images.png")
+    write_json(job.work / "report.json", _summary(metrics, job.config.quantizer))
 
 
 def study_variants(config: QuantizerConfig, wanted: ReconstructConfig) -> Studies:
@@ -73,20 +78,20 @@ def study_table(studies: Studies, metrics: Mapping[str, Mapping[str, float]]) ->
     return [{"quantizer": name, **row, **metrics[name]} for name, row in settings.items()]
 
 
-def _latents(run: StageRun) -> tuple[np.ndarray, torch.Tensor, AutoencoderKL]:
+def _latents(job: Job) -> tuple[np.ndarray, torch.Tensor, AutoencoderKL]:
     """The test images and their posterior means [N, C0, H, W] in VAE units."""
-    images = ImageShards(run.root / "data/images", "test")
-    originals, _ = images.read(0, min(run.config.reconstruct.images, len(images)))
-    vae = load_vae(run.root / "models/vae").to(pick_device(run.config.launcher))
-    batches = torch.from_numpy(np.arange(len(originals))).split(run.config.launcher.batch_size)
+    images = ImageShards(job.root / "data/images", "test")
+    originals, _ = images.read(0, min(job.config.reconstruct.images, len(images)))
+    vae = load_vae(job.root / "models/vae").to(job.device)
+    batches = torch.from_numpy(np.arange(len(originals))).split(job.config.launcher.batch_size)
     means = [sample_posterior(encode_moments(vae, originals[batch.numpy()])).cpu() for batch in batches]
     return originals, torch.cat(means), vae
 
 
-def _quantized(run: StageRun, studies: Studies, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+def _quantized(job: Job, studies: Studies, latents: torch.Tensor) -> dict[str, torch.Tensor]:
     """The latents after a trip through the tokens of each distinct variant, by title."""
-    config = run.config.quantizer
-    fitting = fitting_latents(Moments(run.root / "data/moments"), config.fit_images, run.config.seed)
+    config = job.config.quantizer
+    fitting = fitting_latents(Moments(job.root / "data/moments"), config.fit_images, job.config.seed)
     distinct = {title(variant): variant for variants in studies.values() for variant in variants}
     quantized = {}
     for name, variant in distinct.items():
@@ -98,12 +103,12 @@ def _quantized(run: StageRun, studies: Studies, latents: torch.Tensor) -> dict[s
 
 
 def _measure(
-    run: StageRun, originals: np.ndarray, sets: Mapping[str, torch.Tensor], vae: AutoencoderKL
+    job: Job, originals: np.ndarray, sets: Mapping[str, torch.Tensor], vae: AutoencoderKL
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
     """Metrics of the images of each set of latents, and the first images for the picture, by title."""
-    size, batch_size = run.config.evaluate.feature_size, run.config.launcher.batch_size
-    progress = Progress("reconstruct", len(sets) + 1, "sets", run.config.launcher.log_seconds)
-    reference = extract_features(ShardImageDataset(ImageShards(run.root / "data/images", "test")), size)
+    size, batch_size = job.config.evaluate.feature_size, job.config.launcher.batch_size
+    progress = Progress("reconstruct", len(sets) + 1, "sets", job.config.launcher.log_seconds)
+    reference = extract_features(ShardImageDataset(ImageShards(job.root / "data/images", "test")), size)
     progress.advance(1)
     metrics, pictures = {}, {ORIGINAL: originals[:PICTURED]}
     for name, latents in sets.items():

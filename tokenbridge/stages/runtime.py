@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from tokenbridge.config import Config, ConfigError
 from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_write_text, read_json, sha256_tree
+from tokenbridge.launching import LaunchError
 from tokenbridge.params import load_params
 from tokenbridge.stage_graph import StageSpec, read_stages
 from tokenbridge.tracking.spool import Tracker
@@ -25,6 +26,7 @@ from tokenbridge.tracking.spool import Tracker
 WORK = ".work"
 RUN_MARKER = "run_id"
 PARENT_VARIABLE = "TOKENBRIDGE_PARENT_RUN"  # set by tokenbridge.orchestrate for the stages that it starts
+FAILURE_CODE = 1
 MISTAKE_CODE = 2  # exit code of a stage that the user's settings or files stopped: no use in trying again
 LOGGED_BYTES = 20_000_000  # an out up to this size is logged as files, a larger one as its digest
 
@@ -63,15 +65,16 @@ class StageRun:
 def stage_run(name: str) -> Iterator[StageRun]:
     """Run the body as stage ``name`` of dvc.yaml, in the repository that is the current folder.
 
-    A mistake of the user ends the process with its message alone and ``MISTAKE_CODE``; any other error is
-    raised. Either way the run is recorded as failed and the work folder kept.
+    A mistake of the user ends the process with its message alone and ``MISTAKE_CODE``, the end of its workers with
+    their last words and ``FAILURE_CODE``; any other error is raised. Each way the run is recorded as failed and the
+    work folder kept.
     """
     try:
         with _tracked_run(name, Path.cwd()) as run:
             yield run
-    except UserError as error:
+    except (UserError, LaunchError) as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
-        sys.exit(MISTAKE_CODE)
+        sys.exit(MISTAKE_CODE if isinstance(error, UserError) else FAILURE_CODE)
 
 
 @contextmanager

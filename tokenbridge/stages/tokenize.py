@@ -5,36 +5,42 @@ import sys
 
 import numpy as np
 
-from tokenbridge.device import pick_device
 from tokenbridge.files import write_json
 from tokenbridge.loading import load_whole
 from tokenbridge.moments import Moments
 from tokenbridge.quantizer import DimensionwiseQuantizer
+from tokenbridge.stages.job import Job, compute
 from tokenbridge.stages.runtime import stage_run
-from tokenbridge.tokens import write_tokens
+from tokenbridge.tokens import complete_tokens, write_shards
+
+QUANTIZER = "models/quantizer"
+TOKENS = "tokens"  # folder of the shards, while work is in progress
 
 
 def main() -> None:
     out = sys.argv[1]
     with stage_run(f"tokenize@{out}") as run:
-        moments = Moments(run.root / "data/moments")
-        source = run.root / "models/quantizer"
-        folder = run.work / "tokens"
-        folder.mkdir(exist_ok=True)
-        stored = write_tokens(
-            folder,
-            moments,
-            load_whole(DimensionwiseQuantizer, source).to(pick_device(run.config.launcher)),
-            run.config.tokenize,
-            quantizer_folder=source,
-            seed=run.config.seed,
-            launcher=run.config.launcher,
-        )
+        compute(run, work)
+        moments, config = Moments(run.root / "data/moments"), run.config.tokenize
+        source = run.root / QUANTIZER
+        stored = complete_tokens(run.work / TOKENS, moments, load_whole(DimensionwiseQuantizer, source), config, source)
         report = size_report((2 * moments.dimensions, moments.height, moments.width), stored)
-        kept = {"samples": run.config.tokenize.samples, "flips": moments.flips}
-        write_json(run.work / "report.json", report | kept)
+        write_json(run.work / "report.json", report | {"samples": config.samples, "flips": moments.flips})
         run.publish(run.work / "report.json", "reports/tokenize.json")
-        run.publish(folder, f"data/{out}")
+        run.publish(run.work / TOKENS, f"data/{out}")
+
+
+def work(job: Job) -> None:
+    """Write every shard."""
+    write_shards(
+        job.work / TOKENS,
+        Moments(job.root / "data/moments"),
+        load_whole(DimensionwiseQuantizer, job.root / QUANTIZER).to(job.device),
+        job.config.tokenize,
+        seed=job.config.seed,
+        launcher=job.config.launcher,
+        processes=job.processes,
+    )
 
 
 def size_report(moments_shape: tuple[int, ...], stored: int) -> dict[str, float]:

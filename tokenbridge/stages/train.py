@@ -8,14 +8,13 @@ from pathlib import Path
 
 from tokenbridge.config import MOMENTS, ConfigError, ModelConfig
 from tokenbridge.data.shards import read_manifest
-from tokenbridge.device import pick_device
-from tokenbridge.files import atomic_write_text, write_csv, write_json
+from tokenbridge.files import atomic_path, atomic_write_text, write_csv, write_json
 from tokenbridge.loading import load_whole
-from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.moments import Moments
 from tokenbridge.pipeline import TokenBridgePipeline
 from tokenbridge.quantizer import DimensionwiseQuantizer
-from tokenbridge.stages.runtime import StageRun, stage_run
+from tokenbridge.stages.job import Job, compute
+from tokenbridge.stages.runtime import stage_run
 from tokenbridge.tokens import StoredTokens
 from tokenbridge.training import token_shape, train
 from tokenbridge.training_data import FreshTokens, TrainingData
@@ -25,61 +24,69 @@ from tokenbridge.vae import load_vae
 def main() -> None:
     name = sys.argv[1]
     with stage_run(f"train@{name}") as run:
-        quantizer = load_whole(DimensionwiseQuantizer, run.root / "models/quantizer")
-        config, data = run.config.models[name], _training_data(run, quantizer)
-        if config.pretrained is None:
-            pipeline = _train(run, config, data, quantizer)
-        else:
-            pipeline = _take(run, Path(config.pretrained).expanduser(), token_shape(data, quantizer))
-        pipeline.save_pretrained(run.work / "pipeline")
+        pretrained = run.config.models[name].pretrained is not None
+        compute(run, work, alone=pretrained)
         run.publish(run.work / "metrics.json", f"reports/train/{name}.json")
         run.publish(run.work / "loss.csv", f"reports/train/{name}/loss.csv")
         run.publish(run.work / "pipeline", f"models/{name}")
         run.tracker.model(run.root / "models" / name, f"tokenbridge-{name}")
 
 
-def _training_data(run: StageRun, quantizer: DimensionwiseQuantizer) -> TrainingData:
-    folder = run.root / "data" / run.config.train_on
-    if run.config.train_on == MOMENTS:
+def work(job: Job) -> None:
+    """Write ``pipeline``, ``metrics.json`` and ``loss.csv``."""
+    quantizer = load_whole(DimensionwiseQuantizer, job.root / "models/quantizer")
+    config, data = job.config.models[job.item], _training_data(job, quantizer)
+    if config.pretrained is None:
+        _train(job, config, data, quantizer)
+    else:
+        _take(job, Path(config.pretrained).expanduser(), token_shape(data, quantizer))
+
+
+def _training_data(job: Job, quantizer: DimensionwiseQuantizer) -> TrainingData:
+    folder = job.root / "data" / job.config.train_on
+    if job.config.train_on == MOMENTS:
         return FreshTokens(Moments(folder), quantizer)
-    return StoredTokens(folder, run.root / "models/quantizer")
+    return StoredTokens(folder, job.root / "models/quantizer")
 
 
-def _train(
-    run: StageRun, config: ModelConfig, data: TrainingData, quantizer: DimensionwiseQuantizer
-) -> TokenBridgePipeline:
+def _train(job: Job, config: ModelConfig, data: TrainingData, quantizer: DimensionwiseQuantizer) -> None:
     model, history = train(
         config,
         data,
         quantizer,
-        checkpoint=run.work / "checkpoint.pt",
-        launcher=run.config.launcher,
-        tracker=run.tracker,
-        device=pick_device(run.config.launcher),
+        folder=job.work,
+        launcher=job.config.launcher,
+        tracker=job.tracker,
+        device=job.device,
+        processes=job.processes,
+        stop=job.stop,
     )
-    write_json(run.work / "metrics.json", {"loss": history[-1]["loss"], "parameters": _parameters(model)})
-    write_csv(run.work / "loss.csv", history)
-    label_names = read_manifest(run.root / "data/images")["label_names"]
-    return TokenBridgePipeline(load_vae(run.root / "models/vae"), model, quantizer, label_names)
+    if job.processes.first:
+        label_names = read_manifest(job.root / "data/images")["label_names"]
+        pipeline = TokenBridgePipeline(load_vae(job.root / "models/vae"), model, quantizer, label_names)
+        _write(job, pipeline, {"loss": history[-1]["loss"]})
+        write_csv(job.work / "loss.csv", history)
 
 
-def _take(run: StageRun, folder: Path, shape: dict[str, int]) -> TokenBridgePipeline:
+def _take(job: Job, folder: Path, shape: dict[str, int]) -> None:
     """The pipeline in ``folder``, if it has the ``shape`` of this project's tokens."""
     pipeline = TokenBridgePipeline.from_pretrained(folder)
     config = pipeline.transformer.config
     unlike = [f"{name} is {config[name]}, not {value}" for name, value in shape.items() if config[name] != value]
     if unlike:
         raise ConfigError(
-            f"models.{sys.argv[1]}.pretrained: {folder} does not fit data and quantizer: {'; '.join(unlike)}. "
+            f"models.{job.item}.pretrained: {folder} does not fit data and quantizer: {'; '.join(unlike)}. "
             "Choose the settings of data, vae and quantizer that it was made with"
         )
-    write_json(run.work / "metrics.json", {"parameters": _parameters(pipeline.transformer)})
-    atomic_write_text(run.work / "loss.csv", "step,images,loss\n")  # DVC wants the file; nothing was trained
-    return pipeline
+    _write(job, pipeline, {})
+    atomic_write_text(job.work / "loss.csv", "step,images,loss\n")  # DVC wants the file; nothing was trained
 
 
-def _parameters(model: TokenBridgeTransformer) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _write(job: Job, pipeline: TokenBridgePipeline, metrics: dict[str, float]) -> None:
+    with atomic_path(job.work / "pipeline") as target:
+        pipeline.save_pretrained(target)
+    parameters = sum(parameter.numel() for parameter in pipeline.transformer.parameters())
+    write_json(job.work / "metrics.json", metrics | {"parameters": parameters})
 
 
 if __name__ == "__main__":

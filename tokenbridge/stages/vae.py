@@ -2,53 +2,58 @@
 
 from pathlib import Path
 
+from tokenbridge.checkpoints import Checkpoints
 from tokenbridge.config import ConfigError
 from tokenbridge.data.shards import ImageShards
-from tokenbridge.device import pick_device
 from tokenbridge.files import atomic_write_text, write_csv
-from tokenbridge.stages.runtime import StageRun, stage_run
+from tokenbridge.stages.job import Job, compute
+from tokenbridge.stages.runtime import stage_run
 from tokenbridge.vae import load_vae
 from tokenbridge.vae_training import train_vae
 
 
 def main() -> None:
     with stage_run("vae") as run:
-        if run.config.vae.pretrained is None:
-            _train(run)
-        else:
-            _take(run, Path(run.config.vae.pretrained).expanduser())
+        compute(run, work, alone=True)
+        run.publish(run.work / "loss.csv", "reports/vae/loss.csv")
         run.publish(run.work / "vae", "models/vae")
 
 
-def _train(run: StageRun) -> None:
-    shards = ImageShards(run.root / "data/images", "train")
+def work(job: Job) -> None:
+    """Write ``vae`` and ``loss.csv``."""
+    if job.config.vae.pretrained is None:
+        _train(job)
+    else:
+        _take(job, Path(job.config.vae.pretrained).expanduser())
+
+
+def _train(job: Job) -> None:
+    shards = ImageShards(job.root / "data/images", "train")
     images, _ = shards.read(0, len(shards))
     vae, history = train_vae(
-        run.config.vae,
+        job.config.vae,
         images,
-        seed=run.config.seed,
-        checkpoint=run.work / "checkpoint.pt",
-        launcher=run.config.launcher,
-        tracker=run.tracker,
-        device=pick_device(run.config.launcher),
+        seed=job.config.seed,
+        checkpoints=Checkpoints(job.work / "checkpoints"),
+        launcher=job.config.launcher,
+        tracker=job.tracker,
+        device=job.device,
     )
-    vae.save_pretrained(run.work / "vae")
-    write_csv(run.work / "loss.csv", history)
-    run.publish(run.work / "loss.csv", "reports/vae/loss.csv")
+    vae.save_pretrained(job.work / "vae")
+    write_csv(job.work / "loss.csv", history)
 
 
-def _take(run: StageRun, folder: Path) -> None:
+def _take(job: Job, folder: Path) -> None:
     vae = load_vae(folder)
-    if vae.config.latent_channels != run.config.vae.dimensions:
+    if vae.config.latent_channels != job.config.vae.dimensions:
         raise ConfigError(
             f"{folder} has {vae.config.latent_channels} latent dimensions but vae.dimensions is "
-            f"{run.config.vae.dimensions}: make them agree"
+            f"{job.config.vae.dimensions}: make them agree"
         )
-    vae.save_pretrained(run.work / "vae")
+    vae.save_pretrained(job.work / "vae")
     atomic_write_text(
-        run.work / "loss.csv", "step,images,reconstruction_loss\n"
+        job.work / "loss.csv", "step,images,reconstruction_loss\n"
     )  # DVC wants the file; nothing was trained
-    run.publish(run.work / "loss.csv", "reports/vae/loss.csv")
 
 
 if __name__ == "__main__":

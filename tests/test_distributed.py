@@ -1,0 +1,98 @@
+"""The number of processes, and how they share a model, change neither what is learnt nor what is kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.conftest import QUANTIZER
+from tests.distributed_training import HALF, STEPS
+from tests.parallel_runs import run_processes
+from tests.small_data import write_moments
+from tokenbridge.quantizer import fit_quantizer
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = "tests.distributed_training"
+CASES = {
+    2: [
+        *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "bf16", "dropout"),
+        *("ddp_interrupted", "fsdp_interrupted", "fsdp_interrupted<2", "dropout_interrupted", "dropout_interrupted<2"),
+    ],
+    1: ["ddp", "accumulated", "checkpointed", "bf16", "ddp_interrupted<2", "fsdp_interrupted<2"],
+    4: ["ddp", "fsdp", "ddp_interrupted<2", "fsdp_interrupted<2"],
+}
+SAME_MATHS = ["ddp/2", "ddp/4", "fsdp/2", "fsdp/4", "accumulated/1", "accumulated/2", "fsdp_accumulated/2"]
+SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2"]
+RESUMED = ["ddp_interrupted/2-1", "ddp_interrupted/2-4", "fsdp_interrupted/2-1", "fsdp_interrupted/2-4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each case gave to two processes, to one, and to four; some go on with what others left."""
+    folder = tmp_path_factory.mktemp("distributed")
+    latents = torch.randn(64, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    write_moments(folder / "moments", latents)
+    fit_quantizer(latents, QUANTIZER).save_pretrained(folder / "quantizer")
+    for count, cases in CASES.items():
+        run_processes(count, PROGRAM, str(folder), *cases)
+    return folder
+
+
+def tensors(folder: Path, run: str, name: str) -> dict[str, Tensor]:
+    return load_file(folder / run / f"{name}.safetensors")
+
+
+def losses(folder: Path, run: str) -> Tensor:
+    return torch.tensor(json.loads((folder / run / "losses.json").read_text()))
+
+
+def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """Of all tensors together, relative."""
+    assert ours.keys() == theirs.keys()
+    ours_flat, theirs_flat = (torch.cat([each[name].flatten().double() for name in ours]) for each in (ours, theirs))
+    return ((ours_flat - theirs_flat).norm() / theirs_flat.norm()).item()
+
+
+def equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("run", SAME_MATHS)
+def test_gradients_are_those_of_one_process(folder: Path, run: str) -> None:
+    assert distance(tensors(folder, run, "gradients"), tensors(folder, "ddp/1", "gradients")) < 1e-5
+
+
+@pytest.mark.parametrize("run", SAME_MATHS)
+def test_losses_are_those_of_one_process(folder: Path, run: str) -> None:
+    assert len(losses(folder, run)) == STEPS
+    torch.testing.assert_close(losses(folder, run), losses(folder, "ddp/1"), rtol=1e-4, atol=0)
+
+
+def test_in_bf16_they_are_those_of_one_process_as_far_as_bf16_goes(folder: Path) -> None:
+    torch.testing.assert_close(losses(folder, "bf16/2"), losses(folder, "bf16/1"), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("case", ["fsdp", "dropout"])
+def test_interrupted_and_taken_up_by_as_many_it_ends_with_the_same_bits(folder: Path, case: str) -> None:
+    resumed, whole = f"{case}_interrupted/2-2", f"{case}/2"
+    assert equal(tensors(folder, resumed, "weights"), tensors(folder, whole, "weights"))
+    assert torch.equal(losses(folder, resumed), losses(folder, whole))
+
+
+@pytest.mark.parametrize("run", RESUMED)
+def test_any_other_number_takes_up_the_same_state(folder: Path, run: str) -> None:
+    case = run.partition("/")[0]
+    loaded = tensors(folder, run, "loaded")
+    assert equal(loaded, tensors(folder, f"{case}/2", "loaded"))
+    assert {name.partition("/")[0] for name in loaded} == {"model", "ema", "watch", "adamw"}
+
+
+@pytest.mark.parametrize("run", RESUMED)
+def test_and_its_losses_go_on_from_there(folder: Path, run: str) -> None:
+    whole = losses(folder, run.partition("_")[0] + "/2")
+    assert torch.equal(losses(folder, run)[:HALF], whole[:HALF])
+    torch.testing.assert_close(losses(folder, run), whole, rtol=1e-4, atol=0)

@@ -1,0 +1,223 @@
+"""Checkpoints of a training: whole or absent, the same for any number of processes, free of pickle.
+
+``<folder>/step-00001234/`` holds the tensors as safetensors, written by torch.distributed.checkpoint, each process
+its part; and ``progress.json`` with all that is no tensor and the sizes of the files. A checkpoint is written aside and
+renamed when it is whole. What n processes wrote, m can read.
+"""
+
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
+
+from tokenbridge.errors import UserError
+from tokenbridge.files import read_json, write_json
+from tokenbridge.processes import ALONE, Processes
+
+PROGRESS = "progress.json"
+FAILURES = (Exception, CheckpointException)  # torch's own is no Exception
+PREFIX, UNFINISHED = "step-", ".unfinished-"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written or read."""
+
+
+class Stateful(Protocol):
+    """Named tensors that are the state itself, such as a module's: loading fills them in place."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+State = Mapping[str, Stateful | torch.optim.Optimizer]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer keeps, as ``<parameter>/<slot>``; its groups must know the parameters' names."""
+    named = _named_parameters(optimizer)
+    return {
+        f"{name}/{slot}": value
+        for name, parameter in named.items()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def make_room(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Give a fresh optimizer the tensors that it will load, by their names and what was noted of them."""
+    named = _named_parameters(optimizer)
+    for key, tensor in saved.items():
+        assert isinstance(tensor, TensorStorageMetadata)
+        name, slot = key.rsplit("/", 1)
+        parameter = named[name]
+        like_it = tensor.size == parameter.shape
+        blank = torch.zeros_like(parameter) if like_it else torch.zeros(tensor.size, dtype=tensor.properties.dtype)
+        optimizer.state[parameter][slot] = blank.detach()
+
+
+def _named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    groups = optimizer.param_groups
+    return {name: each for group in groups for name, each in zip(group["param_names"], group["params"], strict=True)}
+
+
+def live_tensors(state: State) -> dict[str, Tensor]:
+    """Every tensor of a training's state, the very tensors, as ``<part>/<name>``."""
+    return {
+        f"{part}/{name}": tensor
+        for part, each in state.items()
+        for name, tensor in (
+            optimizer_tensors(each) if isinstance(each, torch.optim.Optimizer) else each.state_dict()
+        ).items()
+    }
+
+
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+        keep: the newest so many stay.
+        keep_every: and the first one of every so many steps; 0: none.
+    """
+
+    def __init__(self, folder: Path, processes: Processes = ALONE, *, keep: int = 2, keep_every: int = 0) -> None:
+        self.folder, self.processes, self.keep, self.keep_every = folder, processes, keep, keep_every
+        # its collectives run beside those of the training, in a thread of their own
+        self._group: dist.ProcessGroup | None = None
+        if processes.world > 1:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
+        self._saving: Future[Any] | None = None
+        self._unpublished: tuple[Path, dict[str, Any]] | None = None
+
+    def load(self, state: State) -> dict[str, Any] | None:
+        """Fill ``state`` from the newest whole checkpoint; its progress, or None if there is no checkpoint.
+
+        Raises:
+            CheckpointError: if it does not hold just this state.
+        """
+        newest = self.processes.first_says(self._newest())
+        if newest is None:
+            return None
+        reader = HuggingFaceStorageReader(str(newest))
+        saved = reader.read_metadata().state_dict_metadata
+        for part, each in state.items():
+            if isinstance(each, torch.optim.Optimizer):
+                here = [key for key in saved if key.startswith(f"{part}/")]
+                make_room(each, {key.removeprefix(f"{part}/"): saved[key] for key in here})
+        tensors = live_tensors(state)
+        if unlike := tensors.keys() ^ saved.keys():
+            raise CheckpointError(f"{newest} does not fit this training ({sorted(unlike)[0]}): delete {self.folder}")
+        with _unasked_advice():
+            load(tensors, storage_reader=reader, no_dist=self.processes.world == 1)
+        return dict(read_json(newest / PROGRESS)["progress"])
+
+    def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
+        """Write a checkpoint: at once if this process is alone, else while the training goes on.
+
+        Raises:
+            CheckpointError: if this one, or the one before, cannot be written; earlier ones stay whole.
+        """
+        self.finish()
+        aside = self.folder / f"{UNFINISHED}{step:08d}"
+        if self.processes.first:
+            shutil.rmtree(aside, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.processes.wait()
+        self._unpublished = aside, progress
+        writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+        tensors = {name: tensor.contiguous() for name, tensor in live_tensors(state).items()}  # safetensors wants it
+        try:
+            if self._group is None:
+                with _unasked_advice():
+                    save(tensors, storage_writer=writer, no_dist=True)
+                self._publish()
+            else:
+                saving = async_save(tensors, storage_writer=writer, process_group=self._group)
+                assert isinstance(saving, Future)
+                self._saving = saving
+        except FAILURES as error:
+            raise self._failure(error) from error
+
+    def publish_finished(self) -> None:
+        """Let a checkpoint count as soon as it is written; called now and then, by any process."""
+        if self._saving is not None and self._saving.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        try:
+            saving.result()
+            if self.processes.first:
+                self._publish()
+        except FAILURES as error:
+            raise self._failure(error) from error
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are there, oldest first."""
+        return sorted(int(path.name.removeprefix(PREFIX)) for path in self.folder.glob(f"{PREFIX}*"))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{PREFIX}{step:08d}"
+
+    def _newest(self) -> Path | None:
+        return next((path for path in map(self._path, reversed(self.steps())) if _is_whole(path)), None)
+
+    def _publish(self) -> None:
+        assert self._unpublished is not None
+        aside, progress = self._unpublished
+        files = {path.name: path.stat().st_size for path in aside.iterdir()}
+        write_json(aside / PROGRESS, {"progress": progress, "files": files})
+        target = self.folder / aside.name.replace(UNFINISHED, PREFIX)
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one
+        aside.rename(target)
+        steps = self.steps()
+        for step in set(steps) - self._kept(steps):
+            shutil.rmtree(self._path(step))
+
+    def _kept(self, steps: list[int]) -> set[int]:
+        landmarks: dict[int, int] = {}
+        if self.keep_every:
+            for step in steps:
+                landmarks.setdefault(step // self.keep_every, step)
+        return {*steps[-self.keep :], *landmarks.values()}
+
+    def _failure(self, error: BaseException) -> CheckpointError:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        if self._unpublished is not None:
+            shutil.rmtree(self._unpublished[0], ignore_errors=True)
+        kept = ", ".join(f"{step:,}" for step in self.steps()) or "none"
+        return CheckpointError(
+            f"a checkpoint could not be written to {self.folder} ({reason}). Those of these steps are whole: {kept}. "
+            "See that there is space, and that the folder can be written; then repeat: the work goes on from there"
+        )
+
+
+@contextmanager
+def _unasked_advice() -> Iterator[None]:
+    """Without torch's warning that one process is alone, which it is told."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        files: dict[str, int] = read_json(path / PROGRESS)["files"]
+        return all((path / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False

@@ -1,0 +1,69 @@
+"""One training over many processes: replicated (DDP) or sharded (FSDP2), by torch.distributed alone."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tokenbridge.config import FSDP, LauncherConfig
+from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.processes import Processes
+
+
+def distribute(
+    model: TokenBridgeTransformer, launcher: LauncherConfig, precision: str, processes: Processes
+) -> nn.Module:
+    """What is called in place of ``model``, whose parameters stay the ones to train; sharded in place with fsdp.
+
+    Weights are those of the first process. Gradients come out as the mean over processes.
+    """
+    if launcher.checkpoint_activations:
+        model.enable_gradient_checkpointing()
+    if launcher.compile:
+        model.compile_repeated_blocks()
+    if processes.world == 1:
+        return model
+    device = next(model.parameters()).device
+    if launcher.strategy == FSDP:
+        shard(model, precision, init_device_mesh(device.type, (processes.world,)))
+        return model
+    here = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=here, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> None:
+    """FSDP2: the weights of a block, or of the head, are whole while it works. Gradients are summed in float32."""
+    at_work = torch.bfloat16 if precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=at_work, reduce_dtype=torch.float32)
+    for part in [*model.encoder, *model.decoder, model.head]:
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def gradients_stay(model: nn.Module) -> Iterator[None]:
+    """Within it, gradients are kept to be summed with those of the next part of the batch, not sent to the others."""
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+        return
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(True)
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each put together from its parts; called by every process."""
+    return {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+        for name, tensor in tensors.items()
+    }

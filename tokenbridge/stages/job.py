@@ -1,0 +1,105 @@
+"""A stage's work, in this process or in those that the launcher starts.
+
+DVC starts a stage once. That process holds the work folder, records the run and publishes what is done. The work
+itself is a function ``work(job)`` of the stage's module, which writes into ``job.work``: here, or under the launcher in
+each of its processes (``tokenbridge.worker``).
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from tokenbridge.config import LOCAL, Config
+from tokenbridge.device import pick_device
+from tokenbridge.launching import launch
+from tokenbridge.processes import ALONE, Processes
+from tokenbridge.stages.runtime import StageRun
+from tokenbridge.watching import MetricSink, Stop, never
+
+METRICS = "metrics.jsonl"  # what the first of several processes measures while it trains
+LISTEN_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage's work, as one of its processes sees it."""
+
+    name: str  # such as train@base
+    config: Config
+    root: Path
+    work: Path
+    tracker: MetricSink
+    processes: Processes = ALONE
+    stop: Stop = never
+
+    @property
+    def item(self) -> str:
+        """What stands behind the @ in the stage's name."""
+        return self.name.partition("@")[2]
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where this process computes; CPU work goes on with its number of threads from now on."""
+        return pick_device(self.config.launcher)
+
+
+def compute(run: StageRun, work: Callable[[Job], None], *, alone: bool = False) -> None:
+    """Do the work of ``run``: in this process, or under the launcher.
+
+    Args:
+        alone: the work is one process's, whatever the launcher has.
+
+    Raises:
+        LaunchError: with the last words of the process that failed.
+    """
+    launcher = run.config.launcher.for_one() if alone else run.config.launcher
+    if launcher.kind == LOCAL and launcher.processes == 1:
+        work(Job(run.spec.name, run.config, run.root, run.work, run.tracker))
+        return
+    with _metrics_passed_on(run.work / METRICS, run.tracker):
+        launch([run.spec.name, str(run.root), str(run.work)], root=run.root, work=run.work, launcher=launcher)
+
+
+@dataclass
+class MetricFile:
+    """A metric sink that another process reads."""
+
+    path: Path
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"values": values, "step": step}) + "\n")
+
+
+@contextmanager
+def _metrics_passed_on(path: Path, tracker: MetricSink) -> Iterator[None]:
+    """What is added to the file meanwhile goes to ``tracker``."""
+    path.touch()
+    ended = threading.Event()
+
+    def listen() -> None:
+        with path.open() as file:
+            file.seek(0, 2)
+            rest = ""
+            while True:
+                last_time = ended.is_set()
+                *lines, rest = (rest + file.read()).split("\n")
+                for line in lines:
+                    tracker.metrics(**json.loads(line))
+                if last_time:
+                    return
+                ended.wait(LISTEN_SECONDS)
+
+    listener = threading.Thread(target=listen, name="metrics", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        listener.join()
