@@ -37,6 +37,7 @@ INFRASTRUCTURE = {
     "storage/paths.py",
     "watching.py",
 }
+APART = ("launching/", "tracking/")  # folders of the same kind
 # `train` imports the pipeline only as the container of its weights: a change of the sampler must not retrain.
 # `fetch` and `generate` only ask whether `evaluate` will find its files.
 EXEMPT = {
@@ -68,9 +69,7 @@ def needed_modules(stage: str) -> set[str]:
         seen |= fresh
         todo += fresh
     names = {path.relative_to(PACKAGE).as_posix() for path in seen}
-    names = {
-        name for name in names if not name.endswith("__init__.py") and not name.startswith(("launching/", "tracking/"))
-    }
+    names = {name for name in names if not name.endswith("__init__.py") and not name.startswith(APART)}
     return names - INFRASTRUCTURE - EXEMPT.get(stage, set())
 
 

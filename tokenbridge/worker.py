@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+from tokenbridge.device import pick_device
 from tokenbridge.errors import UserError
 from tokenbridge.launching.work import COMPLETE, FAILED
 from tokenbridge.loop import InterruptedTrainingError
@@ -42,7 +43,9 @@ def main(arguments: list[str]) -> None:
     with joined() as processes:
         tracker = MetricFile(work / METRICS) if processes.first else Silent()
         try:
-            module.work(Job(name, load_params(root), root, work, tracker, processes, asked.is_set))
+            config = load_params(root)
+            device = pick_device(config.launcher)
+            module.work(Job(name, config, root, work, tracker, device, processes, asked.is_set))
         except InterruptedTrainingError as stopped:
             if processes.first:
                 print(stopped, flush=True)

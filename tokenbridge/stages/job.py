@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -35,6 +34,7 @@ class Job:
     root: Path
     work: Path
     tracker: MetricSink
+    device: torch.device  # where this process computes
     processes: Processes = ALONE
     stop: Stop = never
 
@@ -42,11 +42,6 @@ class Job:
     def item(self) -> str:
         """What stands behind the @ in the stage's name."""
         return self.name.partition("@")[2]
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where this process computes; CPU work goes on with its number of threads from now on."""
-        return pick_device(self.config.launcher)
 
 
 def compute(run: StageRun, work: Callable[[Job], None], *, alone: bool = False) -> None:
@@ -60,7 +55,7 @@ def compute(run: StageRun, work: Callable[[Job], None], *, alone: bool = False) 
     """
     launcher = run.config.launcher.for_one() if alone else run.config.launcher
     if launcher.kind == LOCAL and launcher.processes == 1:
-        work(Job(run.spec.name, run.config, run.root, run.work, run.tracker))
+        work(Job(run.spec.name, run.config, run.root, run.work, run.tracker, pick_device(launcher)))
         return
     with _metrics_passed_on(run.work / METRICS, run.tracker):
         launch([run.spec.name, str(run.root), str(run.work)], root=run.root, work=run.work, launcher=launcher)
