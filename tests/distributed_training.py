@@ -23,6 +23,7 @@ from tokenbridge.config import ModelConfig
 from tokenbridge.loading import load_whole
 from tokenbridge.loop import InterruptedTrainingError
 from tokenbridge.moments import Moments
+from tokenbridge.optim import NonFiniteError
 from tokenbridge.parallel import whole
 from tokenbridge.processes import ALONE, Processes, joined
 from tokenbridge.quantizer import DimensionwiseQuantizer
@@ -31,6 +32,7 @@ from tokenbridge.training_data import FreshTokens
 
 STEPS = 20
 BATCH = 10  # four processes have 2, 3, 2 and 3 of it
+BAD_PLACE = 7  # in the first batch; the second of two processes has it
 HALF = 8  # steps of a training that is interrupted
 PLAIN = replace(MODEL, train=replace(RECIPE, batch_size=BATCH, epochs=STEPS * BATCH / 64))
 
@@ -47,6 +49,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "ddp_interrupted": ({}, {}, {}),
     "fsdp_interrupted": ({"strategy": "fsdp"}, {}, {}),
     "dropout_interrupted": ({}, {"dropout": 0.1}, {}),
+    "bad": ({}, {}, {"label_dropout": 0.0}),
 }
 
 
@@ -105,6 +108,17 @@ class Run:
         assert Checkpoints(self.out / CHECKPOINTS, self.processes).load(trainer.state) is not None
         self.write("loaded", live_tensors(trainer.state))
 
+    def bad(self) -> None:
+        """A first step whose loss is not finite, because of one image alone; what each process told of it."""
+        trainer = self.trainer()
+        self.data.labels.zero_()
+        self.data.labels[trainer.order.indices(0)[BAD_PLACE]] = 1
+        torch.nn.init.constant_(trainer.model.class_embedding.weight[1], torch.inf)
+        try:
+            trainer.step(0)
+        except NonFiniteError as error:
+            (self.out / f"told-{self.processes.rank}").write_text(str(error))
+
 
 def main(folder: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
@@ -117,6 +131,9 @@ def main(folder: Path, cases: list[str]) -> None:
                 run.train()
                 continue
             run = Run(folder, name, processes)
+            if name == "bad":
+                run.bad()
+                continue
             if "interrupted" not in name:
                 run.gradients()
                 run.train()

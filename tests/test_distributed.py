@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import QUANTIZER
-from tests.distributed_training import HALF, STEPS
+from tests.distributed_training import BATCH, HALF, PLAIN, STEPS
 from tests.parallel_runs import run_processes
 from tests.small_data import write_moments
+from tokenbridge.processes import Processes
 from tokenbridge.quantizer import fit_quantizer
+from tokenbridge.seeding import EpochOrder
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +23,7 @@ CASES = {
     2: [
         *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "bf16", "dropout"),
         *("ddp_interrupted", "fsdp_interrupted", "fsdp_interrupted<2", "dropout_interrupted", "dropout_interrupted<2"),
+        "bad",
     ],
     1: ["ddp", "accumulated", "checkpointed", "bf16", "ddp_interrupted<2", "fsdp_interrupted<2"],
     4: ["ddp", "fsdp", "ddp_interrupted<2", "fsdp_interrupted<2"],
@@ -74,6 +77,17 @@ def test_losses_are_those_of_one_process(folder: Path, run: str) -> None:
 
 def test_in_bf16_they_are_those_of_one_process_as_far_as_bf16_goes(folder: Path) -> None:
     torch.testing.assert_close(losses(folder, "bf16/2"), losses(folder, "bf16/1"), rtol=1e-2, atol=0)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_is_told_alike(folder: Path) -> None:
+    told = [(folder / "bad/2" / f"told-{rank}").read_text() for rank in range(2)]
+    order = EpochOrder(64, BATCH, PLAIN.train.seed).indices(0)
+    images = ", ".join(map(str, order[Processes(1, 2).share(BATCH)].tolist()))
+    assert told[0] == told[1]
+    assert "loss is nan at step 0: the weights were not changed" in told[0]
+    assert f"rank 1 has loss nan on images {images}. Batch and weights are in" in told[0]
+    assert "rank 0" not in told[0]
+    assert len(list((folder / "bad/2/bad-step").glob("rank-*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("case", ["fsdp", "dropout"])

@@ -18,7 +18,7 @@ from tokenbridge.orchestrate import read_outcome
 from tokenbridge.tracking.store import connect
 
 T = TypeVar("T")
-PATIENCE = 120  # seconds; a test that waits longer has hung
+PATIENCE = 300  # seconds; a test that waits longer has hung
 IDENTITY = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 STAGES = [
     "fetch",
@@ -40,13 +40,8 @@ class Project:
     can be recovered from. 500 samples are two chunks.
     """
 
-    overrides = (
-        "experiment=smoke",
-        "train.epochs=3",
-        "generate.samples=500",
-        "launcher.checkpoint_seconds=0.05",
-        "launcher.log_seconds=0.5",
-    )
+    launching = ("launcher.checkpoint_seconds=0.2", "launcher.log_seconds=0.5", "launcher.threads=1")
+    overrides = ("experiment=smoke", "train.epochs=3", "generate.samples=500", *launching)
     settled = False  # whether the last command was a ``repro`` of these settings that ended well
 
     def __init__(self, root: Path) -> None:
