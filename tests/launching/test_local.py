@@ -75,6 +75,7 @@ def test_an_ended_driver_leaves_no_process(tmp_path: Path, signum: signal.Signal
         ),
         ("mistake", r"^UserError: this cannot work: choose smaller numbers$"),
     ],
+    ids=["fail", "mistake"],
 )
 def test_a_failing_rank_is_heard(tmp_path: Path, mischief: str, message: str) -> None:
     driver = start(tmp_path, mischief, max_restarts=0)

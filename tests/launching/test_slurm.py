@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_ending_the_driver_cancels_its_job(slurm: SlurmCluster, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmCluster, tmp_path: Path) -> None:
-    settings = TWO_NODES | {"slurm": SlurmConfig(**{**vars(SLURM), "partition": "quantum"})}
+    settings = TWO_NODES | {"slurm": replace(SLURM, partition="quantum")}
     driver = slurm.start(*command(tmp_path, **settings))
     message = rest(driver)
     assert message.startswith("UserError: ")
@@ -106,6 +107,5 @@ def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmCluster, tmp_path: 
 
 def test_without_slurm_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
-    launcher = LAUNCHER.__class__(**{**vars(LAUNCHER), **TWO_NODES})
     with pytest.raises(UserError, match="start this on a machine of the cluster"):
-        launch([], root=tmp_path, work=tmp_path / "work", launcher=launcher)
+        launch([], root=tmp_path, work=tmp_path / "work", launcher=replace(LAUNCHER, **TWO_NODES))
