@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launching.driver import command, read_until, rest
+from tests.launching.driving import command, read_until, rest
 from tests.launching.small_worker import SAVE_STEPS, STEPS, undisturbed
 from tests.pipeline.project import wait_for
 from tokenbridge.files import read_json
@@ -71,10 +71,11 @@ def test_an_ended_driver_leaves_no_process(tmp_path: Path, signum: signal.Signal
     [
         (
             "fail",
-            r"LaunchError: (.*\n)+ArithmeticError: the numbers do not add up\nrank 1 on \S+ ended with exit code 1",
+            r"LaunchError: (.*\n)+ArithmeticError: the numbers do not add up\nrank 1 on \S+ (ended with|was ended by) ",
         ),
         ("mistake", r"^UserError: this cannot work: choose smaller numbers$"),
     ],
+    ids=["fail", "mistake"],
 )
 def test_a_failing_rank_is_heard(tmp_path: Path, mischief: str, message: str) -> None:
     driver = start(tmp_path, mischief, max_restarts=0)
