@@ -7,7 +7,7 @@ before any work starts.
 from dataclasses import dataclass, field
 
 from tokenbridge.config.checks import ConfigError, require
-from tokenbridge.config.data import ClassifierConfig, DataConfig, MirrorConfig
+from tokenbridge.config.data import IMAGENET, ClassifierConfig, DataConfig, HubConfig, MirrorConfig
 from tokenbridge.config.model import (
     GUIDANCE_SCHEDULES,
     HEADS,
@@ -40,6 +40,7 @@ MAX_CLASSES = 70_000  # of one prediction of the head: levels ** head_group
 __all__ = [
     "GUIDANCE_SCHEDULES",
     "HEADS",
+    "IMAGENET",
     "MAX_CLASSES",
     "MOMENTS",
     "NORM_GROUPS",
@@ -54,6 +55,7 @@ __all__ = [
     "EncodeConfig",
     "EvaluateConfig",
     "GenerateConfig",
+    "HubConfig",
     "LauncherConfig",
     "MirrorConfig",
     "ModelConfig",
