@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from httpx2 import HTTPError
 from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
-    HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
