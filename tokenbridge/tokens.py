@@ -3,7 +3,9 @@
 Shapes: N images, K samples of each, F flips, S = h x w positions, C dimensions, b bits per index.
 """
 
+from collections.abc import Iterator
 from itertools import product
+from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +55,25 @@ def pack(indices: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Inverse of ``pack``: uint8 [..., count]."""
-    digits = np.unpackbits(packed, axis=-1, count=count * bits).reshape(*packed.shape[:-1], count, bits)
-    return np.packbits(digits, axis=-1)[..., 0] >> (BYTE - bits)
+    """Inverse of ``pack``: uint8 [..., count].
+
+    Indices repeat their places in bytes after ``period`` of them, so that one place is read of all groups at once.
+    """
+    period = BYTE // gcd(bits, BYTE)
+    size = packed_bytes(period, bits)  # bytes of a group
+    groups = -(-count // period)
+    if missing := groups * size - packed.shape[-1]:
+        packed = np.concatenate([packed, np.zeros((*packed.shape[:-1], missing), np.uint8)], -1)
+    grouped = packed.reshape(*packed.shape[:-1], groups, size)
+    indices = np.empty((*grouped.shape[:-1], period), np.uint8)
+    for place in range(period):
+        byte, offset = divmod(place * bits, BYTE)
+        spare = BYTE - bits - offset  # bits of the byte to the right of the index; negative: so many in the next one
+        value = grouped[..., byte] >> spare if spare >= 0 else grouped[..., byte] << -spare
+        if spare < 0:
+            value |= grouped[..., byte + 1] >> (BYTE + spare)
+        np.bitwise_and(value, 2**bits - 1, out=indices[..., place])
+    return indices.reshape(*packed.shape[:-1], -1)[..., :count]
 
 
 def sampled_tokens(
@@ -95,13 +113,15 @@ def write_tokens(
     missing = missing_shards(folder, len(moments))
     done = len(moments) - sum(len(span) for span in missing.values())
     progress = Progress("tokenize", len(moments), every=launcher.log_seconds, done=done)
-    for index, span in missing.items():
-        parts = []
+
+    def packed(span: range) -> Iterator[np.ndarray]:
         for images in torch.arange(span.start, span.stop).split(launcher.batch_size):
             tokens = sampled_tokens(moments, quantizer, images, config.samples, seed)
-            parts.append(pack(tokens.flatten(3).numpy(), bits))
+            yield pack(tokens.flatten(3).numpy(), bits)
             progress.advance(len(images))
-        write_shard(folder, index, np.concatenate(parts))
+
+    for index, span in missing.items():
+        write_shard(folder, index, len(span), packed(span))
     height, width = token_grid(moments, quantizer)
     stored = {"samples": config.samples, "flips": moments.flips, "packing": config.packing, "bits": bits}
     shape = {"height": height, "width": width, "dimensions": dimensions, "levels": levels}

@@ -1,5 +1,7 @@
 """Stage ``encode``: images + VAE -> moments, shard by shard; a rerun makes the missing shards only."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from tokenbridge.arrays import missing_shards, write_manifest, write_shard
@@ -26,14 +28,16 @@ def _encode_shards(run: StageRun, images: ImageShards, count: int) -> None:
     missing = missing_shards(run.work / "moments", count)
     done = count - sum(len(span) for span in missing.values())
     progress = Progress("encode", count, every=run.config.launcher.log_seconds, done=done)
-    for index, span in missing.items():
-        parts = []
+
+    def moments(span: range) -> Iterator[np.ndarray]:
         for first in range(span.start, span.stop, batch):
             pixels, _ = images.read(first, min(first + batch, span.stop))
             views = [pixels, pixels[..., ::-1].copy()] if flip else [pixels]
-            parts.append(np.stack([encode_moments(vae, view).cpu().numpy().astype(np.float16) for view in views], 1))
+            yield np.stack([encode_moments(vae, view).cpu().numpy().astype(np.float16) for view in views], 1)
             progress.advance(len(pixels))
-        write_shard(run.work / "moments", index, np.concatenate(parts))
+
+    for index, span in missing.items():
+        write_shard(run.work / "moments", index, len(span), moments(span))
 
 
 if __name__ == "__main__":
