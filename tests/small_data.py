@@ -23,7 +23,7 @@ def write_moments(folder: Path, vae_latents: torch.Tensor) -> Moments:
     moments = torch.cat([vae_latents, torch.full_like(vae_latents, LOG_VARIANCE)], dim=1)
     both = torch.stack([moments, moments.flip(-1)], dim=1).half().numpy()
     for index, part in enumerate(np.split(both, 2)):
-        write_shard(folder, index, part)
+        write_shard(folder, index, len(part), [part])
     write_manifest(folder, np.arange(len(both)) % SHAPE["num_classes"], SHAPE["num_classes"])
     return Moments(folder)
 

@@ -11,6 +11,7 @@ from tokenbridge.arrays import (
     ArraysError,
     LabelledArrays,
     row_shards,
+    shard_name,
     write_manifest,
     write_shard,
 )
@@ -22,10 +23,21 @@ ROWS = np.arange(5 * 2 * 3, dtype=np.int16).reshape(5, 2, 3)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Five rows in shards of three and two."""
-    write_shard(tmp_path, 0, ROWS[:3])
-    write_shard(tmp_path, 1, ROWS[3:])
+    write_shard(tmp_path, 0, 3, [ROWS[:2], ROWS[2:3]])
+    write_shard(tmp_path, 1, 2, [ROWS[3:]])
     write_manifest(tmp_path, np.array([4, 3, 2, 1, 0]), num_classes=5, colour="grey")
     return tmp_path
+
+
+def test_a_shard_written_in_parts_has_the_bytes_of_a_whole_one(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "whole.npy", ROWS[:3])
+    assert (folder / shard_name(0)).read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_a_shard_that_ends_early_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="2 of 3 rows"):
+        write_shard(tmp_path, 0, 3, [ROWS[:2]])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_of_several_shards_are_read_in_the_order_asked(folder: Path) -> None:
@@ -48,7 +60,7 @@ def test_the_manifest_counts_and_keeps_what_it_was_told(folder: Path) -> None:
 def test_rows_make_equal_shards_and_a_rest(tmp_path: Path) -> None:
     shards = row_shards(tmp_path, 2 * SHARD_ROWS + 7)
     assert [len(shard.span) for shard in shards] == [SHARD_ROWS, SHARD_ROWS, 7]
-    write_shard(tmp_path, 1, ROWS)
+    write_shard(tmp_path, 1, len(ROWS), [ROWS])
     assert [shard.path.exists() for shard in shards] == [False, True, False]
 
 

@@ -1,5 +1,6 @@
 """Folders of labelled arrays, one row per image: written shard by shard, memory-mapped ever after."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,17 @@ def row_shards(folder: Path, rows: int) -> list[Chunk]:
     return cut(rows, SHARD_ROWS, lambda index: folder / shard_name(index))
 
 
-def write_shard(folder: Path, index: int, rows: np.ndarray) -> None:
-    """Write a whole shard or none of it."""
+def write_shard(folder: Path, index: int, rows: int, parts: Iterable[np.ndarray]) -> None:
+    """Write a shard of so many ``rows`` or none of it, a part at a time; the bytes are np.save's of all together."""
     with atomic_path(folder / shard_name(index)) as target, target.open("wb") as file:
-        np.save(file, rows)
+        written = 0
+        for part in parts:
+            if written == 0:
+                header = np.lib.format.header_data_from_array_1_0(part) | {"shape": (rows, *part.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            np.ascontiguousarray(part).tofile(file)
+            written += len(part)
+        assert written == rows, f"{written} of {rows} rows"
 
 
 def write_manifest(folder: Path, labels: np.ndarray, num_classes: int, **content: Any) -> None:
@@ -60,7 +68,9 @@ class LabelledArrays:
             raise ArraysError(f"{folder} has no {MANIFEST}: run `dvc repro {stage}`")
         self.manifest: dict[str, Any] = read_json(folder / MANIFEST)
         self.labels = torch.from_numpy(np.load(folder / LABELS))
-        self._shards = [np.load(folder / shard_name(i), mmap_mode="r") for i in range(self.manifest["shards"])]
+        shards = range(self.manifest["shards"])
+        # as plain arrays, since each item of a memmap is dressed as one, too
+        self._shards = [np.asarray(np.load(folder / shard_name(i), mmap_mode="r")) for i in shards]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         if self._starts[-1] != self.manifest["images"]:
             raise ArraysError(
@@ -76,7 +86,7 @@ class LabelledArrays:
         """Elements [rows[i], inner[0][i], ...], stacked over i; each has the axes of a row that are left."""
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty((len(rows), *self.row_shape[len(inner) :]), dtype=self._shards[0].dtype)
-        for shard in np.unique(shard_of):
-            here = shard_of == shard
-            out[here] = self._shards[shard][rows[here] - self._starts[shard], *(index[here] for index in inner)]
+        places = zip((rows - self._starts[shard_of]).tolist(), *(index.tolist() for index in inner), strict=True)
+        for n, (shard, place) in enumerate(zip(shard_of.tolist(), places, strict=True)):
+            out[n] = self._shards[shard][place]
         return out

@@ -3,7 +3,9 @@
 Shapes: N images, K samples of each, F flips, S = h x w positions, C dimensions, b bits per index.
 """
 
+from collections.abc import Iterator
 from itertools import product
+from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +56,25 @@ def pack(indices: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Inverse of ``pack``: uint8 [..., count]."""
-    digits = np.unpackbits(packed, axis=-1, count=count * bits).reshape(*packed.shape[:-1], count, bits)
-    return np.packbits(digits, axis=-1)[..., 0] >> (BYTE - bits)
+    """Inverse of ``pack``: uint8 [..., count].
+
+    Indices repeat their places in bytes after ``period`` of them, so that one place is read of all groups at once.
+    """
+    period = BYTE // gcd(bits, BYTE)
+    size = packed_bytes(period, bits)  # bytes of a group
+    groups = -(-count // period)
+    if missing := groups * size - packed.shape[-1]:
+        packed = np.concatenate([packed, np.zeros((*packed.shape[:-1], missing), np.uint8)], -1)
+    grouped = packed.reshape(*packed.shape[:-1], groups, size)
+    indices = np.empty((*grouped.shape[:-1], period), np.uint8)
+    for place in range(period):
+        byte, offset = divmod(place * bits, BYTE)
+        spare = BYTE - bits - offset  # bits of the byte to the right of the index; negative: so many in the next one
+        value = grouped[..., byte] >> spare if spare >= 0 else grouped[..., byte] << -spare
+        if spare < 0:
+            value |= grouped[..., byte + 1] >> (BYTE + spare)
+        np.bitwise_and(value, 2**bits - 1, out=indices[..., place])
+    return indices.reshape(*packed.shape[:-1], -1)[..., :count]
 
 
 def sampled_tokens(
@@ -89,13 +107,14 @@ def write_shards(
     """Write the shards that ``folder`` lacks; the processes share them."""
     bits = bits_per_index(quantizer.levels.shape[1], config.packing)
 
-    def tokenize(chunk: Chunk, advance: Advance) -> None:
-        parts = []
+    def packed(chunk: Chunk, advance: Advance) -> Iterator[np.ndarray]:
         for images in torch.arange(chunk.span.start, chunk.span.stop).split(launcher.batch_size):
             tokens = sampled_tokens(moments, quantizer, images, config.samples, seed)
-            parts.append(pack(tokens.flatten(3).numpy(), bits))
+            yield pack(tokens.flatten(3).numpy(), bits)
             advance(len(images))
-        write_shard(folder, chunk.index, np.concatenate(parts))
+
+    def tokenize(chunk: Chunk, advance: Advance) -> None:
+        write_shard(folder, chunk.index, len(chunk.span), packed(chunk, advance))
 
     make_chunks("tokenize", row_shards(folder, len(moments)), tokenize, processes=processes, launcher=launcher)
 

@@ -44,7 +44,7 @@ def test_classes_are_mixed(folder_config: Make) -> None:
 
 def test_files_are_kept_byte_for_byte_with_their_label(folder_config: Make, image_root: Path) -> None:
     _, splits = load_imagefolder(folder_config())
-    for content, path, label in splits["train"].examples(None):
+    for content, path, label in splits["train"].examples():
         assert content == (image_root / path).read_bytes()
         assert CLASSES[label] == Path(path).parent.name
 
@@ -61,7 +61,7 @@ def test_given_split_folders_are_used(folder_config: Make, image_root: Path, tmp
 def test_label_names_set_the_order(folder_config: Make) -> None:
     names, splits = load_imagefolder(folder_config(label_names=["Shirt", "Bag", "Coat"]))
     assert names == ["Shirt", "Bag", "Coat"]
-    assert all(path.startswith("Shirt/") == (label == 0) for _, path, label in splits["train"].examples(None))
+    assert all(path.startswith("Shirt/") == (label == 0) for _, path, label in splits["train"].examples())
 
 
 def test_hidden_files_are_passed_over(folder_config: Make, image_root: Path) -> None:

@@ -90,7 +90,7 @@ def test_images_are_kept_byte_for_byte_with_their_label(config: Make) -> None:
     assert {split: len(images.labels) for split, images in splits.items()} == {"train": 24, "test": 6}
     assert np.bincount(splits["test"].labels).tolist() == [2, 2, 2]
     for split in splits.values():
-        for content, path, label in split.examples(None):
+        for content, path, label in split.examples():
             index = int(Path(path).stem)
             assert content == png(index)
             assert (label, path) == (index % 3, f"train-{index // 10}/{index:04d}.png")

@@ -7,7 +7,7 @@ before any work starts.
 from dataclasses import dataclass, field
 
 from tokenbridge.config.checks import ConfigError, require
-from tokenbridge.config.data import ClassifierConfig, DataConfig, MirrorConfig
+from tokenbridge.config.data import IMAGENET, ClassifierConfig, DataConfig, HubConfig, MirrorConfig
 from tokenbridge.config.launcher import DDP, FSDP, LOCAL, KubernetesConfig, LauncherConfig, SlurmConfig
 from tokenbridge.config.model import (
     GUIDANCE_SCHEDULES,
@@ -42,6 +42,7 @@ __all__ = [
     "FSDP",
     "GUIDANCE_SCHEDULES",
     "HEADS",
+    "IMAGENET",
     "LOCAL",
     "MAX_CLASSES",
     "MOMENTS",
@@ -57,6 +58,7 @@ __all__ = [
     "EncodeConfig",
     "EvaluateConfig",
     "GenerateConfig",
+    "HubConfig",
     "KubernetesConfig",
     "LauncherConfig",
     "MirrorConfig",

@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 
 from tokenbridge.config.checks import require, require_between, require_choice, require_positive
 
+SOURCES = ("idx", "imagefolder", "s3", "webdataset", "huggingface", "imagenet_tars")
+IMAGENET = "imagenet"
+IMAGENET_CLASSES = 1000
+
 
 @dataclass
 class MirrorConfig:
@@ -23,29 +27,44 @@ class MirrorConfig:
 
 
 @dataclass
+class HubConfig:
+    """Which splits and columns of a data set in the Hugging Face Hub's layout are meant."""
+
+    train: str = "train"
+    test: str | None = "validation"  # null: test_fraction of each class is set aside
+    image: str = "image"
+    label: str = "label"
+
+
+@dataclass
 class DataConfig:
-    """Where images come from, and what they look like."""
+    """Where images come from, and what they look like; docs/data.md describes each source."""
 
     name: str
-    source: str  # idx | imagefolder | s3 (an imagefolder there) | webdataset (tars, local or on S3)
+    source: str  # one of SOURCES
     licence: str
     citation: str
     image_size: int  # pixels; the models see [3, image_size, image_size]
     num_classes: int
-    label_names: list[str] | None = None  # null: the class folders' names, sorted
+    label_names: list[str] | None = None  # null: the source's own, such as the class folders' names, sorted
+    class_names: str = "source"  # imagenet: classes are wnids, or ImageNet-1k's indices, and get readable names
     mirrors: list[MirrorConfig] = field(default_factory=list)
     sha256: dict[str, str] = field(default_factory=dict)  # of each decompressed file
-    root: str | None = None  # your folder: root/<split>/<class>/* or root/<class>/* (imagefolder), the files (idx)
+    md5: dict[str, str] = field(default_factory=dict)  # imagenet_tars: of its three archives
+    root: str | None = None  # your folder, or its address: s3://bucket/prefix, hf://datasets/owner/name
     test_root: str | None = None  # webdataset: the tars of the test split; null: test_fraction is set aside
     test_fraction: float = 0.0  # where the source has no test split: this share of each class becomes it
+    hub: HubConfig = field(default_factory=HubConfig)  # huggingface
+    max_broken: float = 0.0  # share of each split's images that may be broken: they are left out, and named
     max_train: int | None = None  # keep only so many images, classes balanced
     max_test: int | None = None
     shard_size: int = 10000  # images per Parquet file
 
     def __post_init__(self) -> None:
-        require_choice("data.source", self.source, ("idx", "imagefolder", "s3", "webdataset"))
+        require_choice("data.source", self.source, SOURCES)
+        require_choice("data.class_names", self.class_names, ("source", IMAGENET))
         require_positive("data", image_size=self.image_size, num_classes=self.num_classes, shard_size=self.shard_size)
-        require_between("data", 0.0, 0.9, test_fraction=self.test_fraction)
+        require_between("data", 0.0, 0.9, test_fraction=self.test_fraction, max_broken=self.max_broken)
         require(
             self.source != "s3" or self.root is None or self.root.startswith("s3://"),
             f"data.root is {self.root!r}: with data.source=s3 it starts with s3://",
@@ -54,6 +73,22 @@ class DataConfig:
             self.source == "webdataset" or self.test_root is None,
             f"data.test_root is for data.source=webdataset; {self.source} has its test split below data.root",
         )
+        self._check_names()
+        for name, limit in (("max_train", self.max_train), ("max_test", self.max_test)):
+            require(
+                limit is None or limit >= self.num_classes,
+                f"data.{name} is {limit}: keep at least one image of each of the {self.num_classes} classes",
+            )
+
+    def _check_names(self) -> None:
+        if self.class_names == IMAGENET:
+            require(self.label_names is None, "data.label_names is set, and data.class_names=imagenet: choose one")
+            by_index = self.source in ("webdataset", "huggingface")
+            require(
+                self.num_classes == IMAGENET_CLASSES or not by_index,
+                f"data.class_names=imagenet names classes by their index, so data.num_classes must be "
+                f"{IMAGENET_CLASSES}, not {self.num_classes}: set it, or name your classes in data.label_names",
+            )
         if self.label_names is not None:
             require(
                 len(self.label_names) == self.num_classes,
@@ -61,11 +96,6 @@ class DataConfig:
             )
             require(
                 len(set(self.label_names)) == self.num_classes, "data.label_names repeats a name: make each one unique"
-            )
-        for name, limit in (("max_train", self.max_train), ("max_test", self.max_test)):
-            require(
-                limit is None or limit >= self.num_classes,
-                f"data.{name} is {limit}: keep at least one image of each of the {self.num_classes} classes",
             )
 
 

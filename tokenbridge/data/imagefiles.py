@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenbridge.data import DataError
 from tokenbridge.data.decoding import open_whole
-from tokenbridge.data.splits import Split
+from tokenbridge.data.splits import Encoded, Split
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 READ_AHEAD = 256  # images read at a time: enough for all threads, little enough for memory
@@ -55,28 +55,36 @@ def make_split(classes: ClassFiles, names: list[str]) -> Split:
     labelled = [(image, label) for label, name in enumerate(names) for image in classes[name]]
     labelled.sort(key=lambda each: shuffle_key(each[0]))
     labels = np.array([label for _, label in labelled], dtype=np.int64)
-
-    def encode(indices: Iterable[int]) -> Iterator[tuple[bytes, str]]:
-        remaining = iter(indices)
-        with ThreadPoolExecutor(THREADS) as pool:
-            while chunk := [labelled[index][0] for index in islice(remaining, READ_AHEAD)]:
-                for image, content in zip(chunk, pool.map(read_whole, chunk), strict=True):
-                    yield content, image.path
-
-    return Split(labels, encode)
+    return Split(labels, lambda indices: read_side_by_side(labelled[index][0] for index in indices))
 
 
-def read_whole(image: ImageFile) -> bytes:
-    """The file as it is, after one full decode that proves it."""
+def read_side_by_side(images: Iterable[ImageFile]) -> Iterator[tuple[Encoded, str]]:
+    """Each image's content and path, in their order, ``READ_AHEAD`` of them at a time."""
+    remaining = iter(images)
+    with ThreadPoolExecutor(THREADS) as pool:
+        while chunk := list(islice(remaining, READ_AHEAD)):
+            for image, content in zip(chunk, pool.map(read_whole, chunk), strict=True):
+                yield content, image.path
+
+
+def read_whole(image: ImageFile) -> Encoded:
+    """The file as it is, after one full decode that proves it; or why it is broken.
+
+    Raises:
+        DataError: when it cannot be read at all, which is no fault of the image.
+    """
     try:
         content = image.read()
     except OSError as error:
         raise DataError(f"{image.place} cannot be read ({error.strerror}): restore it or its permissions") from error
-    open_whole(content, image.place)
+    try:
+        open_whole(content, image.place)
+    except DataError as broken:
+        return broken
     return content
 
 
-def check_size(size: int, place: str) -> None:
+def check_size(size: int, place: str, largest: int = MAX_FILE_BYTES) -> None:
     """Raises DataError for a file too large to be one image, before it is read; or of less than nothing."""
-    if not 0 <= size <= MAX_FILE_BYTES:
-        raise DataError(f"{place} says it has {size:,} bytes: an image may have {MAX_FILE_BYTES:,}, so shrink it")
+    if not 0 <= size <= largest:
+        raise DataError(f"{place} says it has {size:,} bytes: an image may have {largest:,}, so shrink it")

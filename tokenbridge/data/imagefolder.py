@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Protocol, Self
 
-from tokenbridge.config import DataConfig
+from tokenbridge.config import IMAGENET, DataConfig
 from tokenbridge.data import DataError
 from tokenbridge.data.imagefiles import SUFFIXES, ClassFiles, ImageFile, divide, make_split
+from tokenbridge.data.imagenet_classes import names_of
 from tokenbridge.data.splits import Split
 
 
@@ -38,7 +39,8 @@ def load_folder(config: DataConfig, root: Folder) -> tuple[list[str], dict[str, 
     if sorted(files["test"]) != sorted(names):
         differing = ", ".join(sorted(set(files["test"]) ^ set(names)))
         raise DataError(f"{root}/train and {root}/test differ in their class folders ({differing}): give both the same")
-    return names, {split: make_split(classes, names) for split, classes in files.items()}
+    splits = {split: make_split(classes, names) for split, classes in files.items()}
+    return names_of(names, str(root)) if config.class_names == IMAGENET else names, splits
 
 
 def find_root(config: DataConfig) -> Path:

@@ -1,4 +1,4 @@
-"""Files that can be read in parts, in a local folder or on S3, named by a folder or a pattern."""
+"""Files that can be read in parts: in a local folder, on S3 or on the Hub; named by a folder or a pattern."""
 
 import os
 import stat
@@ -12,6 +12,7 @@ from tokenbridge.config import StorageConfig
 from tokenbridge.data import DataError
 
 REMOTE = "s3://"
+HUB = "hf://"
 WILDCARDS = frozenset("*?[")
 TAR = ".tar"
 
@@ -31,16 +32,23 @@ def list_files(location: str, storage: StorageConfig) -> list[StoredFile]:
     """The files of a folder and of all below it, or those that a pattern names; sorted. Hidden ones are passed over.
 
     Args:
-        location: /folder, /folder/train-*.tar, /folder/file.tar, or the same on S3, s3://bucket/prefix...
+        location: /folder, /folder/train-*.tar, /folder/file.tar, or the same on S3, s3://bucket/prefix..., or on the
+            Hub, hf://datasets/owner/name[@revision]...
 
     Raises:
-        DataError: when there is no such folder.
+        DataError: when there is no such folder, or the Hub refuses.
         StorageError: when S3 refuses or does not answer.
     """
     base, pattern = split_pattern(location)
-    found = remote_files(base, storage) if base.startswith(REMOTE) else local_files(Path(base).expanduser())
+    found = files_below(base, storage)
     files = [file for file in found if not hidden(file.name) and (not pattern or fits(file.name, pattern))]
     return sorted(files, key=lambda file: file.name)
+
+
+def files_below(base: str, storage: StorageConfig) -> Iterator[StoredFile]:
+    if base.startswith(REMOTE):
+        return remote_files(base, storage)
+    return files_of_hub(base) if base.startswith(HUB) else local_files(Path(base).expanduser())
 
 
 def split_pattern(location: str) -> tuple[str, str]:
@@ -89,3 +97,10 @@ def remote_files(uri: str, storage: StorageConfig) -> Iterator[StoredFile]:
     folder = S3Folder(uri, storage)
     for item in folder.list():
         yield StoredFile(item.path, folder.address(item.path), item.size, item.etag, partial(folder.read, item))
+
+
+def files_of_hub(address: str) -> Iterator[StoredFile]:
+    from tokenbridge.data.hub import hub_files  # huggingface_hub takes a while to import, too
+
+    for (name, place, size, version), read in hub_files(address):
+        yield StoredFile(name, place, size, version, read)

@@ -6,9 +6,8 @@ path) and ``label``, and ``manifest.json``: name, licence, citation, image_size,
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from tokenbridge.data import DataError
 from tokenbridge.data.decoding import decode_rgb
+from tokenbridge.data.rowgroups import RowGroups
 from tokenbridge.files import read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
@@ -44,21 +44,26 @@ def write_shards(
         DataError: when there are fewer or more than ``count`` examples.
     """
     remaining, schema, shards = iter(examples), shard_schema(label_names), []
-    total = -(-count // shard_size)
-    for number in range(total):
-        path = folder / f"{split}-{number:05d}-of-{total:05d}.parquet"
-        expected = min(shard_size, count - number * shard_size)
-        written = write_shard(path, islice(remaining, expected), schema)
-        if written < expected:
-            raise DataError(f"{path.name} got {written:,} images of {expected:,}: split {split} ended early")
-        shards.append({"file": path.name, "count": written, "sha256": sha256_file(path)})
+    for file, span in shard_spans(split, count, shard_size).items():
+        shards.append(write_shard(folder / file, islice(remaining, len(span)), schema))
+        if shards[-1]["count"] < len(span):
+            raise DataError(f"{file} got {shards[-1]['count']:,} images of {len(span):,}: split {split} ended early")
     if next(remaining, None) is not None:
         raise DataError(f"split {split} has more than the {count:,} images announced")
     return shards
 
 
-def write_shard(path: Path, examples: Iterable[Example], schema: pa.Schema) -> int:
-    """Images are compressed already, so the columns are stored plain."""
+def shard_spans(split: str, count: int, shard_size: int) -> dict[str, range]:
+    """Each shard's file name, and which of ``count`` images it holds."""
+    spans = [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
+    return {f"{split}-{number:05d}-of-{len(spans):05d}.parquet": span for number, span in enumerate(spans)}
+
+
+def write_shard(path: Path, examples: Iterable[Example], schema: pa.Schema) -> dict[str, Any]:
+    """Write one shard, streaming; returns its file, count and sha256.
+
+    Images are compressed already, so the columns are stored plain.
+    """
     remaining, written = iter(examples), 0
     with pq.ParquetWriter(
         path, schema, compression="none", use_dictionary=["label"], write_statistics=["label"]
@@ -68,7 +73,7 @@ def write_shard(path: Path, examples: Iterable[Example], schema: pa.Schema) -> i
             table = pa.table({"image": images, "label": [label for *_, label in rows]}, schema=schema)
             writer.write_table(table)
             written += len(rows)
-    return written
+    return {"file": path.name, "count": written, "sha256": sha256_file(path)}
 
 
 def write_manifest(
@@ -80,14 +85,21 @@ def write_manifest(
     splits: dict[str, list[dict[str, Any]]],
     licence: str = "",
     citation: str = "",
+    left_out: dict[str, list[str]] | None = None,
 ) -> dict[str, Any]:
-    """Describe the shards that ``write_shards`` returned for each split; returns the manifest."""
+    """Describe the shards that ``write_shards`` returned for each split; returns the manifest.
+
+    Args:
+        left_out: paths of the images that were broken, by split; noted if there are any.
+    """
     content = {
         "image_size": image_size,
         "label_names": label_names,
         "splits": {split: {"count": count_images(shards), "shards": shards} for split, shards in splits.items()},
     }
     manifest = {"name": name, "licence": licence, "citation": citation, **content, "digest": digest_of(content)}
+    if any((left_out or {}).values()):
+        manifest["left_out"] = left_out
     write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -121,21 +133,17 @@ class ImageShards:
         self.image_size: int = manifest["image_size"]
         self.digest = digest_of(shards)
         self.paths = [folder / shard["file"] for shard in shards]
-        self.metadata = [read_footer(path) for path in self.paths]
-        sizes = [footer.row_group(group).num_rows for footer in self.metadata for group in range(footer.num_row_groups)]
-        self.groups = [(n, group) for n, footer in enumerate(self.metadata) for group in range(footer.num_row_groups)]
-        self.starts: list[int] = [0, *np.cumsum(sizes, dtype=int).tolist()]  # the first row of each group, and the end
+        self.rows = RowGroups([(str(path), partial(Path, path)) for path in self.paths], remedy(folder))
         if len(self) != manifest["splits"][split]["count"]:
             raise DataError(f"{folder} holds {len(self):,} images of {split}, unlike its manifest: {remedy(folder)}")
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return len(self.rows)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """int64 [N], without decoding any image."""
-        tables = [self.read_rows(number, None, ["label"]) for number in range(len(self.paths))]
-        return np.concatenate([table["label"].to_numpy() for table in tables])
+        return self.rows.column("label")
 
     def read(self, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images start..stop-1 as uint8 [n, 3, H, W], and their labels int64 [n]; no others are decoded."""
@@ -149,22 +157,9 @@ class ImageShards:
 
     def examples(self, start: int, stop: int) -> Iterator[Example]:
         """Encoded images start..stop-1, holding one row group at a time."""
-        for position in range(bisect_right(self.starts, start) - 1, len(self.groups)):
-            first = self.starts[position]
-            if first >= stop:
-                return
-            table = self.read_rows(*self.groups[position], ["image", "label"])
-            rows = table.slice(max(start - first, 0), stop - max(start, first))
+        for rows in self.rows.rows(start, stop, ["image", "label"]):
             for image, label in zip(rows["image"].to_pylist(), rows["label"].to_pylist(), strict=True):
                 yield image["bytes"], image["path"], label
-
-    def read_rows(self, shard: int, group: int | None, columns: list[str]) -> pa.Table:
-        path = self.paths[shard]
-        try:
-            with pq.ParquetFile(path, metadata=self.metadata[shard]) as file:
-                return file.read(columns) if group is None else file.read_row_group(group, columns)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} is missing or damaged ({error}): {remedy(path.parent)}") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -174,13 +169,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / MANIFEST} is missing or damaged ({error}): {remedy(folder)}") from error
     return dict(manifest)
-
-
-def read_footer(path: Path) -> pq.FileMetaData:
-    try:
-        return pq.read_metadata(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is missing or damaged ({error}): {remedy(path.parent)}") from error
 
 
 def remedy(folder: Path) -> str:

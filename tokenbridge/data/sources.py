@@ -2,24 +2,36 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from tokenbridge.config import DataConfig, StorageConfig
 from tokenbridge.data import DataError
+from tokenbridge.data.broken import Tolerance
+from tokenbridge.data.huggingface import load_huggingface
 from tokenbridge.data.idx import IDX_FILES, load_idx
 from tokenbridge.data.imagefolder import load_imagefolder
+from tokenbridge.data.imagenet_tars import load_imagenet_tars
 from tokenbridge.data.mirrors import fetch_files
+from tokenbridge.data.notes import Notes
 from tokenbridge.data.objects import load_objects
-from tokenbridge.data.shards import Example, write_manifest, write_shards
-from tokenbridge.data.splits import Split
+from tokenbridge.data.shards import shard_schema, shard_spans, write_manifest, write_shard
+from tokenbridge.data.splits import Encoded, Split, balanced_subset
+from tokenbridge.data.state import source_state
 from tokenbridge.data.webdataset import load_webdataset
 from tokenbridge.files import atomic_path
 from tokenbridge.progress import Progress
 
+Found = tuple[Encoded, str, int]
+
 
 def fetch_images(
-    config: DataConfig, destination: Path, every: float = 5.0, storage: StorageConfig | None = None
+    config: DataConfig,
+    destination: Path,
+    every: float = 5.0,
+    storage: StorageConfig | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Check the source and write its shards to ``destination``; returns the manifest.
 
@@ -29,27 +41,44 @@ def fetch_images(
     Args:
         every: seconds between progress lines.
         storage: where S3 is; None leaves that to AWS's own variables and files.
+        resume: work in ``destination`` itself, and go on from the whole shards that an interrupted fetch left
+            there, if the source is as it was then.
 
     Raises:
         DataError: naming what is wrong with which file, and the remedy.
         StorageError: when S3 refuses or does not answer.
     """
+    storage = storage or StorageConfig()
     with tempfile.TemporaryDirectory() as scratch:
-        label_names, splits = open_source(config, Path(scratch), storage or StorageConfig(), every)
-        with atomic_path(destination) as folder:
-            folder.mkdir()
-            return write_images(config, folder, label_names, splits, every)
+        notes = Notes(destination, source_state(config, storage)) if resume else Notes()
+        label_names, splits = open_source(config, Path(scratch), storage, every, proven=notes.kept)
+        with nullcontext(destination) if resume else atomic_path(destination) as folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            return write_images(config, folder, label_names, splits, every, notes)
 
 
 def open_source(
-    config: DataConfig, scratch: Path, storage: StorageConfig, every: float
+    config: DataConfig, scratch: Path, storage: StorageConfig, every: float, proven: bool = False
 ) -> tuple[list[str], dict[str, Split]]:
+    """Label names and both splits.
+
+    Args:
+        proven: an interrupted fetch of these very files has checked their digests.
+    """
     if config.source == "imagefolder":
         return load_imagefolder(config)
     if config.source == "s3":
         return load_objects(config, storage)
     if config.source == "webdataset":
         return load_webdataset(config, storage, every)
+    if config.source == "huggingface":
+        return load_huggingface(config, storage)
+    if config.source == "imagenet_tars":
+        return load_imagenet_tars(config, storage, every, proven)
+    return open_idx(config, scratch)
+
+
+def open_idx(config: DataConfig, scratch: Path) -> tuple[list[str], dict[str, Split]]:
     files = [name for pair in IDX_FILES.values() for name in pair]
     unproven = [name for name in files if name not in config.sha256]
     if unproven:
@@ -60,27 +89,35 @@ def open_source(
 
 
 def write_images(
-    config: DataConfig, folder: Path, label_names: list[str], splits: dict[str, Split], every: float
+    config: DataConfig, folder: Path, label_names: list[str], splits: dict[str, Split], every: float, notes: Notes
 ) -> dict[str, Any]:
     limits = {"train": config.max_train, "test": config.max_test}
-    counts = {split: min(len(images.labels), limits[split] or len(images.labels)) for split, images in splits.items()}
-    progress = Progress(f"fetch {config.name}", sum(counts.values()), every=every)
-    shards = {}
+    chosen = {split: balanced_subset(images.labels, limits[split]) for split, images in splits.items()}
+    total = sum(len(indices) for indices in chosen.values())
+    progress = Progress(f"fetch {config.name}", total, every=every, done=notes.seen)
+    schema = shard_schema(label_names)
     for split, images in splits.items():
-        examples = counted(images.examples(limits[split]), progress)
-        shards[split] = write_shards(folder, split, examples, label_names, config.shard_size, counts[split])
+        indices = chosen[split]
+        tolerance = Tolerance(split, config.max_broken, images.labels[indices], notes.left_out(split))
+        for file, span in shard_spans(split, len(indices), config.shard_size).items():
+            if file not in notes.done:
+                known = len(tolerance.left_out)
+                examples = counted(images.examples(indices[span.start : span.stop]), progress)
+                shard = write_shard(folder / file, tolerance.whole(examples), schema)
+                notes.add(split, shard, tolerance.left_out[known:])
     return write_manifest(
         folder,
         name=config.name,
         image_size=config.image_size,
         label_names=label_names,
-        splits=shards,
+        splits={split: notes.shards(split) for split in splits},
         licence=config.licence,
         citation=config.citation,
+        left_out={split: [path for path, _ in notes.left_out(split)] for split in splits},
     )
 
 
-def counted(examples: Iterable[Example], progress: Progress) -> Iterator[Example]:
+def counted(examples: Iterable[Found], progress: Progress) -> Iterator[Found]:
     for example in examples:
         yield example
         progress.advance(1)

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenbridge.data import DataError
+
 Labels = NDArray[np.int64]
+Encoded = bytes | DataError  # an image file, or why it is broken
 
 
 @dataclass(frozen=True)
@@ -15,15 +18,15 @@ class Split:
 
     Attributes:
         labels: int64 [N].
-        encode: the encoded file and its path, for each of the given indices, in their order.
+        encode: the encoded file and its path, for each of the given indices, which ascend, in their order.
     """
 
     labels: Labels
-    encode: Callable[[Iterable[int]], Iterator[tuple[bytes, str]]]
+    encode: Callable[[Iterable[int]], Iterator[tuple[Encoded, str]]]
 
-    def examples(self, limit: int | None) -> Iterator[tuple[bytes, str, int]]:
-        """(encoded image, path, label) of all images, or of a class-balanced ``limit`` of them."""
-        indices = balanced_subset(self.labels, limit)
+    def examples(self, indices: Labels | None = None) -> Iterator[tuple[Encoded, str, int]]:
+        """(encoded image, path, label) of the images ``indices``, which ascend; of all without."""
+        indices = np.arange(len(self.labels)) if indices is None else indices
         for index, (content, path) in zip(indices, self.encode(indices.tolist()), strict=True):
             yield content, path, int(self.labels[index])
 

@@ -1,6 +1,5 @@
 """Tar archives from elsewhere, read in place: nothing is extracted, and what looks like an attack is refused."""
 
-import io
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,49 +8,20 @@ from pathlib import PurePosixPath
 from tokenbridge.data import DataError
 from tokenbridge.data.imagefiles import MAX_FILE_BYTES, check_size
 from tokenbridge.data.places import StoredFile
+from tokenbridge.data.streams import Stream
 
 BUFFER = 2**22  # bytes that are asked for at a time
 MAX_MEMBERS = 1_000_000  # of one archive
 
 
-class Raw(io.RawIOBase):
-    """A stored file as a stream that can seek."""
+def member_file(file: StoredFile, member: tarfile.TarInfo) -> StoredFile:
+    """A member as a file of its own, read from where it lies."""
+    start = member.offset_data
 
-    def __init__(self, file: StoredFile) -> None:
-        self.file, self.position = file, 0
+    def read(position: int, size: int) -> bytes:
+        return file.read(start + position, size)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.file.size}[whence]
-        self.position = start + offset
-        return self.position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        content = self.file.read(self.position, max(min(len(buffer), self.file.size - self.position), 0))
-        buffer[: len(content)] = content
-        self.position += len(content)
-        return len(content)
-
-
-class Stream(io.BufferedReader):
-    """Refuses to bring more into memory than an image may have: headers of an archive can ask for any length."""
-
-    def __init__(self, file: StoredFile) -> None:
-        super().__init__(Raw(file), BUFFER)
-        self.place = file.place
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= MAX_FILE_BYTES:
-            raise DataError(f"{self.place} has a header that asks for {size} bytes: do not trust it")
-        return super().read(size)
+    return StoredFile(member.name, f"{file.place}: {member.name}", member.size, file.version, read)
 
 
 @contextmanager
@@ -62,7 +32,7 @@ def open_tar(file: StoredFile) -> Iterator[tarfile.TarFile]:
         DataError: whatever is wrong with its form, naming it.
     """
     try:
-        with Stream(file) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with Stream(file, BUFFER, MAX_FILE_BYTES) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             yield archive
     except (tarfile.TarError, EOFError, OverflowError) as error:
         raise DataError(
@@ -70,8 +40,8 @@ def open_tar(file: StoredFile) -> Iterator[tarfile.TarFile]:
         ) from error
 
 
-def files_of(archive: tarfile.TarFile, place: str) -> Iterator[tarfile.TarInfo]:
-    """Its files, one by one; folders and hidden files are passed over.
+def files_of(archive: tarfile.TarFile, place: str, largest: int = MAX_FILE_BYTES) -> Iterator[tarfile.TarInfo]:
+    """Its files, one by one, of at most ``largest`` bytes each; folders and hidden files are passed over.
 
     Raises:
         DataError: for a name outside of the archive, a link or a device, a member that is too large, too many members,
@@ -81,7 +51,7 @@ def files_of(archive: tarfile.TarFile, place: str) -> Iterator[tarfile.TarInfo]:
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
         count += 1
-        check_member(member, count, place)
+        check_member(member, count, place, largest)
         if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
             yield member
     check_end(archive, place)
@@ -95,7 +65,7 @@ def check_end(archive: tarfile.TarFile, place: str) -> None:
         raise DataError(f"{place} is damaged at byte {archive.offset:,}: get it again")
 
 
-def check_member(member: tarfile.TarInfo, count: int, place: str) -> None:
+def check_member(member: tarfile.TarInfo, count: int, place: str, largest: int) -> None:
     name = f"{place}: {member.name}"
     if count > MAX_MEMBERS:
         raise DataError(f"{place} has more than {MAX_MEMBERS:,} members: divide it into several")
@@ -105,4 +75,4 @@ def check_member(member: tarfile.TarInfo, count: int, place: str) -> None:
         return
     if not member.isreg() or member.issparse():
         raise DataError(f"{name} is a link, a device or a sparse file: write plain files into the archive")
-    check_size(member.size, name)
+    check_size(member.size, name, largest)

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePosixPath
 
-from tokenbridge.config import DataConfig, StorageConfig
+from tokenbridge.config import IMAGENET, DataConfig, StorageConfig
 from tokenbridge.data import DataError
 from tokenbridge.data.imagefiles import SUFFIXES, THREADS, ClassFiles, ImageFile, divide, make_split
+from tokenbridge.data.imagenet_classes import imagenet_names, names_of
 from tokenbridge.data.places import TAR, StoredFile, list_files
 from tokenbridge.data.splits import Split
 from tokenbridge.data.tars import files_of, open_tar
@@ -30,7 +31,7 @@ def load_webdataset(
     """
     if config.root is None:
         raise DataError("data.root is not set: name your tars, data.root='/path/train-*.tar' or s3://bucket/prefix")
-    names = config.label_names or [str(label) for label in range(config.num_classes)]
+    names = config.label_names or classes_by_index(config)
     train = index_tars(config.root, names, config, storage, every)
     if config.test_root is not None:
         files = {"train": train, "test": index_tars(config.test_root, names, config, storage, every)}
@@ -38,7 +39,15 @@ def load_webdataset(
         files = divide(train, config.test_fraction)
     else:
         raise DataError("data.test_root is not set and data.test_fraction is 0: set one, data.test_fraction=0.1")
-    return names, {split: make_split(classes, names) for split, classes in files.items()}
+    splits = {split: make_split(classes, names) for split, classes in files.items()}
+    return names_of(names, config.root) if config.class_names == IMAGENET else names, splits
+
+
+def classes_by_index(config: DataConfig) -> list[str]:
+    """What a label may say in place of an index: ImageNet's wnids, if those are meant, or the number itself."""
+    if config.class_names == IMAGENET:
+        return list(imagenet_names())
+    return [str(label) for label in range(config.num_classes)]
 
 
 def index_tars(location: str, names: list[str], config: DataConfig, storage: StorageConfig, every: float) -> ClassFiles:

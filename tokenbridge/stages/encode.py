@@ -1,5 +1,7 @@
 """Stage ``encode``: images + VAE -> moments, shard by shard; a rerun makes the missing shards only."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from tokenbridge.arrays import row_shards, write_manifest, write_shard
@@ -26,14 +28,15 @@ def work(job: Job) -> None:
     vae = load_vae(job.root / "models/vae").to(job.device)
     batch, flip = job.config.launcher.batch_size, job.config.encode.flip
 
-    def encode(chunk: Chunk, advance: Advance) -> None:
-        parts = []
+    def moments(chunk: Chunk, advance: Advance) -> Iterator[np.ndarray]:
         for first in range(chunk.span.start, chunk.span.stop, batch):
             pixels, _ = images.read(first, min(first + batch, chunk.span.stop))
             views = [pixels, pixels[..., ::-1].copy()] if flip else [pixels]
-            parts.append(np.stack([encode_moments(vae, view).cpu().numpy().astype(np.float16) for view in views], 1))
+            yield np.stack([encode_moments(vae, view).cpu().numpy().astype(np.float16) for view in views], 1)
             advance(len(pixels))
-        write_shard(job.work / MOMENTS, chunk.index, np.concatenate(parts))
+
+    def encode(chunk: Chunk, advance: Advance) -> None:
+        write_shard(job.work / MOMENTS, chunk.index, len(chunk.span), moments(chunk, advance))
 
     count = len(images.labels[: job.config.encode.images])
     shards = row_shards(job.work / MOMENTS, count)

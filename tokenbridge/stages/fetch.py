@@ -20,7 +20,8 @@ PICTURED_CLASSES = 20
 def main() -> None:
     with stage_run("fetch") as run:
         data = run.config.data
-        manifest = fetch_images(data, run.work / "images", run.config.launcher.log_seconds, run.config.storage)
+        seconds = run.config.launcher.log_seconds
+        manifest = fetch_images(data, run.work / "images", seconds, run.config.storage, resume=True)
         run.tracker.dataset(data.name, manifest["digest"], source=data.citation or data.name, context="fetch")
         picture(ImageShards(run.work / "images", "train")).save(run.work / "images.png")
         _check(run.config, manifest)
