@@ -42,6 +42,11 @@ def test_the_rank_that_failed_first_is_quoted() -> None:
     assert last_words(*others, *own, late, summary("n2", 3)) == words
 
 
+def test_an_error_is_quoted_without_what_was_said_before_it_and_came_later() -> None:
+    words = last_words("[rank 1] [rank1]: ValueError: no", "[rank 1] step 3", summary("n1", 1))
+    assert words == ["ValueError: no", "rank 1 on n1 ended with exit code 1"]
+
+
 def test_a_killed_rank_goes_before_those_that_missed_it() -> None:
     others = ["[rank 0] Traceback (most recent call last):", "[rank 0] RuntimeError: connection closed by peer"]
     words = last_words("[rank 1] step 3", *others, summary("n1", 0), summary("n2", 1, code=-9))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 RANK_PREFIX = "[rank ${rank}] "  # torchrun's, in front of each worker's line
 REMEMBERED = 20  # lines of each worker
-RANK_LINE = re.compile(r"\[rank (\d+)\] (?:\[rank\d+\]: )?(.*)")  # torch says the rank of an error once more
+RANK_LINE = re.compile(r"\[rank (\d+)\] (\[rank\d+\]: )?(.*)")  # torch marks the lines of an uncaught error by itself
 TRACEBACK = "Traceback (most recent call last)"
 # torchrun's summary of one node
 ROOT_CAUSE = re.compile(
@@ -35,6 +35,7 @@ class Output:
 
     def __init__(self) -> None:
         self._of_rank: dict[int, deque[str]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+        self._errors: dict[int, deque[str]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
         self._others: deque[str] = deque(maxlen=10 * REMEMBERED)  # torchrun's and the scheduler's
         self._last_traceback: dict[int, int] = {}
         self._count = 0
@@ -47,9 +48,11 @@ class Output:
             print(line, flush=True)
             self._others.append(line)
             return
-        rank, text = int(match[1]), match[2]
+        rank, text = int(match[1]), match[3]
         print(f"[rank {rank}] {text}", flush=True)
         self._of_rank[rank].append(text)
+        if match[2]:  # kept apart: what was said before may come later, since torchrun reads stdout and stderr in turn
+            self._errors[rank].append(text)
         if text.startswith(TRACEBACK):
             self._last_traceback[rank] = self._count
 
@@ -59,7 +62,7 @@ class Output:
         if not failures:
             return list(self._others)[-REMEMBERED:]
         first = min(failures, key=lambda each: (each.time, self._last_traceback.get(each.rank, 0)))
-        return [*self._of_rank[first.rank], str(first)]
+        return [*(self._errors[first.rank] or self._of_rank[first.rank]), str(first)]
 
     def _failures(self) -> list[Failure]:
         """One for each node that told. A dead worker takes the others with it, so the earliest is the cause."""
