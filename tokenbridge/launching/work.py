@@ -12,6 +12,7 @@ from tokenbridge.errors import UserError
 from tokenbridge.launching.output import RANK_PREFIX, Output
 
 PROJECT = Path(tokenbridge.__file__).parents[1]
+LOGS = "workers-*.log"  # of a scheduler's jobs, by their ids
 COMPLETE, FAILED = "complete", "failed.txt"  # what workers leave in their folder: all is done, or none can mend it
 TORCHRUN = "torch.distributed.run"
 
@@ -53,7 +54,7 @@ class ParallelWork:
 
     def log(self, job: str) -> Path:
         """Where the job's output goes."""
-        return self.folder / f"workers-{job}.log"
+        return self.folder / LOGS.replace("*", job)
 
     def torchrun(self, *rendezvous: str, agent: str = TORCHRUN, python: str = sys.executable) -> list[str]:
         """The command of one node, with torchrun's options for finding the others."""

@@ -17,6 +17,7 @@ import torch
 from tokenbridge.config import LOCAL, Config
 from tokenbridge.device import pick_device
 from tokenbridge.launching import launch
+from tokenbridge.launching.work import LOGS
 from tokenbridge.processes import ALONE, Processes
 from tokenbridge.stages.runtime import StageRun
 from tokenbridge.watching import MetricSink, Stop, never
@@ -57,8 +58,12 @@ def compute(run: StageRun, work: Callable[[Job], None], *, alone: bool = False) 
     if launcher.kind == LOCAL and launcher.processes == 1:
         work(Job(run.spec.name, run.config, run.root, run.work, run.tracker, pick_device(launcher)))
         return
-    with _metrics_passed_on(run.work / METRICS, run.tracker):
-        launch([run.spec.name, str(run.root), str(run.work)], root=run.root, work=run.work, launcher=launcher)
+    try:
+        with _metrics_passed_on(run.work / METRICS, run.tracker):
+            launch([run.spec.name, str(run.root), str(run.work)], root=run.root, work=run.work, launcher=launcher)
+    finally:
+        for log in run.work.glob(LOGS):
+            run.tracker.artifact(log, "workers")
 
 
 @dataclass
