@@ -66,14 +66,15 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     if missing := groups * size - packed.shape[-1]:
         packed = np.concatenate([packed, np.zeros((*packed.shape[:-1], missing), np.uint8)], -1)
     grouped = packed.reshape(*packed.shape[:-1], groups, size)
+    column = np.ascontiguousarray(np.moveaxis(grouped, -1, 0))  # of each byte of the groups: in a row, it is fast
     indices = np.empty((*grouped.shape[:-1], period), np.uint8)
     for place in range(period):
         byte, offset = divmod(place * bits, BYTE)
         spare = BYTE - bits - offset  # bits of the byte to the right of the index; negative: so many in the next one
-        value = grouped[..., byte] >> spare if spare >= 0 else grouped[..., byte] << -spare
+        value = column[byte] >> spare if spare >= 0 else column[byte] << -spare
         if spare < 0:
-            value |= grouped[..., byte + 1] >> (BYTE + spare)
-        np.bitwise_and(value, 2**bits - 1, out=indices[..., place])
+            value |= column[byte + 1] >> (BYTE + spare)
+        indices[..., place] = value & (2**bits - 1)
     return indices.reshape(*packed.shape[:-1], -1)[..., :count]
 
 
