@@ -35,7 +35,9 @@ def is_complete(team: Project) -> bool:
     """Whether MLflow has all of the newest training: every point of its curve, its files, its end."""
     run = runs(team, STAGE)[0]
     curve = pandas.read_csv(team.root / "reports/train/tiny/loss.csv")
-    logged = {metric.step: metric.value for metric in client(team).get_metric_history(run.info.run_id, "loss") if metric.step}
+    logged = {
+        metric.step: metric.value for metric in client(team).get_metric_history(run.info.run_id, "loss") if metric.step
+    }
     files = [file.path for file in client(team).list_artifacts(run.info.run_id, "reports/train/tiny")]
     assert logged == pytest.approx(dict(zip(curve["step"], curve["loss"], strict=True)))
     assert files == ["reports/train/tiny/loss.csv"]

@@ -8,12 +8,17 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from mlflow.store.db.utils import _get_latest_schema_revision
+from alembic.script import ScriptDirectory
+from mlflow.store.db.utils import _get_alembic_config
 from mlflow.version import VERSION
 
 from tokenbridge.errors import UserError
 
-installed_revision = cache(_get_latest_schema_revision)  # MLflow itself reads its files anew each time: half a second
+
+@cache
+def known_revisions() -> list[str]:
+    """Of the installed MLflow's tables, the newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_get_alembic_config("")).walk_revisions()]
 
 
 def upgrade_if_old(database: Path) -> None:
@@ -22,11 +27,15 @@ def upgrade_if_old(database: Path) -> None:
     A copy stays beside it, named after the revision that it had and the time.
 
     Raises:
-        UserError: if MLflow cannot, as with tables of a newer one; the database is as it was.
+        UserError: if it is of a newer MLflow, or the upgrade fails; the database is as it was.
     """
     found = revision(database)
-    if found in (None, installed_revision()):
+    if found in (None, known_revisions()[0]):
         return
+    if found not in known_revisions():
+        raise UserError(
+            f"{database} was made by a newer MLflow than {VERSION}: install that one, or move the file aside"
+        )
     kept = database.with_name(f"{database.name}.{found}.{datetime.now():%Y%m%dT%H%M%S}")
     copy_database(database, kept)
     command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{database.resolve().as_posix()}"]
@@ -35,8 +44,8 @@ def upgrade_if_old(database: Path) -> None:
         copy_database(kept, database)
         kept.unlink()
         raise UserError(
-            f"{database} has tables of another MLflow than {VERSION}: install the one that made it, or move the file "
-            f"aside; it is as it was. `mlflow db upgrade` says: {done.stderr.strip().splitlines()[-1]}"
+            f"{database} was made by an older MLflow than {VERSION}, and is as it was, since `mlflow db upgrade` "
+            f"failed: {done.stderr.strip().splitlines()[-1]}"
         )
     print(f"tracking: {database} has the tables of MLflow {VERSION} now; as it was: {kept.name}", file=sys.stderr)
 
