@@ -1,10 +1,11 @@
-"""Watch the flows of a Prefect server: `TOKENBRIDGE_ALERT_URL=https://... python -m flows.alerts`.
+"""Watch the flows of a Prefect server: `TOKENBRIDGE_ALERT_URL=https://... python -m flows.alerts [--silence SECONDS]`.
 
 A flow run that fails or crashes is told to that address, by a POST of JSON. A flow run whose process was killed, which
-Prefect alone would show as running for ever, is marked as crashed when its heartbeats stay away. Both are automations,
-seen and edited in the server's pages; running this again brings them up to date.
+Prefect alone would show as running for ever, is marked as crashed when its heartbeats stay away for longer than
+``--silence``. Both are automations, seen and edited in the server's pages; running this again brings them up to date.
 """
 
+import argparse
 import asyncio
 import os
 import sys
@@ -20,13 +21,13 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
+from flows.server import PATIENCE
+
 URL_VARIABLE = "TOKENBRIDGE_ALERT_URL"  # it may hold a token, so it is no argument, which others could see
 BLOCK = "tokenbridge-alerts"
 FLOW_RUNS: dict[str, str | list[str]] = {"prefect.resource.id": "prefect.flow-run.*"}
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-HEARTBEAT_SECONDS = 180  # unless PREFECT_FLOWS_HEARTBEAT_FREQUENCY says otherwise
-MISSED_HEARTBEATS = 3
 VANISHED = "its process has vanished: no heartbeats any more"
 MESSAGE = """{
   "flow": "{{ flow.name }}",
@@ -53,9 +54,8 @@ def failure_alert(webhook: UUID) -> Automation:
     )
 
 
-def crash_detection() -> Automation:
-    """Mark a flow run as crashed when its heartbeats stay away before it has ended."""
-    between = get_current_settings().flows.heartbeat_frequency or HEARTBEAT_SECONDS
+def crash_detection(silence: float) -> Automation:
+    """Mark a flow run as crashed when it has sent no heartbeat for so many seconds before it has ended."""
     return Automation(
         name="tokenbridge: notice killed flows",
         description="Marks a flow run as crashed when its process has vanished",
@@ -66,28 +66,35 @@ def crash_detection() -> Automation:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(seconds=MISSED_HEARTBEATS * between),
+            within=timedelta(seconds=silence),
         ),
         actions=[ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=VANISHED, force=False)],
     )
 
 
-async def set_up(url: str) -> None:
+async def set_up(url: str, silence: float) -> None:
     """Create the webhook and both automations, in place of those that are there."""
     webhook = Webhook(method="POST", url=SecretStr(url))
     block: UUID = await webhook.asave(BLOCK, overwrite=True)
-    for automation in (failure_alert(block), crash_detection()):
+    for automation in (failure_alert(block), crash_detection(silence)):
         with suppress(ValueError):  # none of that name
             await (await Automation.aread(name=automation.name)).adelete()
         await automation.acreate()
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.alerts", description="Watch the flows of a Prefect server.")
+    # no shorter than flows wait for a server that is being restarted, which gets no heartbeats
+    parser.add_argument("--silence", type=float, default=PATIENCE, help="seconds until a flow is dead (%(default)s)")
+    silence = parser.parse_args().silence
     url = os.environ.get(URL_VARIABLE)
     if not url or not os.environ.get("PREFECT_API_URL"):
         sys.exit(f"alerts: set PREFECT_API_URL to the server's address and {URL_VARIABLE} to where alerts shall go")
-    asyncio.run(set_up(url))
-    print("alerts: a failed, crashed or killed flow run is now told to that address")
+    between = get_current_settings().flows.heartbeat_frequency
+    if between is None or silence <= between:
+        sys.exit(f"alerts: --silence is {silence:g}, but living flows are heard each {between} seconds: take more")
+    asyncio.run(set_up(url, silence))
+    print(f"alerts: a failed or crashed flow run is now told to that address, a killed one after {silence:g} seconds")
 
 
 if __name__ == "__main__":

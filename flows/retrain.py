@@ -26,6 +26,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from flows.artifacts import publish_run
+from flows.server import wait_for_server
 from tokenbridge.errors import UserError
 from tokenbridge.freshness import nothing_new
 from tokenbridge.orchestrate import CACHED, RAN, SKIPPED, PipelineRun, StageFailedError, pipeline_run
@@ -73,14 +74,24 @@ def training_slot(stage: str, gpu_group: str) -> Iterator[None]:
         yield
         return
     name = f"tokenbridge-{gpu_group}"
+    wait_for_server()
     with get_client(sync_client=True) as client:
         try:
             client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
             with suppress(ObjectAlreadyExists):  # another flow was faster
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
-    with concurrency(name, occupy=1, lease_duration=LEASE_SECONDS, strict=True):
-        yield
+    with concurrency(
+        name,
+        occupy=1,
+        lease_duration=LEASE_SECONDS,
+        strict=True,
+        raise_on_lease_renewal_failure=False,  # a server that was away may have forgotten it, and training goes on
+    ):
+        try:
+            yield
+        finally:
+            wait_for_server()  # it takes the slot back
 
 
 @flow(
@@ -125,6 +136,7 @@ def _run_stages(root: Path, run: PipelineRun) -> None:
         )
     for future in futures.values():
         future.wait()
+    wait_for_server()
     publish_run(run)
     ended = {stage: future.state for stage, future in futures.items() if future.state.is_final()}
     failed = [stage for stage, state in ended.items() if not state.is_completed()]

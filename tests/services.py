@@ -1,6 +1,7 @@
-"""Real servers for tests, on free ports of 127.0.0.1."""
+"""Real servers for tests, on free ports of 127.0.0.1, and a disk that gets full."""
 
 import json
+import os
 import random
 import secrets
 import socket
@@ -211,3 +212,31 @@ def use_s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, nowhere: Path) -> 
 @pytest.fixture
 def s3_place(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Place:
     return use_s3(s3_server, monkeypatch, tmp_path / "no such file")
+
+
+class SmallDisk:
+    """A file system of its own, of a few megabytes, that a test can fill to the last byte."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.filler = folder, folder / "filler"
+
+    def fill(self) -> None:
+        """Take all that is free now; what is freed later stays so."""
+        with suppress(OSError), self.filler.open("ab", buffering=0) as file:
+            for size in (65_536, 1):
+                while file.write(bytes(size)) == size:
+                    pass
+
+    def free(self) -> None:
+        self.filler.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
+    yield SmallDisk(folder)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a stage of this process may hold a file there

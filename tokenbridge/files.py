@@ -1,6 +1,7 @@
 """Files that are either whole or absent: write aside, then rename; and digests of what was written."""
 
 import csv
+import errno
 import hashlib
 import json
 import shutil
@@ -12,18 +13,52 @@ from typing import Any
 
 from tokenbridge.errors import UserError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NEXT_TO_NOTHING = 65_536  # bytes free: libraries that write in C++ or Rust do not always say why they failed
+
+
+class DiskFullError(UserError):
+    """Something could not be written for want of space; what it should have replaced is whole."""
+
+
+@contextmanager
+def full_disk_told(path: Path) -> Iterator[None]:
+    """Turn whatever a full disk raises in the body, which writes ``path`` or below it, into a DiskFullError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not _is_full(path, error):
+            raise
+        raise DiskFullError(
+            f"no space is left on the disk of {path.absolute()}. What was saved before is whole: free some space, or "
+            "move the folder to a larger disk and leave a link in its place, and repeat; it goes on from there"
+        ) from error
+
+
+def _is_full(path: Path, error: Exception) -> bool:
+    if getattr(error, "errno", None) in NO_SPACE:
+        return True
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    return shutil.disk_usage(there).free < NEXT_TO_NOTHING
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; on success it replaces ``path``, file or folder alike.
 
     On an exception the temporary is removed and ``path`` stays as it was.
+
+    Raises:
+        DiskFullError: instead of what the body raises when the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         target = scratch / path.name
-        yield target
+        with full_disk_told(path):
+            yield target
         if path.is_dir() and not path.is_symlink():
             _exchange(target, path, scratch / "replaced")
         else:

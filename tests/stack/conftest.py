@@ -1,5 +1,6 @@
 """The stack's script is no package that is installed: its folder is found here."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests.pipeline.project import Project
 from tests.services import GRPC_OFFSET, free_ports
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -54,6 +56,14 @@ class Stack:
         """What the services are and started, told by a variable that every one of them inherits: STACK_HOME."""
         return [process for process in psutil.process_iter() if self.owns(process)]
 
+    def kill(self, service: str) -> None:
+        """At once, as when a machine loses power."""
+        main = psutil.Process(json.loads((self.home / "running" / f"{service}.json").read_text())["pid"])
+        family = [main, *main.children(recursive=True)]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, timeout=10)
+
     def owns(self, process: psutil.Process) -> bool:
         try:
             words = [*process.cmdline(), *process.environ().values()]
@@ -89,6 +99,16 @@ def stack() -> Iterator[Stack]:
     finally:
         stack("down")
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="package")
+def team(stack: Stack, project: Project) -> Iterator[Project]:
+    """The project as a team has it: client.env sourced, flows deployed."""
+    alone = project.environment
+    project.environment = alone | stack.clients()
+    project.run("prefect", "--no-prompt", "deploy", "--all")
+    yield project
+    project.environment = alone
 
 
 @pytest.fixture

@@ -1,62 +1,41 @@
 """What an ML engineer does with the team's stack: deploy the flows, schedule, watch, promote, go back."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
+from flows.alerts import VANISHED
 from tests.pipeline.project import Project, wait_for
 from tests.stack.conftest import Stack
+from tests.stack.deployed import client, run_deployment, runs
+from tokenbridge.files import read_json, sha256_tree
 
 pytestmark = pytest.mark.slow
 
 MODEL = "tokenbridge-fashion_mnist-tiny"
 GATES = "promotion.min_class_accuracy=0,promotion.min_precision=0,promotion.min_recall=0"  # it is a smoke model
+SILENCE = 60  # seconds; twice a living flow's heartbeat
 LENIENT = [*GATES.split(","), "promotion.max_slowdown=100", "promotion.resamples=10", "promotion.min_resamples=5"]
-
-
-@pytest.fixture(scope="module")
-def team(stack: Stack, project: Project) -> Iterator[Project]:
-    """The project as a team has it: client.env sourced, flows deployed."""
-    alone = project.environment
-    project.environment = alone | stack.clients()
-    project.run("prefect", "--no-prompt", "deploy", "--all")
-    yield project
-    project.environment = alone
-
-
-def run_deployment(team: Project, name: str, **parameters: Any) -> dict[str, Any]:
-    """A run by the worker, to its end: name and message of its state."""
-    code = (
-        "import json, sys; from prefect.deployments import run_deployment\n"
-        "run = run_deployment(sys.argv[1], parameters=json.loads(sys.argv[2]), timeout=600, poll_interval=0.5)\n"
-        "print(json.dumps({'id': str(run.id), 'name': run.state.name, 'message': run.state.message}))"
-    )
-    output = team.run("python", "-c", code, name, json.dumps(parameters | {"root": str(team.root)}))
-    return dict(json.loads(output.splitlines()[-1]))
-
-
-def client(team: Project) -> MlflowClient:
-    return MlflowClient(team.environment["MLFLOW_TRACKING_URI"])
-
-
-def runs(team: Project, stage: str) -> list[Any]:
-    experiment = client(team).get_experiment_by_name("tokenbridge")
-    return list(client(team).search_runs([experiment.experiment_id], f"tags.stage = '{stage}'"))
 
 
 def champion(team: Project) -> int:
     return int(client(team).get_model_version_by_alias(MODEL, "champion").version)
 
 
-@pytest.fixture
-def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+Posted = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def hook() -> Iterator[tuple[str, Posted]]:
     """Address of a local webhook, and what was posted to it."""
-    posted: list[dict[str, Any]] = []
+    posted: Posted = []
 
     class Hook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -71,6 +50,21 @@ def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/alerts", posted
     server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alerts(team: Project, hook: tuple[str, Posted]) -> Iterator[Posted]:
+    """What was told to the webhook; a flow of this machine was killed before."""
+    url, posted = hook
+    team.environment = team.environment | {"TOKENBRIDGE_ALERT_URL": url}
+    for _ in range(2):  # again: in place of what is there
+        team.run("python", "-m", "flows.alerts", "--silence", str(SILENCE))
+    flow = team.start("python", "-m", "flows.retrain", *team.overrides)
+    assert flow.stdout is not None
+    wait_for(lambda: "Stage '" in flow.stdout.readline(), "stage")  # by now a heartbeat was sent
+    os.killpg(flow.pid, signal.SIGKILL)
+    yield posted
+    team.run("python", "-m", "flows.alerts")  # with its own patience again
 
 
 def test_every_flow_is_deployed_and_the_schedule_waits_for_a_person(team: Project) -> None:
@@ -103,6 +97,42 @@ def test_nothing_new_is_skipped_with_the_reason(team: Project) -> None:
     assert len(runs(team, "pipeline")) == 1
 
 
+def test_a_failure_is_told_to_a_webhook(team: Project, alerts: Posted) -> None:
+    state = run_deployment(team, "reproduce/reproduce", run_id="0" * 32)
+    assert state["name"] == "Failed"
+    (told,) = wait_for(lambda: [alert for alert in alerts if alert["flow"] == "reproduce"], "alert")
+    assert told["state"] == "Failed"
+    assert "has no run 0000" in told["message"]
+
+
+def test_another_clone_pulls_the_data_and_reproduces_a_run_without_computing(
+    stack: Stack, team: Project, tmp_path: Path
+) -> None:
+    """As on another machine: with client.env sourced, git's commits, and an empty cache."""
+    (recorded,) = [run for run in runs(team, "pipeline") if run.info.status == "FINISHED"]
+    bucket = ("python", "-m", "tokenbridge.cli", "remote", f"storage.bucket={stack.settings()['DVC_BUCKET']}")
+    team.run(*bucket)
+    team.run("dvc", "push", "--run-cache")
+
+    clone = Project(tmp_path / "clone")
+    team.run("git", "clone", "--quiet", ".", str(clone.root))
+    clone.environment |= {**team.environment, "PYTHONPATH": str(clone.root)}
+    clone.run(*bucket)
+    output = clone.run("python", "-m", "tokenbridge.cli", "reproduce", recorded.info.run_id)
+    assert "pulling the rest from the remote" in output
+    assert "the same bits" in output
+    assert "Running stage" not in output
+    rebuilt = clone.root / ".work/reproduce" / recorded.info.run_id
+    assert sha256_tree(rebuilt / "models/tiny") == team.digest("models/tiny")
+    for name, value in read_json(rebuilt / "reports/evaluate/tiny.json").items():
+        assert recorded.data.metrics[f"evaluate_tiny/{name}"] == value
+
+
+def test_a_killed_flow_is_marked_as_crashed_and_told(alerts: Posted) -> None:
+    (told,) = wait_for(lambda: [alert for alert in alerts if alert["flow"] == "retrain"], "alert")
+    assert (told["state"], told["message"]) == ("Crashed", VANISHED)
+
+
 def test_a_model_is_promoted_and_rolled_back_by_flows(team: Project) -> None:
     state = run_deployment(team, "promote/promote", model="tiny", changes=LENIENT)
     assert (state["name"], champion(team)) == ("Promoted", 1), state
@@ -124,19 +154,6 @@ def test_any_version_is_evaluated_with_other_settings(team: Project) -> None:
     (run,) = runs(team, "evaluation")
     assert run.data.params["generate.steps"] == "2"
     assert "class_accuracy" in run.data.metrics
-
-
-def test_a_failure_is_told_to_a_webhook(team: Project, hook: tuple[str, list[dict[str, Any]]]) -> None:
-    url, posted = hook
-    team.environment = team.environment | {"TOKENBRIDGE_ALERT_URL": url}
-    for _ in range(2):  # again: in place of what is there
-        team.run("python", "-m", "flows.alerts")
-    state = run_deployment(team, "reproduce/reproduce", run_id="0" * 32)
-    assert state["name"] == "Failed"
-    wait_for(lambda: posted, "alert")
-    assert (posted[0]["flow"], posted[0]["state"]) == ("reproduce", "Failed")
-    assert "has no run 0000" in posted[0]["message"]
-    assert len(posted) == 1
 
 
 def test_a_sweep_runs_every_combination(team: Project) -> None:

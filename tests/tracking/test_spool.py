@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.services import SmallDisk
+from tokenbridge.files import DiskFullError
 from tokenbridge.tracking.pending import Spool, find_spools
 from tokenbridge.tracking.spool import Tracker
 
@@ -144,3 +146,15 @@ def test_the_tracker_needs_neither_mlflow_nor_torch() -> None:
     code = "import sys, tokenbridge.tracking.spool; print({'mlflow', 'torch', 'hydra'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_full_disk_is_told_and_spoils_no_line(small_disk: SmallDisk) -> None:
+    tracker = open_tracker(small_disk.folder)
+    small_disk.fill()
+    written = 0
+    with pytest.raises(DiskFullError, match=r"no space is left on the disk of .*disk/\.spool"):
+        for written in range(10_000):
+            tracker.metrics({"loss": 1.0}, written)  # the last page has room for some
+    small_disk.free()
+    tracker.metrics({"loss": 1.0}, written)
+    assert [event["step"] for event in events(tracker, "metrics")] == list(range(written + 1))

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from tokenbridge.config import Config, ConfigError
 from tokenbridge.errors import UserError
-from tokenbridge.files import atomic_write_text, read_json, sha256_tree
+from tokenbridge.files import atomic_write_text, full_disk_told, read_json, sha256_tree
 from tokenbridge.launching import LaunchError
 from tokenbridge.params import load_params
 from tokenbridge.stage_graph import StageSpec, read_stages
@@ -58,7 +58,7 @@ class StageRun:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             shutil.rmtree(target)
-        source.replace(target)
+        shutil.move(source, target)  # a copy, if .work is a link to another disk
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def stage_run(name: str) -> Iterator[StageRun]:
     work folder kept.
     """
     try:
-        with _tracked_run(name, Path.cwd()) as run:
+        with full_disk_told(Path.cwd() / WORK / name), _tracked_run(name, Path.cwd()) as run:
             yield run
     except (UserError, LaunchError) as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
@@ -87,12 +87,13 @@ def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
     dvc = _dvc_above()
     work = root / WORK / name / spec.key
     pipeline = os.environ.get(PARENT_VARIABLE)
-    with _sync(root, pipeline), _only_writer(work), _tracker(spec, root, work, pipeline) as tracker:
-        tracker.params(spec.params)
-        tracker.tags({f"dep.{path}": digest for path, digest in spec.deps.items() if not path.endswith(".py")})
-        yield StageRun(spec, config, root, work, tracker, dvc)
-        _log_outs(tracker, spec, root)
-        shutil.rmtree(work)
+    with _sync(root, pipeline), _only_writer(work):
+        with _tracker(spec, root, work, pipeline) as tracker:
+            tracker.params(spec.params)
+            tracker.tags({f"dep.{path}": digest for path, digest in spec.deps.items() if not path.endswith(".py")})
+            yield StageRun(spec, config, root, work, tracker, dvc)
+            _log_outs(tracker, spec, root)
+        shutil.rmtree(work)  # once nothing can fail any more
 
 
 def _dvc_above() -> psutil.Process | None:

@@ -9,6 +9,7 @@
 - ``state.json``: the syncer's own: the run's id in MLflow and how far the replay has come.
 """
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import shutil
 import threading
 import time
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +25,7 @@ from typing import Any, Self
 
 from filelock import FileLock
 
-from tokenbridge.files import write_json
+from tokenbridge.files import DiskFullError, full_disk_told, write_json
 from tokenbridge.repository import git_tags
 from tokenbridge.tracking.system import SystemSampler
 
@@ -142,24 +144,37 @@ class Tracker:
         if error is None:
             self.finish()
             return
-        self.tags({"error": f"{type(error).__name__}: {error}"})
-        self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+        with suppress(DiskFullError):  # the error that we were left with tells more
+            self.tags({"error": f"{type(error).__name__}: {error}"})
+            self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
 
     def _append(self, kind: str, **fields: Any) -> None:
         with self.writing:
             if self.file.closed:
                 raise ValueError(f"run {self.id} is finished: nothing can be added to it")
             event = {"type": kind, "time": milliseconds(), **fields}
-            self.file.write(json.dumps(event, default=str).encode() + b"\n")
+            self._write(json.dumps(event, default=str).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        """The whole line or nothing of it: what a full disk cut short would spoil the line after it."""
+        end = self.file.seek(0, os.SEEK_END)
+        with full_disk_told(self.folder):
+            try:
+                if self.file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self.file.truncate(end)
+                raise
 
     def _take(self, path: Path, copy: Any) -> str:
         source = path.absolute()
         if not source.exists():
             raise FileNotFoundError(f"{path} cannot be logged: it does not exist")
         target = self.folder / "files" / uuid.uuid4().hex[:12] / source.name
-        target.parent.mkdir()
-        if source.is_dir():
-            shutil.copytree(source, target, copy_function=copy)
-        else:
-            copy(str(source), str(target))
+        with full_disk_told(target):
+            target.parent.mkdir()
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=copy)
+            else:
+                copy(str(source), str(target))
         return target.relative_to(self.folder).as_posix()

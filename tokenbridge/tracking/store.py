@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_path
+from tokenbridge.tracking.schema import upgrade_if_old
 from tokenbridge.tracking.spool import SPOOL_FOLDER
 
 EXPERIMENT = "tokenbridge"
@@ -77,7 +78,7 @@ class Store:
 
 
 def connect(root: Path) -> Store:
-    """Open the store, creating what is missing.
+    """Open the store, creating what is missing and upgrading a local database of an older MLflow.
 
     Raises:
         Exception: whatever MLflow raises when the store cannot be reached.
@@ -86,6 +87,7 @@ def connect(root: Path) -> Store:
     with FileLock(lock_path(root), timeout=300):
         if uri == default_uri(root):
             create_database(root)
+            upgrade_if_old(root / "mlflow.db")
         client = MlflowClient(tracking_uri=uri)
         return Store(client, uri, find_experiment(client, root))
 
@@ -131,7 +133,7 @@ def find_run(root: Path, stage: str, key: str) -> str | None:
     """Id of the newest FINISHED run of ``stage`` with this key; None if there is none or nobody to ask."""
     try:
         return connect(root).made_by(stage, key)
-    except (MlflowException, OSError):
+    except (MlflowException, OSError, UserError):
         return None
 
 

@@ -4,8 +4,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
+
+from tokenbridge.files import DiskFullError
 
 MEGABYTE = 1e6
 
@@ -49,8 +52,9 @@ class SystemSampler:
         self.thread.start()
 
     def run(self) -> None:
-        while not self.stopping.wait(self.interval):
-            self.sample()
+        with suppress(DiskFullError):  # the stage's own next record says so
+            while not self.stopping.wait(self.interval):
+                self.sample()
 
     def sample(self) -> None:
         self.record(system_metrics(), self.step)

@@ -1,0 +1,39 @@
+"""What a person does with deployed flows, and finds in the team's MLflow afterwards."""
+
+import json
+import subprocess
+from typing import Any
+
+from mlflow import MlflowClient
+
+from tests.pipeline.project import PATIENCE, Project
+
+
+def start_deployment(team: Project, name: str, **parameters: Any) -> subprocess.Popen[str]:
+    """Ask the worker for a run, and wait for its end in a process of its own; ``result`` reads what that says."""
+    code = (
+        "import json, sys; from prefect.deployments import run_deployment\n"
+        "run = run_deployment(sys.argv[1], parameters=json.loads(sys.argv[2]), timeout=600, poll_interval=0.5)\n"
+        "print(json.dumps({'id': str(run.id), 'name': run.state.name, 'message': run.state.message}))"
+    )
+    return team.start("python", "-c", code, name, json.dumps(parameters | {"root": str(team.root)}))
+
+
+def result(started: subprocess.Popen[str]) -> dict[str, Any]:
+    """Name and message of the state in which the run has ended."""
+    output, _ = started.communicate(timeout=PATIENCE)
+    assert started.returncode == 0, output
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+def run_deployment(team: Project, name: str, **parameters: Any) -> dict[str, Any]:
+    return result(start_deployment(team, name, **parameters))
+
+
+def client(team: Project) -> MlflowClient:
+    return MlflowClient(team.environment["MLFLOW_TRACKING_URI"])
+
+
+def runs(team: Project, stage: str) -> list[Any]:
+    experiment = client(team).get_experiment_by_name("tokenbridge")
+    return list(client(team).search_runs([experiment.experiment_id], f"tags.stage = '{stage}'"))

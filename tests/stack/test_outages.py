@@ -1,0 +1,74 @@
+"""Servers that go away while flows are at work: nothing is lost, and nobody has to start anything again but them."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pandas
+import pytest
+
+from tests.pipeline.project import Project, wait_for
+from tests.stack.conftest import Stack
+from tests.stack.deployed import client, result, run_deployment, runs, start_deployment
+
+pytestmark = pytest.mark.slow
+
+STAGE = "train@tiny"
+
+
+def training(team: Project) -> Path | None:
+    """A checkpoint of the training that is at work."""
+    return next((team.root / ".work" / STAGE).glob("*/checkpoint*"), None)
+
+
+def kill_in_training(team: Project, stack: Stack, services: list[str], started: subprocess.Popen[str]) -> None:
+    """Kill the servers once a checkpoint is there; training ends all the same, before any of them is back."""
+    wait_for(lambda: training(team), "checkpoint")
+    for service in services:
+        stack.kill(service)
+    assert training(team), "the training was over before the servers were killed"
+    assert started.poll() is None
+    wait_for(lambda: not training(team), "end of the training")
+
+
+def is_complete(team: Project) -> bool:
+    """Whether MLflow has all of the newest training: every point of its curve, its files, its end."""
+    run = runs(team, STAGE)[0]
+    curve = pandas.read_csv(team.root / "reports/train/tiny/loss.csv")
+    logged = {
+        metric.step: metric.value for metric in client(team).get_metric_history(run.info.run_id, "loss") if metric.step
+    }
+    files = [file.path for file in client(team).list_artifacts(run.info.run_id, "reports/train/tiny")]
+    assert logged == pytest.approx(dict(zip(curve["step"], curve["loss"], strict=True)))
+    assert files == ["reports/train/tiny/loss.csv"]
+    assert "model.tokenbridge-tiny" in run.data.tags
+    parent = client(team).get_run(run.data.tags["mlflow.parentRunId"])
+    return bool(run.info.status == parent.info.status == "FINISHED")
+
+
+def test_a_flow_goes_on_when_prefect_and_mlflow_are_killed_and_started_again(team: Project, stack: Stack) -> None:
+    overrides = [*team.overrides, "train.epochs=5"]
+    flow = start_deployment(team, "retrain/retrain", overrides=overrides)
+    kill_in_training(team, stack, ["prefect", "mlflow"], flow)
+    assert stack("up").returncode == 0
+    state = result(flow)
+    assert state["name"] == "Completed", state
+    assert is_complete(team)
+
+    limit = json.loads(team.run("prefect", "gcl", "inspect", "tokenbridge-local", "--output", "json"))
+    assert limit["active_slots"] == 0  # what was taken when the server was killed was given back
+    again = run_deployment(team, "retrain/retrain", overrides=overrides, only_if_new=True)
+    assert again["name"] == "Skipped", again  # the deployment's limit lets it in, and the worker is there
+
+
+def test_what_mlflow_missed_is_sent_after_the_pipelines_end(team: Project, stack: Stack) -> None:
+    repro = team.start_repro("train.epochs=6")
+    kill_in_training(team, stack, ["mlflow"], repro)
+    output, _ = repro.communicate()
+    assert repro.returncode == 0, output
+    assert output.count("does not take runs now") == 1
+    assert f"python -m tokenbridge.tracking.sync {team.root}" in output
+    assert stack("up").returncode == 0
+    team.run("python", "-m", "tokenbridge.tracking.sync")
+    assert is_complete(team)
+    assert not list((team.root / ".spool").glob("*/meta.json"))

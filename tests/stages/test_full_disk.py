@@ -1,0 +1,81 @@
+"""The disk gets full at a checkpoint: what was saved is whole, the message says what to do, and a repeat goes on."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.services import SmallDisk
+from tests.small_data import write_moments
+from tests.test_vae import CONFIG as VAE
+from tokenbridge.files import sha256_tree, write_json
+from tokenbridge.params import PARAMS_FILE, compose_config
+from tokenbridge.quantizer import DimensionwiseQuantizer
+from tokenbridge.stages import train
+from tokenbridge.stages.runtime import MISTAKE_CODE, WORK
+from tokenbridge.vae_training import build_vae
+
+from .conftest import ROOT
+
+SETTINGS = ["experiment=smoke", "train.epochs=30", "train.warmup_epochs=1", "launcher.checkpoint_seconds=0.01"]
+
+
+@pytest.fixture
+def project(
+    repository: Path,
+    small_disk: SmallDisk,
+    vae_latents: torch.Tensor,
+    quantizer: DimensionwiseQuantizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A repository with all that `train` needs; .work is a link to a small disk."""
+    OmegaConf.save(compose_config(SETTINGS, ROOT / "conf"), repository / PARAMS_FILE)
+    write_moments(repository / "data/moments", vae_latents)
+    quantizer.save_pretrained(repository / "models/quantizer")
+    build_vae(replace(VAE, dimensions=4), 8).save_pretrained(repository / "models/vae")
+    write_json(repository / "data/images/manifest.json", {"label_names": ["Sneaker", "Bag", "Ankle boot"]})
+    (repository / WORK).symlink_to(small_disk.folder)
+    monkeypatch.setattr(sys, "argv", ["train", "tiny"])
+    return repository
+
+
+@contextmanager
+def filling(disk: SmallDisk) -> Iterator[None]:
+    """Take what is free from the first checkpoint on, until the block ends."""
+    over = threading.Event()
+
+    def fill() -> None:
+        while not over.wait(0.001):
+            if next(disk.folder.glob("*/*/checkpoint*"), None):
+                disk.fill()
+
+    filler = threading.Thread(target=fill)
+    filler.start()
+    yield
+    over.set()
+    filler.join()
+
+
+def test_training_ends_with_what_to_do_and_a_repeat_gives_the_same_weights(
+    project: Path, small_disk: SmallDisk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with filling(small_disk), pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == MISTAKE_CODE
+    message = capsys.readouterr().err
+    assert f"train@tiny: no space is left on the disk of {project / WORK}" in message
+    assert "free some space, or move the folder to a larger disk and leave a link in its place" in message
+    small_disk.free()
+
+    train.main()
+    assert "train: resuming at" in capsys.readouterr().out
+    continued = sha256_tree(project / "models/tiny/transformer")
+    train.main()
+    assert "resuming" not in capsys.readouterr().out
+    assert sha256_tree(project / "models/tiny/transformer") == continued
