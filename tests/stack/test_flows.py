@@ -10,34 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.pipeline.project import Project, wait_for
-from tests.stack.conftest import Stack
+from tests.stack.team import LENIENT, MODEL, State, run_deployment
 
 pytestmark = pytest.mark.slow
-
-MODEL = "tokenbridge-fashion_mnist-tiny"
-GATES = "promotion.min_class_accuracy=0,promotion.min_precision=0,promotion.min_recall=0"  # it is a smoke model
-LENIENT = [*GATES.split(","), "promotion.max_slowdown=100", "promotion.resamples=10", "promotion.min_resamples=5"]
-
-
-@pytest.fixture(scope="module")
-def team(stack: Stack, project: Project) -> Iterator[Project]:
-    """The project as a team has it: client.env sourced, flows deployed."""
-    alone = project.environment
-    project.environment = alone | stack.clients()
-    project.run("prefect", "--no-prompt", "deploy", "--all")
-    yield project
-    project.environment = alone
-
-
-def run_deployment(team: Project, name: str, **parameters: Any) -> dict[str, Any]:
-    """A run by the worker, to its end: name and message of its state."""
-    code = (
-        "import json, sys; from prefect.deployments import run_deployment\n"
-        "run = run_deployment(sys.argv[1], parameters=json.loads(sys.argv[2]), timeout=600, poll_interval=0.5)\n"
-        "print(json.dumps({'id': str(run.id), 'name': run.state.name, 'message': run.state.message}))"
-    )
-    output = team.run("python", "-c", code, name, json.dumps(parameters | {"root": str(team.root)}))
-    return dict(json.loads(output.splitlines()[-1]))
 
 
 def client(team: Project) -> MlflowClient:
@@ -84,9 +59,8 @@ def test_every_flow_is_deployed_and_the_schedule_waits_for_a_person(team: Projec
     assert retrain["global_concurrency_limit"]["limit"] == 1
 
 
-def test_a_deployed_retrain_fills_mlflow_and_the_registry(team: Project) -> None:
-    state = run_deployment(team, "retrain/retrain", overrides=list(team.overrides))
-    assert state["name"] == "Completed", state
+def test_a_deployed_retrain_fills_mlflow_and_the_registry(team: Project, retrained: State) -> None:
+    assert retrained["name"] == "Completed", retrained
     (pipeline,) = runs(team, "pipeline")
     assert pipeline.info.status == "FINISHED"
     version = client(team).get_model_version(MODEL, "1")
@@ -96,6 +70,7 @@ def test_a_deployed_retrain_fills_mlflow_and_the_registry(team: Project) -> None
     assert limit["limit"] == 1
 
 
+@pytest.mark.usefixtures("retrained")
 def test_nothing_new_is_skipped_with_the_reason(team: Project) -> None:
     state = run_deployment(team, "retrain/retrain", overrides=list(team.overrides), only_if_new=True)
     assert state["name"] == "Skipped"
@@ -103,11 +78,12 @@ def test_nothing_new_is_skipped_with_the_reason(team: Project) -> None:
     assert len(runs(team, "pipeline")) == 1
 
 
-def test_a_model_is_promoted_and_rolled_back_by_flows(team: Project) -> None:
-    state = run_deployment(team, "promote/promote", model="tiny", changes=LENIENT)
-    assert (state["name"], champion(team)) == ("Promoted", 1), state
-    changed = [*team.overrides, "train.epochs=2"]
-    assert run_deployment(team, "retrain/retrain", overrides=changed)["name"] == "Completed"
+def test_a_model_is_promoted(team: Project, promoted: State) -> None:
+    assert (promoted["name"], champion(team)) == ("Promoted", 1), promoted
+
+
+def test_another_is_refused_promoted_and_rolled_back(team: Project, retrained_again: State) -> None:
+    assert retrained_again["name"] == "Completed", retrained_again
     refusal = run_deployment(team, "promote/promote", model="tiny", changes=[*LENIENT, "promotion.max_fd_increase=-99"])
     assert refusal["name"] == "Refused"
     assert champion(team) == 1

@@ -2,7 +2,7 @@
 
 ``<root>/.spool/<time>-<stage>-<id>/`` holds
 
-- ``meta.json``: stage, key, parent, start time; written last when a spool is opened, so a folder without it is none;
+- ``meta.json``: stage, name, key, parent, start time; written last, so a folder without it is no spool;
 - ``events.jsonl``: one event per line with its wall-clock time in milliseconds; a torn last line is no event;
 - ``files/``: artifacts and models, taken when they were logged;
 - ``writer.lock``: held as long as the writing process lives, so the syncer knows a run that was killed;
@@ -66,6 +66,7 @@ class Tracker:
         root: Path,
         parent: str | None = None,
         resumed_from: str | None = None,
+        name: str | None = None,
         system_interval: float = 5.0,
     ) -> Self:
         """Start a run of ``stage``.
@@ -75,6 +76,7 @@ class Tracker:
             root: the project's folder; the spool lies under ``root/.spool``.
             parent: ``Tracker.id`` of the parent run (or an MLflow run id).
             resumed_from: ``Tracker.id`` of the run whose work is taken up.
+            name: what MLflow shows the run as; ``stage`` by default.
             system_interval: seconds between samples of the system metrics; 0 records none.
         """
         start = milliseconds()
@@ -84,7 +86,7 @@ class Tracker:
         (folder / "files").mkdir(parents=True)
         tracker = cls(folder)
         tracker.tags(git_tags(root) | ({"resumed_from": resumed_from} if resumed_from else {}))
-        meta = {"stage": stage, "key": key, "parent": parent, "start": start}
+        meta = {"stage": stage, "name": name or stage, "key": key, "parent": parent, "start": start}
         write_json(folder / "meta.json", meta)
         if system_interval > 0:
             tracker.sampler = SystemSampler(tracker.metrics, system_interval)
