@@ -36,7 +36,7 @@ from tokenbridge.tracking.spool import Tracker
 from tokenbridge.tracking.store import tracking_uri
 from tokenbridge.tracking.sync import LiveSync
 
-LONGEST_TITLE = 120  # characters
+LONGEST_TITLE = 200  # characters
 RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
 FETCH = "fetch"
 OUTCOMES = {

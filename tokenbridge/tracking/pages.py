@@ -12,14 +12,14 @@ from urllib.parse import quote, urlsplit
 LOCAL_ADDRESS = ("127.0.0.1", 5000)  # where `tokenbridge ui` serves the local store
 DESCRIPTION_TAG = "mlflow.note.content"
 DESCRIPTION = """One row `pipeline` is one execution; the **+** beside it shows its stages.
-Menu **Views**: `Pipelines` has the columns that matter, `Trainings` compares the models' trainings.
+Menu **Views**: `Pipelines` has the columns that matter, `Trainings` leaves trainings alone behind the +.
 
 | column | meaning |
 |---|---|
 | `fd_efficientnet_lite0_...`, `fid_inception` | distance of generated from real images; lower is better |
 | `class_accuracy` | share of generated images that a classifier finds to be of the class asked for |
 | `loss` | cross-entropy per dimension in training, in nats |
-| `overrides` | what the run was told to do otherwise than params.yaml's defaults |
+| parameter `overrides` | the settings that the run was told, which are in its name, too |
 | tag `model` | on a pipeline row: the model that the metrics are of, the best by distance if there are several |
 | tag `stage` | which stage a row is of, such as `train@tiny` |
 | tag `stage.key` | digest of the stage's parameters and inputs; equal keys mean equal results |
@@ -36,7 +36,7 @@ DISTANCES = ("fd_efficientnet_lite0_32px", "fd_efficientnet_lite0_224px", "fid_i
 DURATION = "attributes.`Duration`"
 # by the ids that MLflow's table gives them, and their widths in pixels
 FIRST_COLUMNS = {"attributes.`Run Name`": 280, "runDateAndNestInfo": 140, "duration": 80}
-LETTER, NARROWEST = 8, 11  # pixels of one; letters of the narrowest column
+MARGIN, LETTER, NARROWEST = 24, 7, 11  # pixels around a name and of a letter; letters of the narrowest column
 HEADLINES = (*DISTANCES, "class_accuracy", "loss")  # of a pipeline: what one would compare it by
 
 
@@ -57,7 +57,7 @@ class View:
     def as_tag(self) -> str:
         """The value that MLflow's pages expect."""
         names = {f"{kind}.`{name}`": name for kind in ("metrics", "params", "tags") for name in getattr(self, kind)}
-        widths = {column: LETTER * max(len(name), NARROWEST) for column, name in names.items()}
+        widths = {column: MARGIN + LETTER * max(len(name), NARROWEST) for column, name in names.items()}
         state = {
             "searchFilter": self.filter,
             "selectedColumns": [DURATION, *names],
@@ -73,7 +73,7 @@ VIEWS = {
     PIPELINES: View(
         name="Pipelines",
         metrics=HEADLINES,
-        params=("data", "models", "overrides"),
+        params=("data", "models"),
         tags=("git.commit",),
     ),
     "trainings": View(

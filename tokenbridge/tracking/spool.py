@@ -48,6 +48,9 @@ class Tracker:
 
     As a context manager it finishes the run as FINISHED, as FAILED on an exception, and as KILLED when interrupted.
     A run whose process dies without either is closed as KILLED by the next sync.
+
+    Attributes:
+        curves: names of the metrics that were given over steps.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,6 +60,7 @@ class Tracker:
         self.alive.acquire(blocking=False)
         self.file = (folder / "events.jsonl").open("ab", buffering=0)  # unbuffered: one write per event
         self.sampler: SystemSampler | None = None
+        self.curves: set[str] = set()
 
     @classmethod
     def open(
@@ -97,6 +101,8 @@ class Tracker:
         self._append("params", values=values)
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        if step > 0:
+            self.curves |= values.keys()
         self._append("metrics", values={name: float(value) for name, value in values.items()}, step=step)
 
     def tags(self, values: dict[str, str]) -> None:
