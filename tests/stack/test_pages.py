@@ -167,10 +167,11 @@ def test_a_flow_run_shows_its_stages_and_what_they_say(team: Project, mlflow: Ml
 def test_a_flow_run_leads_to_its_run_in_mlflow(mlflow: MlflowClient, visitor: Visitor) -> None:
     page = visitor.page
     page.get_by_text("Artifacts", exact=True).click()
-    expect(page.get_by_role("link", name="samples-tiny")).to_be_visible()
+    page.get_by_role("link", name="samples-tiny").scroll_into_view_if_needed()
     visitor.photographs("flow-artifacts")
     page.get_by_role("link", name="mlflow-run").click()
-    page.get_by_role("link", name="This run in MLflow").click()
+    link = page.get_by_role("link", name="This run in MLflow")  # which a click would open in another tab
+    visitor.opens(str(link.get_attribute("href")))
     visitor.sees(newest(mlflow, "pipeline").info.run_name)
 
 

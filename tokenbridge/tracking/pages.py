@@ -35,8 +35,8 @@ VIEW_TAG = "mlflow.sharedViewState."  # followed by the view's key
 DISTANCES = ("fd_efficientnet_lite0_32px", "fd_efficientnet_lite0_224px", "fid_inception")
 DURATION = "attributes.`Duration`"
 # by the ids that MLflow's table gives them, and their widths in pixels
-FIRST_COLUMNS = {"attributes.`Run Name`": 280, "runDateAndNestInfo": 140, "duration": 80}
-MARGIN, LETTER, NARROWEST = 24, 7, 11  # pixels around a name and of a letter; letters of the narrowest column
+FIRST_COLUMNS = {"attributes.`Run Name`": 260, "runDateAndNestInfo": 140, "duration": 80}
+MARGIN, LETTER, NARROWEST = 20, 7, 11  # pixels around a name and of a letter; letters of the narrowest column
 HEADLINES = (*DISTANCES, "class_accuracy", "loss")  # of a pipeline: what one would compare it by
 
 
