@@ -22,6 +22,7 @@ def up(team: Team) -> None:
     team.write_client_env()
     settings = team.settings
     print(f"MLflow   {settings.url('MLFLOW_PORT')}/#/experiments?workflowType=machine_learning")
+    print(f"         with the columns that matter: tokenbridge ui, after sourcing {settings.client_env}")
     print(f"Prefect  {settings.url('PREFECT_PORT')}")
     print(f"S3       {team.client_variables()['AWS_ENDPOINT_URL']}")
     print(f"In a shell that shall use them: source {settings.client_env}")

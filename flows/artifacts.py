@@ -1,13 +1,17 @@
-"""What flows show in Prefect's pages: tables, and pictures small enough to lie in the server's database."""
+"""What flows show in Prefect's pages: names, links, tables, and pictures small enough to lie in its database."""
 
 import base64
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
-from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect import get_run_logger
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.runtime import flow_run
 
-from tokenbridge.orchestrate import PipelineRun
+from tokenbridge.orchestrate import PipelineRun, title
+from tokenbridge.tracking.store import page_of
 
 THUMBNAIL = 600  # pixels; the picture is stored inside the artifact
 
@@ -20,6 +24,22 @@ def publish_run(run: PipelineRun) -> None:
     create_table_artifact(key="metrics", table=metrics, description="Metrics of all stages")
     for grid in run.sample_grids():
         publish_picture(grid, f"samples-{grid.stem}", f"Samples of {grid.stem}")
+
+
+def titled(parameter: str) -> Callable[[], str]:
+    """A flow run's name: the flow's, and the overrides that its parameter of this name holds."""
+    return lambda: title(str(flow_run.flow_name), flow_run.parameters[parameter])
+
+
+def link_run(run: PipelineRun) -> None:
+    """The way to the run in MLflow, which has it when the pipeline has ended."""
+    if page := page_of(run.root, run.tracker.id):
+        publish_link("mlflow-run", page, "This run in MLflow, with a run for each stage")
+
+
+def publish_link(key: str, page: str, description: str) -> None:
+    create_link_artifact(link=page, link_text=description, key=artifact_key(key), description=description)
+    get_run_logger().info("%s: %s", description, page)
 
 
 def publish_picture(picture: Path, key: str, description: str) -> None:

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.artifacts import titled
 from tokenbridge.errors import UserError
 from tokenbridge.files import read_json
 from tokenbridge.orchestrate import StageFailedError, reproduce_aside
@@ -34,7 +35,7 @@ def _metrics(worktree: Path) -> dict[str, Any]:
     return {f"{model}/{name}": value for model, report in reports.items() for name, value in report.items()}
 
 
-@flow(name="backfill", flow_run_name="backfill {sweep}")
+@flow(name="backfill", flow_run_name=titled("sweep"))
 def backfill(sweep: Sequence[str], root: str = ".") -> State[Any]:
     """Run the pipeline for every combination, one after the other, in a worktree of the last commit.
 

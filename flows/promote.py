@@ -9,10 +9,12 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.artifacts import artifact_key, publish_picture
+from flows.artifacts import artifact_key, publish_link, publish_picture
 from tokenbridge.errors import UserError
 from tokenbridge.promotion.promote import promote as decide
 from tokenbridge.promotion.promote import rollback as go_back
+from tokenbridge.tracking.pages import version_page
+from tokenbridge.tracking.store import tracking_uri
 
 
 @flow(name="promote", flow_run_name="promote {model}")
@@ -31,13 +33,16 @@ def promote(
     Returns:
         A state named Promoted, Refused or Unchanged; a failed one if nothing could be decided.
     """
+    folder = Path(root).resolve()
     try:
-        decision = decide(Path(root).resolve(), model, number=version, dry_run=dry_run, changes=tuple(changes))
+        decision = decide(folder, model, number=version, dry_run=dry_run, changes=tuple(changes))
     except UserError as error:
         return Failed(message=str(error))
     create_markdown_artifact(
         key=artifact_key(f"promotion-{model}"), markdown=decision.report(), description=decision.summary()
     )
+    page = version_page(tracking_uri(folder), decision.model, decision.candidate)
+    publish_link(f"promotion-{model}-version", page, f"Version {decision.candidate} in MLflow's registry")
     for picture in decision.pictures:
         publish_picture(picture, f"promotion-{model}-{picture.stem}", decision.summary())
     return Completed(name=decision.outcome.capitalize(), message=decision.summary())

@@ -9,7 +9,7 @@ With PREFECT_API_URL set, the run shows up live in that server's pages.
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
-from flows.artifacts import publish_run
+from flows.artifacts import link_run, publish_run, titled
 from flows.server import wait_for_server
 from tokenbridge.errors import UserError
 from tokenbridge.freshness import nothing_new
@@ -96,7 +97,7 @@ def training_slot(stage: str, gpu_group: str) -> Iterator[None]:
 
 @flow(
     name="retrain",
-    flow_run_name="retrain {overrides}",
+    flow_run_name=titled("overrides"),
     task_runner=ONE_STAGE_AT_A_TIME,  # type: ignore[arg-type]  # its own type says less than it can
 )
 def retrain(overrides: Sequence[str] = (), only_if_new: bool = False, root: str = ".") -> dict[str, str] | State[Any]:
@@ -115,7 +116,8 @@ def retrain(overrides: Sequence[str] = (), only_if_new: bool = False, root: str 
     try:
         if only_if_new and (reason := nothing_new(folder, overrides)):
             return Completed(name="Skipped", message=f"nothing new: {reason}")
-        with pipeline_run(folder, overrides) as run:
+        with ExitStack() as afterwards, pipeline_run(folder, overrides) as run:
+            afterwards.callback(link_run, run)
             _run_stages(folder, run)
     except (UserError, StageFailedError) as error:
         return Failed(message=str(error))
@@ -123,6 +125,8 @@ def retrain(overrides: Sequence[str] = (), only_if_new: bool = False, root: str 
 
 
 def _run_stages(root: Path, run: PipelineRun) -> None:
+    if page := flow_run.ui_url:
+        run.tracker.tags({"prefect.page": page})
     run.fetch_if_changed(get_run_logger().info)
     futures: dict[str, PrefectFuture[Any]] = {}
     gpu_group = load_params(root).launcher.gpu_group

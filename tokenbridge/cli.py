@@ -235,9 +235,10 @@ def _ui(_: argparse.Namespace) -> None:
     from tokenbridge.tracking.store import ui_command, ui_link
 
     root = Path.cwd()
-    command = ui_command(root)
-    print(f"MLflow: {ui_link(root)}  (stop with Ctrl-C)", flush=True)
-    os.execv(command[0], command)
+    link, command = ui_link(root), ui_command(root)
+    print(f"MLflow: {link}" + ("  (stop with Ctrl-C)" if command else ""), flush=True)
+    if command:
+        os.execv(command[0], command)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,11 +30,13 @@ from tokenbridge.promotion.registration import register_models
 from tokenbridge.repository import RepositoryError, checkout, git, uncommitted
 from tokenbridge.stage_graph import LOCK_FILE, mend_lock_file, read_stages, share_cache
 from tokenbridge.stages.runtime import PARENT_VARIABLE, WORK
+from tokenbridge.tracking.pages import DISTANCES, HEADLINES
 from tokenbridge.tracking.recorded import LOCK_DIGEST, PACKAGES_FILE, PATCH_FILE, PIPELINE, PROCESSOR, SOURCE_STATE
 from tokenbridge.tracking.spool import Tracker
 from tokenbridge.tracking.store import tracking_uri
 from tokenbridge.tracking.sync import LiveSync
 
+LONGEST_TITLE = 200  # characters
 RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
 FETCH = "fetch"
 OUTCOMES = {
@@ -110,9 +113,27 @@ class PipelineRun:
                 metrics |= {f"{name}/{key}": value for key, value in content.items() if isinstance(value, int | float)}
         return {key.replace("@", "_"): value for key, value in metrics.items()}
 
+    def headlines(self) -> tuple[str, dict[str, float]] | None:
+        """The best evaluated model, and its metrics as its own stages name them: what a table of runs compares."""
+        metrics = self.metrics()
+        found: dict[str, dict[str, float]] = {}
+        for key, value in metrics.items():
+            stage, _, name = key.partition("/")
+            kind, _, model = stage.partition("_")
+            if kind in ("evaluate", "train") and name in HEADLINES:
+                found.setdefault(model, {})[name] = value
+        distances = {model: values[name] for model, values in found.items() for name in DISTANCES if name in values}
+        best = min(distances, key=distances.__getitem__, default=None)
+        return (best, found[best]) if best else None
+
     def sample_grids(self) -> list[Path]:
         pictures = [out for name, outs in self.outs().items() for out in outs if name.startswith("generate")]
         return [out for out in pictures if out.suffix == ".png" and out.exists()]
+
+
+def title(what: str, overrides: Sequence[str]) -> str:
+    """Name of a run in MLflow's and Prefect's pages, which tells it from others."""
+    return textwrap.shorten(" ".join([what, *overrides]), LONGEST_TITLE, placeholder=" ...")
 
 
 def read_outcome(line: str) -> dict[str, str]:
@@ -182,7 +203,8 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
         if overrides:
             write_params(overrides, root)
         mend_lock_file(root)
-        with LiveSync(root), Tracker.open(PIPELINE, sha256_file(root / PARAMS_FILE), root) as tracker:
+        key, name = sha256_file(root / PARAMS_FILE), title(PIPELINE, overrides)
+        with LiveSync(root), Tracker.open(PIPELINE, key, root, name=name) as tracker:
             names = {"data": config.data.name, "models": ", ".join(config.models)}
             tracker.params({"overrides": " ".join(overrides)} | names)
             _record_origin(tracker, root)
@@ -242,6 +264,9 @@ def _record(run: PipelineRun) -> None:
         run.tracker.artifact(lock)
         run.tracker.tags({LOCK_DIGEST: sha256_file(lock)})
     run.tracker.metrics(run.metrics())
+    if headlines := run.headlines():
+        run.tracker.tags({"model": headlines[0]})
+        run.tracker.metrics(headlines[1])
     for grid in run.sample_grids():
         run.tracker.artifact(grid, "samples")
     if run.source_state and run.outcomes.get(FETCH) == RAN:

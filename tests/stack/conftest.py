@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from tests.pipeline.project import Project
 from tests.services import GRPC_OFFSET, free_ports
+from tests.stack.team import LENIENT, State, run_deployment
 
 DOCKER = Path(__file__).parents[2] / "docker"
 sys.path.insert(0, str(DOCKER))
@@ -109,6 +110,24 @@ def team(stack: Stack, project: Project) -> Iterator[Project]:
     project.run("prefect", "--no-prompt", "deploy", "--all")
     yield project
     project.environment = alone
+
+
+@pytest.fixture(scope="package")
+def retrained(team: Project) -> State:
+    """Every stage is up to date already; MLflow and the registry are empty before."""
+    return run_deployment(team, "retrain/retrain", overrides=list(team.overrides))
+
+
+@pytest.fixture(scope="package")
+def promoted(team: Project, retrained: State) -> State:
+    """Version 1."""
+    return run_deployment(team, "promote/promote", model="tiny", changes=LENIENT)
+
+
+@pytest.fixture(scope="package")
+def retrained_again(team: Project, promoted: State) -> State:
+    """With fewer epochs, so that the model is trained, and version 2 registered."""
+    return run_deployment(team, "retrain/retrain", overrides=[*team.overrides, "train.epochs=2"])
 
 
 @pytest.fixture

@@ -14,15 +14,12 @@ import pytest
 from flows.alerts import VANISHED
 from tests.pipeline.project import Project, wait_for
 from tests.stack.conftest import Stack
-from tests.stack.deployed import client, run_deployment, runs
+from tests.stack.team import LENIENT, MODEL, State, client, run_deployment, runs
 from tokenbridge.files import read_json, sha256_tree
 
 pytestmark = pytest.mark.slow
 
-MODEL = "tokenbridge-fashion_mnist-tiny"
-GATES = "promotion.min_class_accuracy=0,promotion.min_precision=0,promotion.min_recall=0"  # it is a smoke model
 SILENCE = 60  # seconds; twice a living flow's heartbeat
-LENIENT = [*GATES.split(","), "promotion.max_slowdown=100", "promotion.resamples=10", "promotion.min_resamples=5"]
 
 
 def champion(team: Project) -> int:
@@ -78,9 +75,8 @@ def test_every_flow_is_deployed_and_the_schedule_waits_for_a_person(team: Projec
     assert retrain["global_concurrency_limit"]["limit"] == 1
 
 
-def test_a_deployed_retrain_fills_mlflow_and_the_registry(team: Project) -> None:
-    state = run_deployment(team, "retrain/retrain", overrides=list(team.overrides))
-    assert state["name"] == "Completed", state
+def test_a_deployed_retrain_fills_mlflow_and_the_registry(team: Project, retrained: State) -> None:
+    assert retrained["name"] == "Completed", retrained
     (pipeline,) = runs(team, "pipeline")
     assert pipeline.info.status == "FINISHED"
     version = client(team).get_model_version(MODEL, "1")
@@ -90,6 +86,7 @@ def test_a_deployed_retrain_fills_mlflow_and_the_registry(team: Project) -> None
     assert limit["limit"] == 1
 
 
+@pytest.mark.usefixtures("retrained")
 def test_nothing_new_is_skipped_with_the_reason(team: Project) -> None:
     state = run_deployment(team, "retrain/retrain", overrides=list(team.overrides), only_if_new=True)
     assert state["name"] == "Skipped"
@@ -105,6 +102,7 @@ def test_a_failure_is_told_to_a_webhook(team: Project, alerts: Posted) -> None:
     assert "has no run 0000" in told["message"]
 
 
+@pytest.mark.usefixtures("retrained")
 def test_another_clone_pulls_the_data_and_reproduces_a_run_without_computing(
     stack: Stack, team: Project, tmp_path: Path
 ) -> None:
@@ -133,11 +131,12 @@ def test_a_killed_flow_is_marked_as_crashed_and_told(alerts: Posted) -> None:
     assert (told["state"], told["message"]) == ("Crashed", VANISHED)
 
 
-def test_a_model_is_promoted_and_rolled_back_by_flows(team: Project) -> None:
-    state = run_deployment(team, "promote/promote", model="tiny", changes=LENIENT)
-    assert (state["name"], champion(team)) == ("Promoted", 1), state
-    changed = [*team.overrides, "train.epochs=2"]
-    assert run_deployment(team, "retrain/retrain", overrides=changed)["name"] == "Completed"
+def test_a_model_is_promoted(team: Project, promoted: State) -> None:
+    assert (promoted["name"], champion(team)) == ("Promoted", 1), promoted
+
+
+def test_another_is_refused_promoted_and_rolled_back(team: Project, retrained_again: State) -> None:
+    assert retrained_again["name"] == "Completed", retrained_again
     refusal = run_deployment(team, "promote/promote", model="tiny", changes=[*LENIENT, "promotion.max_fd_increase=-99"])
     assert refusal["name"] == "Refused"
     assert champion(team) == 1

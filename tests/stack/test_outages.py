@@ -9,7 +9,7 @@ import pytest
 
 from tests.pipeline.project import Project, wait_for
 from tests.stack.conftest import Stack
-from tests.stack.deployed import client, result, run_deployment, runs, start_deployment
+from tests.stack.team import client, result, run_deployment, runs, start_deployment
 
 pytestmark = pytest.mark.slow
 

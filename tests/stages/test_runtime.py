@@ -106,3 +106,16 @@ def test_a_bad_setting_stops_a_stage_before_it_starts(repository: Path) -> None:
     with pytest.raises(SystemExit), stage_run("encode"):
         pytest.fail("it started")
     assert not (repository / ".spool").exists()
+
+
+def test_a_report_does_not_bend_the_curves(repository: Path) -> None:
+    with stage_run("classifier") as run:
+        run.tracker.metrics({"loss": 2.0}, step=1)
+        run.tracker.metrics({"loss": 1.0}, step=2)
+        (run.work / "model").mkdir()
+        run.publish(run.work / "model", "models/classifier")
+        (run.work / "metrics.json").write_text('{"loss": 1.0, "test_accuracy": 0.5}')
+        run.publish(run.work / "metrics.json", "reports/classifier.json")
+    metrics = [event for event in events(repository) if event["type"] == "metrics"]
+    assert {"test_accuracy": 0.5} in [event["values"] for event in metrics]
+    assert [event["step"] for event in metrics if "loss" in str(event["values"])] == [1, 2]

@@ -1,13 +1,15 @@
 """The store is created once and whole, whoever comes first."""
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tokenbridge.errors import UserError
 from tokenbridge.tracking.spool import Tracker
-from tokenbridge.tracking.store import Store, find_run, ui_command, ui_link
+from tokenbridge.tracking.store import Store, connect, find_run, page_of, ui_command, ui_link
 from tokenbridge.tracking.sync import sync_all
 
 CONNECT = """
@@ -33,7 +35,16 @@ def test_processes_that_come_at_once_get_one_database_and_one_experiment(
 
 def test_the_experiment_explains_itself_to_a_newcomer(store: Store) -> None:
     experiment = store.client.get_experiment(store.experiment)
-    assert "Columns that matter" in experiment.tags["mlflow.note.content"]
+    assert "lower is better" in experiment.tags["mlflow.note.content"]
+    assert json.loads(experiment.tags["mlflow.sharedViewState.pipelines"])["name"] == "Pipelines"
+
+
+def test_an_experiment_gets_what_it_lacks_and_keeps_what_it_has(root: Path, store: Store) -> None:
+    store.client.delete_experiment_tag(store.experiment, "mlflow.sharedViewState.pipelines")
+    store.client.set_experiment_tag(store.experiment, "mlflow.note.content", "ours")
+    tags = store.client.get_experiment(connect(root).experiment).tags
+    assert tags["mlflow.note.content"] == "ours"
+    assert "mlflow.sharedViewState.pipelines" in tags
 
 
 def test_a_run_is_found_by_stage_and_key_when_it_finished(root: Path, store: Store) -> None:
@@ -62,11 +73,24 @@ def test_a_trashed_experiment_is_taken_out_again(root: Path, store: Store) -> No
 
 def test_the_page_shows_the_local_store(root: Path) -> None:
     command = ui_command(root)
+    assert command is not None
     assert f"sqlite:///{root / 'mlflow.db'}" in command
-    assert ui_link(root) == "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+    runs = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+    assert ui_link(root) == f"{runs}&viewStateShareKey=pipelines"
+
+
+def test_a_run_has_a_page_once_it_was_sent(root: Path, store: Store) -> None:
+    tracker = Tracker.open("train@tiny", "a", root, name="a name", system_interval=0)
+    assert page_of(root, tracker.id) is None
+    tracker.finish()
+    sync_all(root)
+    (run,) = store.client.search_runs([store.experiment])
+    assert run.info.run_name == "a name"
+    assert f"/experiments/1/runs/{run.info.run_id}?" in str(page_of(root, tracker.id))
 
 
 def test_a_server_has_its_own_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
-    with pytest.raises(ValueError, match=r"https://mlflow\.example\.org: open that address"):
-        ui_command(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:9")
+    assert ui_command(tmp_path) is None
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 does not answer"):
+        ui_link(tmp_path)

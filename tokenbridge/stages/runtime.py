@@ -156,4 +156,6 @@ def _log_outs(tracker: Tracker, spec: StageSpec, root: Path) -> None:
             for file in files:
                 tracker.artifact(file, str(file.parent.relative_to(root)))
         if out.startswith("reports/") and out.endswith(".json"):
-            tracker.metrics({k: v for k, v in read_json(path).items() if isinstance(v, int | float)})
+            numbers = {name: value for name, value in read_json(path).items() if isinstance(value, int | float)}
+            # a curve's last value would stand at its beginning
+            tracker.metrics({name: value for name, value in numbers.items() if name not in tracker.curves})

@@ -83,7 +83,8 @@ def create_run(store: Store, spool: Spool) -> str:
     }
     if parent := find_parent(store, spool, meta["parent"]):
         tags["mlflow.parentRunId"] = parent
-    run = store.client.create_run(store.experiment, start_time=meta["start"], tags=tags, run_name=meta["stage"])
+    name = meta.get("name", meta["stage"])  # none in a spool of an earlier version
+    run = store.client.create_run(store.experiment, start_time=meta["start"], tags=tags, run_name=name)
     return str(run.info.run_id)
 
 

@@ -2,7 +2,7 @@
 
 ``<root>/.spool/<time>-<stage>-<id>/`` holds
 
-- ``meta.json``: stage, key, parent, start time; written last when a spool is opened, so a folder without it is none;
+- ``meta.json``: stage, name, key, parent, start time; written last, so a folder without it is no spool;
 - ``events.jsonl``: one event per line with its wall-clock time in milliseconds; a torn last line is no event;
 - ``files/``: artifacts and models, taken when they were logged;
 - ``writer.lock``: held as long as the writing process lives, so the syncer knows a run that was killed;
@@ -50,6 +50,9 @@ class Tracker:
 
     As a context manager it finishes the run as FINISHED, as FAILED on an exception, and as KILLED when interrupted.
     A run whose process dies without either is closed as KILLED by the next sync.
+
+    Attributes:
+        curves: names of the metrics that were given over steps.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,6 +62,7 @@ class Tracker:
         self.alive.acquire(blocking=False)
         self.file = (folder / "events.jsonl").open("ab", buffering=0)  # unbuffered: one write per event
         self.sampler: SystemSampler | None = None
+        self.curves: set[str] = set()
 
     @classmethod
     def open(
@@ -68,6 +72,7 @@ class Tracker:
         root: Path,
         parent: str | None = None,
         resumed_from: str | None = None,
+        name: str | None = None,
         system_interval: float = 5.0,
     ) -> Self:
         """Start a run of ``stage``.
@@ -77,6 +82,7 @@ class Tracker:
             root: the project's folder; the spool lies under ``root/.spool``.
             parent: ``Tracker.id`` of the parent run (or an MLflow run id).
             resumed_from: ``Tracker.id`` of the run whose work is taken up.
+            name: what MLflow shows the run as; ``stage`` by default.
             system_interval: seconds between samples of the system metrics; 0 records none.
         """
         start = milliseconds()
@@ -86,7 +92,7 @@ class Tracker:
         (folder / "files").mkdir(parents=True)
         tracker = cls(folder)
         tracker.tags(git_tags(root) | ({"resumed_from": resumed_from} if resumed_from else {}))
-        meta = {"stage": stage, "key": key, "parent": parent, "start": start}
+        meta = {"stage": stage, "name": name or stage, "key": key, "parent": parent, "start": start}
         write_json(folder / "meta.json", meta)
         if system_interval > 0:
             tracker.sampler = SystemSampler(tracker.metrics, system_interval)
@@ -97,6 +103,8 @@ class Tracker:
         self._append("params", values=values)
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        if step > 0:
+            self.curves |= values.keys()
         self._append("metrics", values={name: float(value) for name, value in values.items()}, step=step)
 
     def tags(self, values: dict[str, str]) -> None:

@@ -3,38 +3,22 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_path
+from tokenbridge.tracking.pages import LOCAL_ADDRESS, address, experiment_tags, is_server, run_page, runs_page
 from tokenbridge.tracking.schema import upgrade_if_old
 from tokenbridge.tracking.spool import SPOOL_FOLDER
 
 EXPERIMENT = "tokenbridge"
-UI_ADDRESS = ("127.0.0.1", 5000)
-DESCRIPTION = """Every run of the TokenBridge pipeline. A row named **pipeline** is one execution; open it with the
-arrow to see its stages.
-
-Columns that matter:
-
-| column | meaning |
-|---|---|
-| `fd_efficientnet_lite0_...` | distance of generated from real images; lower is better |
-| `class_accuracy` | share of generated images that a classifier finds to be of the class asked for |
-| `loss` | cross-entropy per dimension in training, in nats |
-| tag `stage` | which stage a row is of, such as `train@tiny` |
-| tag `stage.key` | digest of the stage's parameters and inputs; equal keys mean equal results |
-| tag `reused.<stage>` | on a pipeline row: the stage was up to date, and this run made its outputs |
-| tag `git.commit`, `git.dirty` | the code; `dirty` is `true` when files differed from that commit |
-
-Status KILLED means that the process vanished without a word; the next run takes up its work.
-"""
 
 # What matters of this is told by us, in one line.
 for name in ("mlflow.store.db.utils", "mlflow.pyfunc", "alembic"):
@@ -117,7 +101,7 @@ def find_experiment(client: MlflowClient, root: Path) -> str:
                 client.create_experiment(
                     EXPERIMENT,
                     artifact_location=folder if ours else None,  # a server knows its own
-                    tags={"mlflow.note.content": DESCRIPTION},
+                    tags=experiment_tags(),
                 )
             )
         except MlflowException as error:
@@ -126,7 +110,16 @@ def find_experiment(client: MlflowClient, root: Path) -> str:
             found = client.get_experiment_by_name(EXPERIMENT)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
+    _complete(client, found)
     return str(found.experiment_id)
+
+
+def _complete(client: MlflowClient, experiment: Experiment) -> None:
+    """Give an experiment of an earlier version, or of somebody else, what it lacks; what is there stays."""
+    for key, value in experiment_tags().items():
+        if key not in experiment.tags:
+            with suppress(MlflowException):  # who may not edit the experiment sees it as it is
+                client.set_experiment_tag(experiment.experiment_id, key, value)
 
 
 def find_run(root: Path, stage: str, key: str) -> str | None:
@@ -137,24 +130,37 @@ def find_run(root: Path, stage: str, key: str) -> str | None:
         return None
 
 
-def ui_command(root: Path) -> list[str]:
-    """Command that serves the local store in a browser, at ``ui_link``.
+def page_of(root: Path, spool: str) -> str | None:
+    """Address of the run that a spool has become; None if there is none yet, or nobody to ask."""
+    try:
+        store = connect(root)
+        run = store.newest(f"tags.spool = '{spool}'")
+    except (MlflowException, OSError):
+        return None
+    return run_page(store.uri, store.experiment, run) if run else None
 
-    Raises:
-        ValueError: when MLFLOW_TRACKING_URI names a server, which has a page of its own.
-    """
+
+def ui_command(root: Path) -> list[str] | None:
+    """Command that serves the store in a browser, at ``ui_link``; None when the store is a server, which does so."""
     uri = tracking_uri(root)
-    if uri.startswith("http"):
-        raise UserError(f"MLFLOW_TRACKING_URI is {uri}: open that address in a browser, it shows the runs")
+    if is_server(uri):
+        return None
     connect(root)
-    host, port = UI_ADDRESS
+    host, port = LOCAL_ADDRESS
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     artifacts = (root / "mlartifacts").resolve().as_uri()
     return [*command, "--backend-store-uri", uri, "--artifacts-destination", artifacts]
 
 
 def ui_link(root: Path) -> str:
-    """Address of our runs in the page that ``ui_command`` serves."""
-    host, port = UI_ADDRESS
-    # without its workflowType the page opens on tools for chat models
-    return f"http://{host}:{port}/#/experiments/{connect(root).experiment}/runs?workflowType=machine_learning"
+    """Address of our runs in MLflow's pages.
+
+    Raises:
+        UserError: if the server does not answer.
+    """
+    try:
+        store = connect(root)
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"MLflow at {address(tracking_uri(root))} does not answer, or refuses: {reason}") from error
+    return runs_page(store.uri, store.experiment)

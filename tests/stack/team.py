@@ -8,6 +8,11 @@ from mlflow import MlflowClient
 
 from tests.pipeline.project import PATIENCE, Project
 
+MODEL = "tokenbridge-fashion_mnist-tiny"
+GATES = "promotion.min_class_accuracy=0,promotion.min_precision=0,promotion.min_recall=0"  # it is a smoke model
+LENIENT = [*GATES.split(","), "promotion.max_slowdown=100", "promotion.resamples=10", "promotion.min_resamples=5"]
+State = dict[str, Any]
+
 
 def start_deployment(team: Project, name: str, **parameters: Any) -> subprocess.Popen[str]:
     """Ask the worker for a run, and wait for its end in a process of its own; ``result`` reads what that says."""
@@ -19,14 +24,14 @@ def start_deployment(team: Project, name: str, **parameters: Any) -> subprocess.
     return team.start("python", "-c", code, name, json.dumps(parameters | {"root": str(team.root)}))
 
 
-def result(started: subprocess.Popen[str]) -> dict[str, Any]:
+def result(started: subprocess.Popen[str]) -> State:
     """Name and message of the state in which the run has ended."""
     output, _ = started.communicate(timeout=PATIENCE)
     assert started.returncode == 0, output
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def run_deployment(team: Project, name: str, **parameters: Any) -> dict[str, Any]:
+def run_deployment(team: Project, name: str, **parameters: Any) -> State:
     return result(start_deployment(team, name, **parameters))
 
 

@@ -1,0 +1,118 @@
+"""What people see in MLflow's pages: the experiment's description, its saved views of the runs table, and addresses.
+
+A saved view is a tag of the experiment. MLflow 3 lists it in the menu "Views" and applies it when an address has its
+key; the tag's form is what MLflow's own pages write when a view is saved there.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+
+LOCAL_ADDRESS = ("127.0.0.1", 5000)  # where `tokenbridge ui` serves the local store
+DESCRIPTION_TAG = "mlflow.note.content"
+DESCRIPTION = """One row `pipeline` is one execution; the **+** beside it shows its stages.
+Menu **Views**: `Pipelines` has the columns that matter, `Trainings` leaves trainings alone behind the +.
+
+| column | meaning |
+|---|---|
+| `fd_efficientnet_lite0_...`, `fid_inception` | distance of generated from real images; lower is better |
+| `class_accuracy` | share of generated images that a classifier finds to be of the class asked for |
+| `loss` | cross-entropy per dimension in training, in nats |
+| parameter `overrides` | the settings that the run was told, which are in its name, too |
+| tag `model` | on a pipeline row: the model that the metrics are of, the best by distance if there are several |
+| tag `stage` | which stage a row is of, such as `train@tiny` |
+| tag `stage.key` | digest of the stage's parameters and inputs; equal keys mean equal results |
+| tag `reused.<stage>` | on a pipeline row: the stage was up to date, and this run made its outputs |
+| tag `git.commit`, `git.dirty` | the code; `dirty` is `true` when files differed from that commit |
+
+Status KILLED means that the process vanished without a word; the next run takes up its work.
+"""
+# without it MLflow's page opens on tools for chat models
+TRAINING_PAGES = "workflowType=machine_learning"
+VIEW_TAG = "mlflow.sharedViewState."  # followed by the view's key
+# smaller is better; MLflow leaves out a column that no run has
+DISTANCES = ("fd_efficientnet_lite0_32px", "fd_efficientnet_lite0_224px", "fid_inception")
+DURATION = "attributes.`Duration`"
+# by the ids that MLflow's table gives them, and their widths in pixels
+FIRST_COLUMNS = {"attributes.`Run Name`": 260, "runDateAndNestInfo": 140, "duration": 80}
+MARGIN, LETTER, NARROWEST = 20, 7, 11  # pixels around a name and of a letter; letters of the narrowest column
+HEADLINES = (*DISTANCES, "class_accuracy", "loss")  # of a pipeline: what one would compare it by
+
+
+@dataclass(frozen=True)
+class View:
+    """Columns of the runs table, from left to right, and which runs it shows.
+
+    Attributes:
+        filter: MLflow's search expression; empty: all runs.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    params: tuple[str, ...]
+    tags: tuple[str, ...]
+    filter: str = ""
+
+    def as_tag(self) -> str:
+        """The value that MLflow's pages expect."""
+        names = {f"{kind}.`{name}`": name for kind in ("metrics", "params", "tags") for name in getattr(self, kind)}
+        widths = {column: MARGIN + LETTER * max(len(name), NARROWEST) for column, name in names.items()}
+        state = {
+            "searchFilter": self.filter,
+            "selectedColumns": [DURATION, *names],
+            "columnOrder": [*FIRST_COLUMNS, *names],
+            "columnWidths": FIRST_COLUMNS | widths,
+        }
+        now = time.time_ns() // 1_000_000
+        return json.dumps({"name": self.name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
+
+
+PIPELINES = "pipelines"
+VIEWS = {
+    PIPELINES: View(
+        name="Pipelines",
+        metrics=HEADLINES,
+        params=("data", "models"),
+        tags=("git.commit",),
+    ),
+    "trainings": View(
+        name="Trainings",
+        filter="tags.stage LIKE 'train@%'",
+        metrics=("loss", "gradient_norm", "parameters"),
+        params=("train_on",),
+        tags=("stage.key", "git.commit"),
+    ),
+}
+
+
+def experiment_tags() -> dict[str, str]:
+    """What the experiment is to have; a person may change any of it in the pages."""
+    return {DESCRIPTION_TAG: DESCRIPTION} | {VIEW_TAG + key: view.as_tag() for key, view in VIEWS.items()}
+
+
+def address(tracking_uri: str) -> str:
+    """Of the pages of a store: the server's own, without a password, or what ``tokenbridge ui`` serves."""
+    if not is_server(tracking_uri):
+        return "http://{}:{}".format(*LOCAL_ADDRESS)
+    parts = urlsplit(tracking_uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+
+def is_server(tracking_uri: str) -> bool:
+    return tracking_uri.startswith("http")
+
+
+def runs_page(tracking_uri: str, experiment: str) -> str:
+    """All runs of the experiment, in the view of pipelines."""
+    page = f"{address(tracking_uri)}/#/experiments/{experiment}/runs"
+    return f"{page}?{TRAINING_PAGES}&viewStateShareKey={PIPELINES}"
+
+
+def run_page(tracking_uri: str, experiment: str, run: str) -> str:
+    return f"{address(tracking_uri)}/#/experiments/{experiment}/runs/{run}?{TRAINING_PAGES}"
+
+
+def version_page(tracking_uri: str, model: str, number: int) -> str:
+    """A version of a registered model."""
+    return f"{address(tracking_uri)}/#/models/{quote(model)}/versions/{number}?{TRAINING_PAGES}"
