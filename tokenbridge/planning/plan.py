@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tokenbridge.config import Config
+from tokenbridge.config import Config, PlanConfig
 from tokenbridge.planning.activations import Numerics
 from tokenbridge.planning.cluster import Cluster
 from tokenbridge.planning.flops import Flops, recomputed_flops, sample_flops, train_flops, vae_flops
@@ -50,6 +50,11 @@ class Plan:
         return found
 
 
+def memory_limit(plan: PlanConfig) -> float:
+    """Bytes of a GPU that a training may take."""
+    return plan.gpu.memory * GIB * (1 - plan.reserve)
+
+
 def memory_model(config: Config, name: str) -> MemoryModel:
     model = config.models[name]
     skeleton, sizes = meta_model(config, model), Sizes.of(config, model)
@@ -81,7 +86,7 @@ def plan_model(config: Config, name: str) -> Plan:
     volumes = Volumes.of(config, memory.parameters.total, memory.optimizer)
     sample = sample_flops(memory.sizes, SamplingSettings.from_config(config.generate))
     encode, decode = vae_flops(config)
-    limit = config.plan.gpu.memory * GIB * (1 - config.plan.reserve)
+    limit = memory_limit(config.plan)
     speed = peak_flops(config.plan, numerics) * config.plan.mfu
     return Plan(
         name=name,
