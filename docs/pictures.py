@@ -217,8 +217,7 @@ def hand_on(axis: Axes, right_of_last: float, left_of_next: float, pitch: float)
 
 
 def positions_of(config: Config) -> int:
-    stride = 2 ** (len(config.vae.block_widths) - 1) * config.quantizer.patch_size
-    return (config.data.image_size // stride) ** 2
+    return (config.data.image_size // config.stride) ** 2
 
 
 def masked_shares(config: TrainConfig, parts: int) -> Tensor:

@@ -17,6 +17,7 @@ INFRASTRUCTURE = {
     "config/data.py",
     "config/launcher.py",
     "config/model.py",
+    "config/planning.py",
     "config/promotion.py",
     "config/storage.py",
     "config/tokenizer.py",

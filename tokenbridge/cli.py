@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbridge.config import GUIDANCE_SCHEDULES, REVEAL_ORDERS, Config
 from tokenbridge.errors import UserError
+from tokenbridge.planning import commands as planning
 from tokenbridge.promotion import commands as promotion
 from tokenbridge.storage import commands as storage
 
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     ablations.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings (%(default)s)")
     ablations.set_defaults(command=_ablations)
 
+    planning.add_commands(commands)
     promotion.add_commands(commands)
     storage.add_commands(commands)
 

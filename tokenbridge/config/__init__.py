@@ -19,6 +19,7 @@ from tokenbridge.config.model import (
     TrainConfig,
     check_sampling,
 )
+from tokenbridge.config.planning import GpuConfig, PlanConfig
 from tokenbridge.config.promotion import PromotionConfig
 from tokenbridge.config.storage import StorageConfig
 from tokenbridge.config.tokenizer import (
@@ -58,11 +59,13 @@ __all__ = [
     "EncodeConfig",
     "EvaluateConfig",
     "GenerateConfig",
+    "GpuConfig",
     "HubConfig",
     "KubernetesConfig",
     "LauncherConfig",
     "MirrorConfig",
     "ModelConfig",
+    "PlanConfig",
     "PromotionConfig",
     "QuantizerConfig",
     "ReconstructConfig",
@@ -96,6 +99,7 @@ class Config:
     evaluate: EvaluateConfig
     launcher: LauncherConfig
     promotion: PromotionConfig
+    plan: PlanConfig
     storage: StorageConfig = field(default_factory=StorageConfig)
 
     def __post_init__(self) -> None:
@@ -110,8 +114,18 @@ class Config:
         taken = sorted({"vae", "quantizer", "classifier"} & set(self.models))
         require(not taken, f"a model cannot be called {', '.join(taken)}: models/ has a folder of that name")
 
+    @property
+    def dimensions(self) -> int:
+        """C, of a token."""
+        return self.vae.dimensions * self.quantizer.patch_size**2
+
+    @property
+    def stride(self) -> int:
+        """Pixels for each position, along one side; of a pretrained VAE as far as vae.block_widths describe it."""
+        return 2 ** (len(self.vae.block_widths) - 1) * self.quantizer.patch_size
+
     def _check_dimensions(self) -> None:
-        dimensions = self.vae.dimensions * self.quantizer.patch_size**2
+        dimensions = self.dimensions
         if self.quantizer.given_order is not None:
             require(
                 sorted(self.quantizer.given_order) == list(range(dimensions)),
@@ -134,13 +148,12 @@ class Config:
         """Sizes that only a VAE trained here tells in advance."""
         if self.vae.pretrained is not None:
             return
-        stride = 2 ** (len(self.vae.block_widths) - 1) * self.quantizer.patch_size
         require(
-            self.data.image_size % stride == 0,
-            f"data.image_size ({self.data.image_size}) must be a multiple of {stride}, the stride of a VAE "
+            self.data.image_size % self.stride == 0,
+            f"data.image_size ({self.data.image_size}) must be a multiple of {self.stride}, the stride of a VAE "
             f"with {len(self.vae.block_widths)} vae.block_widths times quantizer.patch_size",
         )
-        positions = (self.data.image_size // stride) ** 2
+        positions = (self.data.image_size // self.stride) ** 2
         require(
             self.generate.steps <= positions,
             f"generate.steps is {self.generate.steps}: use at most {positions}, one for each position",

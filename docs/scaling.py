@@ -1,0 +1,207 @@
+"""The tables and the picture of docs/scaling.md: ``python docs/scaling.py``, some ten seconds, no GPU.
+
+The words around the tables are written by hand and stay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tokenbridge.config import Config, PlanConfig, TrainConfig
+from tokenbridge.files import atomic_write_text
+from tokenbridge.params import compose_config, validate
+from tokenbridge.planning.cluster import Cluster
+from tokenbridge.planning.flops import sample_flops, vae_flops
+from tokenbridge.planning.memory import GIB, MemoryModel
+from tokenbridge.planning.plan import memory_limit, memory_model, work_of
+from tokenbridge.planning.report import duration, scaled
+from tokenbridge.planning.schedule import HOUR, Schedule, Work, schedule_of
+from tokenbridge.planning.volumes import Volumes
+from tokenbridge.sampling import SamplingSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, PICTURE = ROOT / "docs/scaling.md", ROOT / "docs/images/scaling.png"
+EXPERIMENTS = {"large": "imagenet_l", "huge": "imagenet_h"}
+GPUS = [2**power for power in range(10)]
+PER_NODE, AT_ONCE = 8, 64
+ETHERNET = 12.5  # GB/s: one card of 100 Gb/s a node
+PUBLISHED_HOURS = 6000  # of L at 400 epochs on A100, by the paper's authors (issue 4 of their repository)
+WIDTH, DPI = 9.0, 110
+COLOURS = {"large": "#1f6f9f", "huge": "#d9822b"}
+INK, PALE = "#333333", "#e6e6e6"
+
+matplotlib.use("Agg")
+matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model, and what its plans share."""
+
+    name: str
+    config: Config
+    memory: MemoryModel
+    work: Work
+    volumes: Volumes
+
+    @classmethod
+    def of(cls, name: str) -> "Case":
+        config = validate(compose_config([f"experiment={EXPERIMENTS[name]}"], ROOT / "conf"))
+        memory = memory_model(config, name)
+        volumes = Volumes.of(config, memory.parameters.total, memory.optimizer)
+        return cls(name, config, memory, work_of(config, name, memory.parameters), volumes)
+
+    @property
+    def recipe(self) -> TrainConfig:
+        return self.config.models[self.name].train
+
+    def cluster(self, gpus: int, sharded: bool) -> Cluster:
+        """Checkpointed, in as few parts as fit."""
+        place = Cluster(-(-gpus // PER_NODE), min(gpus, PER_NODE), sharded, accumulation=1, checkpointed=True)
+        largest = replace(self.memory, cluster=place).largest(memory_limit(self.config.plan))
+        return replace(place, accumulation=-(-place.images_at_once(self.recipe.batch_size) // largest))
+
+    def schedule(self, cluster: Cluster, plan: PlanConfig | None = None) -> Schedule:
+        plan = plan or self.config.plan
+        return schedule_of(self.work, self.recipe, cluster, plan, self.memory.numerics, self.volumes)
+
+
+def main() -> None:
+    cases = [Case.of(name) for name in EXPERIMENTS]
+    tables = {
+        "models": models_table(cases),
+        "memory": memory_table(cases),
+        "gpus large": gpus_table(cases[0]),
+        "gpus huge": gpus_table(cases[1]),
+        "published": published_table(cases[0]),
+    }
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        text = filled(text, name, table)
+    atomic_write_text(PAGE, text)
+    scaling_figure(cases).savefig(PICTURE, dpi=DPI, metadata={"Software": None})
+    print(f"{PAGE}\n{PICTURE}")
+
+
+def filled(text: str, name: str, table: str) -> str:
+    """``text`` with the table between the marks of ``name``."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, rest = text.split(start)
+    return f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
+
+
+def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def models_table(cases: Sequence[Case]) -> str:
+    encode, decode = vae_flops(cases[0].config)
+    header = ("model", "parameters", "to train on an image", "encoder, decoder, head", "again if checkpointed")
+    rows = []
+    for case in cases:
+        needed = case.work.needed
+        shares = ", ".join(f"{part / needed.total:.0%}" for part in (needed.encoder, needed.decoder, needed.head))
+        again = f"{case.work.recomputed.total / needed.total:.0%}"
+        sampled = sample_flops(case.memory.sizes, SamplingSettings.from_config(case.config.generate)).total
+        steps = f"{scaled(sampled, 'FLOP')} in {case.config.generate.steps} steps"
+        parameters = f"{case.memory.parameters.total:,}"
+        rows.append((case.name, parameters, scaled(needed.total, "FLOP"), shares, again, steps))
+    vae = ("KL-16", "", "", "", "", f"{scaled(encode, 'FLOP')} to encode, {scaled(decode, 'FLOP')} to decode")
+    return table_of((*header, "to sample one"), [*rows, vae])
+
+
+def memory_table(cases: Sequence[Case]) -> str:
+    header = ("model", "on", "activations", "states", f"{AT_ONCE} images at once", "most that fit")
+    rows = []
+    for case in cases:
+        for sharded in (False, True):
+            for checkpointed in (False, True):
+                place = Cluster(4, PER_NODE, sharded, accumulation=1, checkpointed=checkpointed)
+                memory = replace(case.memory, cluster=place)
+                held = memory.at(AT_ONCE)
+                way = "fsdp" if sharded else "ddp"
+                kept = "checkpointed" if checkpointed else "kept"
+                sizes = [f"{size / GIB:.1f} GiB" for size in (held.states, held.total)]
+                rows.append((case.name, way, kept, *sizes, str(memory.largest(memory_limit(case.config.plan)))))
+    return table_of(header, rows)
+
+
+def gpus_table(case: Case) -> str:
+    header = ["GPUs", "parts", "step", "images/s", "time", "GPU-hours", "exchange: a GPU sends, takes", "hidden from"]
+    header += ["waits at 12.5 GB/s", "training data read", "a checkpoint each 10 minutes"]
+    slow = replace(case.config.plan, network=ETHERNET)
+    rows = []
+    for gpus in GPUS:
+        cluster = case.cluster(gpus, sharded=False)
+        found, on_ethernet = case.schedule(cluster), case.schedule(cluster, slow)
+        step = found.step
+        exchange = f"{scaled(step.exchanged, 'B')}, {duration(step.exchange)}" if gpus > 1 else "-"
+        row = [str(gpus), str(cluster.accumulation), duration(step.total), f"{found.images_per_second:,.0f}"]
+        hidden = f"{step.bandwidth:.3g} GB/s" if gpus > 1 else "-"
+        row += [duration(found.hours * HOUR), f"{found.gpu_hours:,.0f}", exchange, hidden]
+        row += [duration(on_ethernet.step.waiting), f"{scaled(found.read, 'B')}/s"]
+        rows.append([*row, f"{found.checkpoint / (found.checkpoint + 600):.2%}"])
+    return table_of(header, rows)
+
+
+def published_table(case: Case) -> str:
+    """What the published hours say about the share of the peak."""
+    cluster = case.cluster(32, sharded=False)
+    rows = []
+    for mfu in (0.2, case.config.plan.mfu, 0.3, 0.4):
+        found = case.schedule(cluster, replace(case.config.plan, mfu=mfu))
+        rows.append((f"{mfu:.0%}", f"{found.gpu_hours:,.0f}", f"{found.mfu:.1%}"))
+    work, peak = case.work, case.config.plan.gpu.bf16_tflops * 1e12
+    seconds = PUBLISHED_HOURS * HOUR
+    images = case.schedule(cluster).steps * case.recipe.batch_size
+    executed = images * (work.needed.total + work.recomputed.total) / peak / seconds
+    needed = images * work.needed.total / peak / seconds
+    rows.append((f"{executed:.1%}, follows", f"**{PUBLISHED_HOURS:,}, published**", f"{needed:.1%}, follows"))
+    return table_of(("share of the peak while computing", "A100-hours", "MFU"), rows)
+
+
+def scaling_figure(cases: Sequence[Case]) -> Figure:
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    days, bandwidths = figure.subplots(1, 2)
+    for case in cases:
+        draw_days(days, case)
+        draw_bandwidths(bandwidths, case)
+    plan = cases[0].config.plan
+    for value, name in ((plan.network, "8 cards of 200 Gb/s"), (ETHERNET, "one card of 100 Gb/s")):
+        bandwidths.axhline(value, color=INK, linewidth=0.8, linestyle=":")
+        bandwidths.text(GPUS[1], value * 1.1, f"a node's network: {name}", fontsize=7.5, color=INK)
+    days.set_title("days of training", fontsize=9)
+    bandwidths.set_title("GB/s at which the exchange is hidden", fontsize=9)
+    for axis in (days, bandwidths):
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(GPUS, [str(gpus) for gpus in GPUS])
+        axis.set_xlabel(f"GPUs ({plan.gpu.name}), {PER_NODE} a node")
+        axis.grid(color=PALE)
+        axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_days(axis: Axes, case: Case) -> None:
+    slow = replace(case.config.plan, network=ETHERNET)
+    for plan, style, name in ((case.config.plan, "o-", "DGX"), (slow, "x--", f"{ETHERNET:g} GB/s between nodes")):
+        hours = [case.schedule(case.cluster(gpus, sharded=False), plan).hours for gpus in GPUS]
+        label = f"{case.name}, ddp, {name}"
+        axis.plot(GPUS, [value / 24 for value in hours], style, markersize=4, color=COLOURS[case.name], label=label)
+
+
+def draw_bandwidths(axis: Axes, case: Case) -> None:
+    for sharded, style in ((False, "o-"), (True, "x--")):
+        steps = [case.schedule(case.cluster(gpus, sharded)).step for gpus in GPUS[1:]]
+        label = f"{case.name}, {'fsdp' if sharded else 'ddp'}"
+        needed = [step.bandwidth for step in steps]
+        axis.plot(GPUS[1:], needed, style, markersize=4, color=COLOURS[case.name], label=label)
+
+
+if __name__ == "__main__":
+    main()
