@@ -81,6 +81,20 @@ MODEL = ModelConfig(
 SHAPE = {"grid_height": 4, "grid_width": 4, "dimensions": 4, "levels": 8, "num_classes": 3}  # what tokens decide
 
 
+LONG = ("pipeline", "stack")  # folders whose tests share one pipeline
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For two tests at once (`make test`): what shares a pipeline, or a file's fixtures, stays together; long ones begin.
+
+    Each of the long folders' first tests makes the pipeline, as far as it is not made.
+    """
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder in LONG else item.path.name))
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
+
+
 class Silent:
     """A metric sink that keeps what it is given."""
 

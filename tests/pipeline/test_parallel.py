@@ -41,7 +41,7 @@ def test_a_killed_worker_does_not_change_what_is_learnt(settled: Project) -> Non
 
     settled.forget("train@tiny")
     repro = settled.start_repro(*TWO)
-    worker = wait_for(lambda: descendant(repro, "tokenbridge.worker", "train@tiny"), "worker")
+    worker = wait_for(lambda: descendant(repro, "-u", "tokenbridge.worker"), "worker")
     work = settled.root / ".work/train@tiny"
     wait_for(lambda: next(work.glob("*/checkpoints/step-*"), None), "checkpoint")
     worker.kill()
