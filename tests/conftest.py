@@ -85,9 +85,9 @@ LONG = ("pipeline", "stack")  # folders whose tests share one pipeline
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two tests at once (`make test`): what shares a pipeline, or a file's fixtures, stays together; long ones begin.
+    """For two tests at once (`make test`): what shares a pipeline, or a file's fixtures, stays together.
 
-    Each of the long folders' first tests makes the pipeline, as far as it is not made.
+    The long folders come first, so that the short files fill what is left.
     """
     for item in items:
         folder = item.path.parent.name
