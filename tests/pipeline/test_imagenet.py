@@ -1,0 +1,50 @@
+"""The whole pipeline on a small ImageNet: real photographs in the original archives, some of them broken."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.photographs import NAMES, WNIDS, photographs, write_tars
+from tests.pipeline.fixtures import copy_checkout
+from tests.pipeline.project import STAGES, Project, outcomes
+from tokenbridge.files import read_json
+from tokenbridge.pipeline import TokenBridgePipeline
+
+pytestmark = pytest.mark.slow
+
+
+class SmallImageNet(Project):
+    """32 px, and models of a few thousand weights."""
+
+    overrides = (
+        "experiment=smoke",
+        "data=imagenet_tars",
+        f"data.num_classes={len(WNIDS)}",
+        "data.image_size=32",
+        "data.max_broken=0.02",
+        "data.max_train=null",
+        "data.max_test=null",
+        "encode.flip=true",
+        "quantizer.fit_images=200",
+        "generate.samples=96",
+    )
+
+
+def test_from_the_original_archives_to_an_evaluated_model(tmp_path: Path) -> None:
+    copy_checkout(tmp_path / "clone")
+    project = SmallImageNet(tmp_path / "clone")
+    subprocess.run(["git", "init", "--quiet"], cwd=project.root, check=True)
+    md5 = write_tars(photographs(24, 12), tmp_path / "archives")
+    digests = ",".join(f"{name}:{digest}" for name, digest in md5.items())
+    archives = [f"data.root={tmp_path / 'archives'}", f"data.md5={{{digests}}}"]
+    said = outcomes(project.repro(*archives))
+    assert [said[stage] for stage in STAGES] == ["ran"] * len(STAGES)
+    manifest = read_json(project.root / "data/images/manifest.json")
+    assert manifest["label_names"] == NAMES
+    assert (manifest["splits"]["train"]["count"], manifest["splits"]["test"]["count"]) == (24 * 12, 12 * 12)
+    assert len(manifest["left_out"]["train"]) == 3
+    report = read_json(project.root / "reports/evaluate/tiny.json")
+    assert 0 <= report["class_accuracy"] <= 1
+    drawn = TokenBridgePipeline.from_pretrained(project.root / "models/tiny")(["tabby", "daisy"], num_inference_steps=2)
+    assert [image.size for image in drawn.images] == [(32, 32)] * 2
