@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import picture
+from tests.photographs import picture as photo
 from tokenbridge.data import DataError
 from tokenbridge.data.decoding import centre_crop, decode_rgb, open_whole
 
@@ -48,6 +49,31 @@ def test_exif_orientation_is_applied() -> None:
 @pytest.mark.parametrize("sides", [(8, 8), (9, 30), (64, 17), (5, 7), (8, 9), (100, 33), (31, 16)])
 def test_every_shape_is_cropped_to_the_square(sides: tuple[int, int]) -> None:
     assert decode_rgb(encode(picture(3, *sides)), "a.png", 8).shape == (3, 8, 8)
+
+
+def adm_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The published preparation of ADM's reference statistics, written down from its description: pixels [H, W, 3]."""
+    sides = np.array(image.size)
+    while sides.min() // 2 >= size:
+        sides = sides // 2
+        image = image.resize(tuple(sides.tolist()), resample=Image.BOX)
+    factor = size / sides.min()
+    enlarged = image.resize((round(sides[0] * factor), round(sides[1] * factor)), resample=Image.BICUBIC)
+    pixels = np.array(enlarged)
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("size", [32, 64, 256])
+@pytest.mark.parametrize(
+    "sides",
+    [(500, 375), (375, 500), (333, 499), (511, 513), (512, 512), (64, 64), (65, 130), (1, 7), (19, 23), (33, 31)],
+)
+def test_the_crop_is_adms_to_the_pixel(sides: tuple[int, int], size: int) -> None:
+    photograph = photo("n11939491").convert("RGB").resize(sides, Image.Resampling.LANCZOS)
+    expected = adm_crop(photograph, size).transpose(2, 0, 1)
+    assert expected.shape == (3, size, size)
+    np.testing.assert_array_equal(decode_rgb(encode(photograph), "a.png", size), expected)
 
 
 def test_the_centre_is_kept() -> None:

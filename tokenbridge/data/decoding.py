@@ -35,7 +35,10 @@ def open_whole(content: bytes, path: str) -> Image.Image:
 
 
 def decode_rgb(content: bytes, path: str, size: int) -> NDArray[np.uint8]:
-    """Pixels [3, size, size] of an encoded image, upright (EXIF), as RGB, centre-cropped."""
+    """Pixels [3, size, size] of an encoded image, upright (EXIF), as RGB, centre-cropped.
+
+    Differs: ADM's preparation leaves a picture as its camera stored it.
+    """
     upright = ImageOps.exif_transpose(open_whole(content, path))
     pixels = np.asarray(centre_crop(upright.convert("RGB"), size))  # [H, W, 3]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
