@@ -107,7 +107,7 @@ def test_another_clone_pulls_the_data_and_reproduces_a_run_without_computing(
     stack: Stack, team: Project, tmp_path: Path
 ) -> None:
     """As on another machine: with client.env sourced, git's commits, and an empty cache."""
-    (recorded,) = [run for run in runs(team, "pipeline") if run.info.status == "FINISHED"]
+    recorded = next(run for run in runs(team, "pipeline") if run.info.status == "FINISHED")
     bucket = ("python", "-m", "tokenbridge.cli", "remote", f"storage.bucket={stack.settings()['DVC_BUCKET']}")
     team.run(*bucket)
     team.run("dvc", "push", "--run-cache")

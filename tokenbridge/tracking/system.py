@@ -16,7 +16,10 @@ MEGABYTE = 1e6
 def gpu_metrics() -> dict[str, float]:
     """Memory in use per GPU; empty unless this process has CUDA at work already."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():  # never be the one to initialise CUDA
+    try:
+        if torch is None or not torch.cuda.is_initialized():  # never be the one to initialise CUDA
+            return {}
+    except AttributeError:  # the main thread is importing it just now
         return {}
     found: dict[str, float] = {}
     for index in range(torch.cuda.device_count()):
