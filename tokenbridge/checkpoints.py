@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from tokenbridge.errors import UserError
-from tokenbridge.files import read_json, write_json
+from tokenbridge.files import DiskFullError, is_full, read_json, write_json
 from tokenbridge.processes import ALONE, Processes
 
 PROGRESS = "progress.json"
@@ -127,7 +127,7 @@ class Checkpoints:
         """Write a checkpoint: at once if this process is alone, else while the training goes on.
 
         Raises:
-            CheckpointError: if this one, or the one before, cannot be written; earlier ones stay whole.
+            CheckpointError, DiskFullError: if this one, or the one before, cannot be written; earlier ones stay whole.
         """
         self.finish()
         aside = self.folder / f"{UNFINISHED}{step:08d}"
@@ -196,14 +196,18 @@ class Checkpoints:
                 landmarks.setdefault(step // self.keep_every, step)
         return {*steps[-self.keep :], *landmarks.values()}
 
-    def _failure(self, error: BaseException) -> CheckpointError:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    def _failure(self, error: BaseException) -> UserError:
+        if isinstance(error, CheckpointException):  # of some processes; one will do
+            error = next(iter(error.failures.values()))[0]
+        full = is_full(self.folder, error)
         if self._unpublished is not None:
             shutil.rmtree(self._unpublished[0], ignore_errors=True)
+        if full:
+            return DiskFullError(self.folder)
         kept = ", ".join(f"{step:,}" for step in self.steps()) or "none"
         return CheckpointError(
-            f"a checkpoint could not be written to {self.folder} ({reason}). Those of these steps are whole: {kept}. "
-            "See that there is space, and that the folder can be written; then repeat: the work goes on from there"
+            f"a checkpoint could not be written to {self.folder} ({type(error).__name__}: {error}). Those of these "
+            f"steps are whole: {kept}. See that the folder can be written, and repeat: the work goes on from there"
         )
 
 

@@ -20,6 +20,12 @@ NEXT_TO_NOTHING = 65_536  # bytes free: libraries that write in C++ or Rust do n
 class DiskFullError(UserError):
     """Something could not be written for want of space; what it should have replaced is whole."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"no space is left on the disk of {path.absolute()}. What was saved before is whole: free some space, or "
+            "move the folder to a larger disk and leave a link in its place, and repeat; it goes on from there"
+        )
+
 
 @contextmanager
 def full_disk_told(path: Path) -> Iterator[None]:
@@ -29,15 +35,13 @@ def full_disk_told(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not _is_full(path, error):
+        if not is_full(path, error):
             raise
-        raise DiskFullError(
-            f"no space is left on the disk of {path.absolute()}. What was saved before is whole: free some space, or "
-            "move the folder to a larger disk and leave a link in its place, and repeat; it goes on from there"
-        ) from error
+        raise DiskFullError(path) from error
 
 
-def _is_full(path: Path, error: Exception) -> bool:
+def is_full(path: Path, error: BaseException) -> bool:
+    """Whether a full disk is why ``path``, or something below it, could not be written."""
     if getattr(error, "errno", None) in NO_SPACE:
         return True
     there = next(folder for folder in path.absolute().parents if folder.exists())

@@ -47,12 +47,12 @@ def project(
 
 @contextmanager
 def filling(disk: SmallDisk) -> Iterator[None]:
-    """Take what is free from the first checkpoint on, until the block ends."""
+    """Take what is free from the first whole checkpoint on, until the block ends."""
     over = threading.Event()
 
     def fill() -> None:
         while not over.wait(0.001):
-            if next(disk.folder.glob("*/*/checkpoint*"), None):
+            if next(disk.folder.glob("*/*/checkpoints/step-*"), None):
                 disk.fill()
 
     filler = threading.Thread(target=fill)
