@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,6 +78,15 @@ class Project:
         output = self.run("python", "-m", "tokenbridge.cli", "repro", *self.overrides, *overrides, fails=fails)
         self.settled = not overrides
         return output
+
+    @contextmanager
+    def by_hand(self, *overrides: str) -> Iterator[None]:
+        """Within it, stages can be run without dvc, with these settings more; DVC puts back what they replaced."""
+        self.settle()
+        self.settled = False
+        self.run("python", "-m", "tokenbridge.cli", "params", *self.overrides, *overrides)
+        yield
+        self.run("dvc", "checkout", "--force")
 
     def settle(self) -> None:
         """Bring everything up to date, whatever the last test left."""
