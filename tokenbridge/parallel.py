@@ -37,11 +37,11 @@ def distribute(
 
 
 def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> None:
-    """FSDP2: the weights of a block, or of the head, are whole while it works. Gradients are summed in float32."""
+    """FSDP2: a block's weights are whole while it works, and in parts else. Gradients are summed in float32."""
     at_work = torch.bfloat16 if precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=at_work, reduce_dtype=torch.float32)
-    for part in [*model.encoder, *model.decoder, model.head]:
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+    for block in [*model.encoder, *model.decoder, *model.head.blocks]:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 

@@ -36,9 +36,9 @@ def test_states_are_what_the_training_makes(optimizer: str) -> None:
 
     found = memory_model(config, "tiny").at(1)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    averaged = Ema(model, 0.9, warmup=False).model
+    averaged = Ema(model, 0.9, warmup=False).averages.values()
     assert found.weights == found.gradients == weights
-    assert found.average == sum(parameter.numel() * parameter.element_size() for parameter in averaged.parameters())
+    assert found.average == sum(average.numel() * average.element_size() for average in averaged)
 
 
 def test_shards_hold_their_share() -> None:
@@ -47,9 +47,9 @@ def test_shards_hold_their_share() -> None:
     assert shared.total < whole.total
 
 
-def test_one_gpu_needs_no_buckets() -> None:
-    alone = replace(LARGE, cluster=replace(LARGE.cluster, gpus_per_node=1))
-    assert alone.at(1).buckets == 0
+def test_ddps_buckets_are_the_gradients_themselves() -> None:
+    assert LARGE.at(1).buckets == 0
+    assert LARGE.sharding().at(1).buckets > 0
 
 
 @settings(deadline=None)

@@ -9,6 +9,7 @@ the head, H heads.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,20 @@ from tokenbridge.config import HEADS
 from tokenbridge.errors import UserError
 from tokenbridge.model.layers import Mlp, attend, layer_norm, run_block
 
-KeyValues = tuple[Tensor, Tensor]  # each [M, H, slots so far, D/H]
+
+@dataclass
+class Cache:
+    """Keys and values of one block, of the slots so far: each [M, H, slots, D/H], or empty before the first."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """With those of one more slot."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 class SlotAttention(nn.Module):
@@ -32,14 +46,15 @@ class SlotAttention(nn.Module):
         self.k_norm = layer_norm(width // heads)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
-        """All slots at once (``past`` is None), or the next one [M, 1, D] after ``past``."""
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """All slots at once, or the next one [M, 1, D] after those in ``cache``, which it then joins."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        mixed = attend(q, k, v, causal=self.causal and past is None)
-        return self.out(mixed.transpose(1, 2).flatten(2)), (k, v)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        mixed = attend(q, k, v, causal=self.causal and cache is None)
+        output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return output
 
 
 class HeadBlock(nn.Module):
@@ -53,11 +68,11 @@ class HeadBlock(nn.Module):
         self.mlp = Mlp(width)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x: Tensor, condition: Tensor, past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+    def forward(self, x: Tensor, condition: Tensor, cache: Cache | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
-        mixed, present = self.attention(self.norm1(x) * (1 + scale1) + shift1, past)
-        x = x + gate1 * mixed
-        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2), present
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, cache)
+        output: Tensor = x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        return output
 
 
 class DimensionHead(nn.Module):
@@ -152,11 +167,11 @@ class DimensionHead(nn.Module):
             return self.split(torch.stack([choose(logits[:, i], i) for i in range(self.slots)], dim=1))
         x = c
         chosen: list[Tensor] = []
-        caches: list[KeyValues | None] = [None] * len(self.blocks)
+        caches = [Cache() for _ in self.blocks]
         for i in range(self.slots):
             if i:
                 x = self.level_embedding(chosen[-1] + self.offsets[i - 1])
-            logits, caches = self._step(x, c, i, caches)
+            logits = self._step(x, c, i, caches)
             chosen.append(choose(logits, i))
         return self.split(torch.stack(chosen, dim=1))
 
@@ -165,20 +180,16 @@ class DimensionHead(nn.Module):
         x = x + self.slot_embedding
         condition = F.silu(c[:, None] + self.modulation_embedding)
         for block in self.blocks:
-            x, _ = run_block(self, block, x, condition)
+            x = run_block(self, block, x, condition)
         return self._logits(x, condition, slice(None))
 
-    def _step(
-        self, x: Tensor, c: Tensor, i: int, caches: list[KeyValues | None]
-    ) -> tuple[Tensor, list[KeyValues | None]]:
-        """Logits [M, J] of slot i, whose input is x [M, D]."""
+    def _step(self, x: Tensor, c: Tensor, i: int, caches: list[Cache]) -> Tensor:
+        """Logits [M, J] of slot i, whose input is x [M, D]; it joins the caches."""
         x = (x + self.slot_embedding[:, i])[:, None]
         condition = F.silu(c + self.modulation_embedding[:, i])[:, None]
-        presents: list[KeyValues | None] = []
-        for block, past in zip(self.blocks, caches, strict=True):
-            x, present = block(x, condition, past)
-            presents.append(present)
-        return self._logits(x, condition, slice(i, i + 1))[:, 0], presents
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, condition, cache)
+        return self._logits(x, condition, slice(i, i + 1))[:, 0]
 
     def _logits(self, x: Tensor, condition: Tensor, slots: slice) -> Tensor:
         scale, shift = self.final_modulation(condition).chunk(2, dim=-1)

@@ -3,8 +3,6 @@
 Shapes: N sequences, L positions, D width, H heads.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,11 +15,13 @@ def layer_norm(width: int, affine: bool = True) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=affine)
 
 
-def run_block(owner: nn.Module, block: nn.Module, *inputs: Tensor) -> Any:
+def run_block(owner: nn.Module, block: nn.Module, *inputs: Tensor) -> Tensor:
     """``block(*inputs)``; where ``owner`` shall save memory, the activations are computed anew for the gradient."""
     if owner.gradient_checkpointing and torch.is_grad_enabled():
-        return owner._gradient_checkpointing_func(block, *inputs)  # type: ignore[operator]  # diffusers sets both
-    return block(*inputs)
+        again: Tensor = owner._gradient_checkpointing_func(block, *inputs)  # type: ignore[operator]  # diffusers sets it
+        return again
+    output: Tensor = block(*inputs)
+    return output
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, dropout: float = 0.0) -> Tensor:

@@ -2,8 +2,7 @@
 
 Weights, gradients, optimizer and averaged weights are float32. With FSDP each GPU holds its share of them; two blocks
 (the one at work and the one that is fetched meanwhile) and all that lies outside of blocks are there whole, in the
-precision of the products, with the gradients of one block in float32. With DDP over several GPUs the gradients are in
-its buckets once more.
+precision of the products, with the gradients of one block in float32. DDP's buckets are the gradients themselves.
 """
 
 from dataclasses import dataclass, replace
@@ -89,9 +88,7 @@ class MemoryModel:
         return self.numerics.half * (self.parameters.block if self.cluster.checkpointed else self.parameters.total)
 
     def _buckets(self, shards: int) -> float:
-        if shards > 1:
-            return FULL * (self.parameters.block + self.parameters.outside_blocks)
-        return FULL * self.parameters.total if self.cluster.gpus > 1 else 0
+        return FULL * (self.parameters.block + self.parameters.outside_blocks) if shards > 1 else 0
 
     def largest(self, limit: float) -> int:
         """Most images at once within ``limit`` bytes; 0 if not even one fits. By bisection."""
