@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from tests.services import S3Place
+from tokenbridge.checkpoints import PREFIX, Checkpoints, State, live_tensors
 from tokenbridge.files import sha256_tree
 from tokenbridge.storage import StorageError
 from tokenbridge.storage.bucket import S3Folder
@@ -136,3 +139,15 @@ def test_a_folder_that_is_there_is_left_alone(place: S3Place, model: Path, tmp_p
     with pytest.raises(StorageError, match="is there already, with other files"):
         download(place.uri, model, place.config)
     assert (model / "mine").exists()
+
+
+def test_a_checkpoint_goes_on_from_the_bucket(place: S3Place, tmp_path: Path) -> None:
+    state: State = {"model": nn.Linear(2, 2)}
+    Checkpoints(tmp_path / "here").save(5, state, {"step": 5})
+    step = f"{PREFIX}{5:08d}"
+    upload(tmp_path / "here" / step, place.uri, place.config)
+    download(place.uri, tmp_path / "there" / step, place.config)
+    fresh: State = {"model": nn.Linear(2, 2)}
+    assert Checkpoints(tmp_path / "there").load(fresh) == {"step": 5}
+    ours, theirs = live_tensors(fresh), live_tensors(state)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
