@@ -148,8 +148,9 @@ def test_the_champion_is_told_from_other_versions(mlflow: MlflowClient, visitor:
 
 
 def open_flow_run(team: Project, visitor: Visitor, name: str) -> None:
-    """From the list of all runs, by its name."""
+    """From the list of all runs, by searching for its name."""
     visitor.opens(team.environment["PREFECT_API_URL"].removesuffix("/api") + "/runs")
+    visitor.page.get_by_placeholder("Search by flow run name").fill(name)
     visitor.page.get_by_role("link", name=name).first.click()
     visitor.sees("Artifacts")
 

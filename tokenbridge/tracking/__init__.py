@@ -5,6 +5,7 @@ A dead or slow tracking server can therefore neither stop nor delay a run, and n
 - ``spool``: ``Tracker``, what a stage writes to; the folder layout; free of MLflow and torch.
 - ``pending``: what the syncer sees of spools.
 - ``store``: which MLflow store is used, and what the wrapper asks it.
+- ``pages``: what people see of it in MLflow's pages: the experiment's description and saved views; addresses.
 - ``replay``, ``logged_model``: one spool becomes one MLflow run.
 - ``registry``: versions of registered models and their aliases; ``served_model``: what a server of one runs.
 - ``sync``: all spools of a project, live or from the command line.
