@@ -69,10 +69,10 @@ def test_a_wrong_setting_stops_before_prefect_starts(project: Project) -> None:
 
 def test_two_at_once_take_turns_and_leave_dvc_whole(project: Project) -> None:
     project.settle()
-    first = project.start_repro("evaluate.kid_subsets=6")
+    first = project.start_repro("evaluate.kid_subsets=8")
     stage = wait_for(lambda: descendant(first, "-m", "tokenbridge.stages.evaluate"), "process of evaluate")
     stage.suspend()  # so that it surely lives when the next one starts
-    second = project.start("python", "-m", "flows.retrain", *project.overrides, "evaluate.kid_subsets=7")
+    second = project.start("python", "-m", "flows.retrain", *project.overrides, "evaluate.kid_subsets=9")
     assert second.stdout is not None
     assert any("another pipeline is at work in this folder: waiting" in line for line in second.stdout)
     stage.resume()
@@ -80,6 +80,6 @@ def test_two_at_once_take_turns_and_leave_dvc_whole(project: Project) -> None:
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output
     assert task_states(project)["evaluate@tiny"] == "Completed"
-    assert [run.data.params["evaluate.kid_subsets"] for run in project.runs("evaluate@tiny")[-2:]] == ["6", "7"]
+    assert [run.data.params["evaluate.kid_subsets"] for run in project.runs("evaluate@tiny")[-2:]] == ["8", "9"]
     assert {run.info.status for run in project.runs("pipeline")[-2:]} == {"FINISHED"}
     assert "Data and pipelines are up to date" in project.run("dvc", "status")
