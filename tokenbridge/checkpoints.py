@@ -5,6 +5,7 @@ its part; and ``progress.json`` with all that is no tensor and the sizes of the 
 renamed when it is whole. What n processes wrote, m can read.
 """
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,10 +22,11 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
+from torch.distributed.tensor import DTensor
 
 from tokenbridge.errors import UserError
 from tokenbridge.files import DiskFullError, is_full, read_json, write_json
-from tokenbridge.processes import ALONE, Processes
+from tokenbridge.processes import ALONE, PATIENCE, Processes
 
 PROGRESS = "progress.json"
 FAILURES = (Exception, CheckpointException)  # torch's own is no Exception
@@ -95,7 +97,7 @@ class Checkpoints:
         # its collectives run beside those of the training, in a thread of their own
         self._group: dist.ProcessGroup | None = None
         if processes.world > 1:
-            group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo", timeout=PATIENCE)
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
         self._saving: Future[Any] | None = None
@@ -132,12 +134,13 @@ class Checkpoints:
         self.finish()
         aside = self.folder / f"{UNFINISHED}{step:08d}"
         if self.processes.first:
-            shutil.rmtree(aside, ignore_errors=True)
+            for left in self.folder.glob(f"{UNFINISHED}*"):  # by a kill
+                shutil.rmtree(left, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
         self.processes.wait()
-        self._unpublished = aside, progress
+        self._unpublished = aside, json.loads(json.dumps(progress))  # as it is now; written later, it may have moved on
         writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
-        tensors = {name: tensor.contiguous() for name, tensor in live_tensors(state).items()}  # safetensors wants it
+        tensors = self._own(live_tensors(state))
         try:
             if self._group is None:
                 with _unasked_advice():
@@ -170,6 +173,15 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Of the checkpoints that are there, oldest first."""
         return sorted(int(path.name.removeprefix(PREFIX)) for path in self.folder.glob(f"{PREFIX}*"))
+
+    def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this process writes: its shards, and its share of what all have alike, contiguous for safetensors."""
+        chosen = {
+            name: tensor
+            for number, (name, tensor) in enumerate(tensors.items())
+            if isinstance(tensor, DTensor) or number % self.processes.world == self.processes.rank
+        }
+        return {name: tensor.contiguous() for name, tensor in chosen.items()}
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{PREFIX}{step:08d}"

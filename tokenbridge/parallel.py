@@ -20,7 +20,7 @@ def distribute(
 ) -> nn.Module:
     """What is called in place of ``model``, whose parameters stay the ones to train; sharded in place with fsdp.
 
-    Weights are those of the first process. Gradients come out as the mean over processes.
+    All processes must have made the same weights. Gradients come out as the mean over processes.
     """
     if launcher.checkpoint_activations:
         model.enable_gradient_checkpointing()
@@ -39,7 +39,8 @@ def distribute(
 def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> None:
     """FSDP2: a block's weights are whole while it works, and in parts else. Gradients are summed in float32."""
     at_work = torch.bfloat16 if precision == "bf16" else None
-    policy = MixedPrecisionPolicy(param_dtype=at_work, reduce_dtype=torch.float32)
+    # inputs stay as they are: autocast decides what is computed in bf16, as it does without sharding
+    policy = MixedPrecisionPolicy(param_dtype=at_work, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in [*model.encoder, *model.decoder, *model.head.blocks]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)

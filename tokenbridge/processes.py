@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tokenbridge.errors import UserError
+
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # for the others, where one writes what all wait for
 
@@ -71,12 +73,23 @@ ALONE = Processes()
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the others that torchrun started, on this process's own GPU if there are any."""
+    """Join the others that torchrun started, on this process's own GPU if there are any.
+
+    An error leaves the group as it is: to take leave of the others would wait for them, who wait for this one.
+
+    Raises:
+        UserError: if this machine has fewer GPUs than processes.
+    """
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        _take_gpu(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-    try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    yield Processes(dist.get_rank(), dist.get_world_size())
+    dist.destroy_process_group()
+
+
+def _take_gpu(number: int, processes: int) -> None:
+    there = torch.cuda.device_count()
+    if there < processes:
+        raise UserError(f"launcher.processes is {processes}, and this machine has {there} GPUs: say so many")
+    torch.cuda.set_device(number)

@@ -11,16 +11,19 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from tokenbridge.device import pick_device
 from tokenbridge.errors import UserError
+from tokenbridge.files import atomic_write_text
 from tokenbridge.launching.work import COMPLETE, FAILED
 from tokenbridge.loop import InterruptedTrainingError
 from tokenbridge.optim import NonFiniteError
 from tokenbridge.params import load_params
-from tokenbridge.processes import joined
+from tokenbridge.processes import Processes, joined
 from tokenbridge.stages.job import METRICS, Job, MetricFile
+from tokenbridge.watching import Stop
 
 WATCH_SECONDS = 1.0
 IN_VAIN = (UserError, NonFiniteError)  # would come again
@@ -34,27 +37,32 @@ class Silent:
 
 def main(arguments: list[str]) -> None:
     name, root, work = arguments[0], Path(arguments[1]), Path(arguments[2])
-    if (work / FAILED).exists():
-        return
     end_with_parent()
     asked = threading.Event()
     signal.signal(signal.SIGUSR2, lambda *_: asked.set())
+    try:
+        with joined() as processes:
+            if any(processes.any((work / FAILED).exists())):  # one that a file system shows late counts, too
+                return
+            share_work(name, root, work, processes, asked.is_set)
+    except IN_VAIN as error:
+        atomic_write_text(work / FAILED, f"{error}\n")
+        raise
+
+
+def share_work(name: str, root: Path, work: Path, processes: Processes, stop: Stop) -> None:
+    """This process's share of the stage; the first notes that all is done."""
     module = importlib.import_module(f"tokenbridge.stages.{name.partition('@')[0]}")
-    with joined() as processes:
-        tracker = MetricFile(work / METRICS) if processes.first else Silent()
-        try:
-            config = load_params(root)
-            device = pick_device(config.launcher)
-            module.work(Job(name, config, root, work, tracker, device, processes, asked.is_set))
-        except InterruptedTrainingError as stopped:
-            if processes.first:
-                print(stopped, flush=True)
-            return
-        except IN_VAIN as error:
-            (work / FAILED).write_text(f"{error}\n")
-            raise
+    tracker = MetricFile(work / METRICS) if processes.first else Silent()
+    config = load_params(root)
+    try:
+        module.work(Job(name, config, root, work, tracker, pick_device(config.launcher), processes, stop))
+    except InterruptedTrainingError as stopped:
         if processes.first:
-            (work / COMPLETE).touch()
+            print(stopped, flush=True)
+        return
+    if processes.first:
+        (work / COMPLETE).touch()
 
 
 def end_with_parent() -> None:
@@ -70,4 +78,9 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # at once: threads and process groups would wait for processes that wait for this one

@@ -7,7 +7,7 @@ from tests.pipeline.project import PATIENCE, Project, descendant, wait_for
 pytestmark = pytest.mark.slow
 
 TWO = ("launcher=multi_gpu", "launcher.processes=2", *Project.launching)
-WEIGHTS = "models/tiny/transformer"
+WEIGHTS, CURVE = "models/tiny/transformer", "reports/train/tiny/loss.csv"
 
 
 def test_shards_samples_and_metrics_are_the_bytes_of_one_process(project: Project) -> None:
@@ -28,7 +28,7 @@ def test_a_killed_worker_does_not_change_what_is_learnt(project: Project) -> Non
     train = ("python", "-m", "tokenbridge.stages.train", "tiny")
     with project.by_hand(*TWO):
         project.run(*train)
-        undisturbed = project.digest(WEIGHTS)
+        undisturbed = [project.digest(out) for out in (WEIGHTS, CURVE)]
 
         stage = project.start(*train)
         worker = wait_for(lambda: descendant(stage, "-u", "tokenbridge.worker"), "worker")
@@ -38,4 +38,4 @@ def test_a_killed_worker_does_not_change_what_is_learnt(project: Project) -> Non
         output, _ = stage.communicate(timeout=PATIENCE)
         assert stage.returncode == 0, output
         assert "train: resuming at" in output
-        assert project.digest(WEIGHTS) == undisturbed
+        assert [project.digest(out) for out in (WEIGHTS, CURVE)] == undisturbed

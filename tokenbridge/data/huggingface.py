@@ -65,6 +65,12 @@ class HubSplit:
                 f"{config.root} has no {SUFFIX} files of split {split!r} (found: {found}): correct data.root, "
                 "data.hub.train or data.hub.test"
             )
+        folders = sorted({str(PurePosixPath(file.name).parent) for file in self.files})
+        if len(folders) > 1:  # as many configurations of one repository
+            raise DataError(
+                f"{config.root} has files of split {split!r} in {', '.join(folders)}: say which by data.root, such as "
+                f"{config.root}/{folders[0]}"
+            )
         self.rows = RowGroups(
             [(file.place, partial(Stream, file, BUFFER, MAX_COLUMN_BYTES)) for file in self.files], REMEDY
         )

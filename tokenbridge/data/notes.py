@@ -22,7 +22,8 @@ class Notes:
         if folder is not None and self.path is not None:
             found = read_json(self.path) if self.path.exists() else {}
             if found.get("state") == state:
-                self.done = found["shards"]
+                # a fetch that was killed when it had moved its shards away begins anew
+                self.done = {name: each for name, each in found["shards"].items() if (folder / name).exists()}
             elif folder.exists():
                 shutil.rmtree(folder)
         self.kept = bool(self.done)

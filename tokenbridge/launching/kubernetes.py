@@ -66,7 +66,7 @@ class Kubectl:
         return done.stdout
 
     def delete(self) -> None:
-        self("delete", "--ignore-not-found", "--filename", self.manifest)
+        self("delete", "--ignore-not-found", "--cascade=foreground", "--filename", self.manifest)
 
     def current(self) -> JobState:
         """The state, or that it cannot be asked now."""

@@ -2,7 +2,8 @@
 
 Weights, gradients, optimizer and averaged weights are float32. With FSDP each GPU holds its share of them; two blocks
 (the one at work and the one that is fetched meanwhile) and all that lies outside of blocks are there whole, in the
-precision of the products, with the gradients of one block in float32. DDP's buckets are the gradients themselves.
+precision of the products, with the gradients of one block in float32; of all blocks, if gradients are accumulated.
+DDP's buckets are the gradients themselves.
 """
 
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ class MemoryModel:
         each = max(by_mask, key=lambda found: found.total)
         return Memory(
             weights=weights / shards,
-            gradients=weights / shards,
+            gradients=weights / (1 if self.cluster.accumulation > 1 else shards),
             optimizer=self.optimizer / shards,
             average=weights / shards,
             copies=self._copies(shards),

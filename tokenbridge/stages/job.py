@@ -8,9 +8,11 @@ each of its processes (``tokenbridge.worker``).
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,27 +81,33 @@ class MetricFile:
 
 @contextmanager
 def _metrics_passed_on(path: Path, tracker: MetricSink) -> Iterator[None]:
-    """What is added to the file meanwhile goes to ``tracker``."""
+    """What is in the file, and is added meanwhile, goes to ``tracker``: also what was measured for a killed driver."""
     path.touch()
     ended = threading.Event()
 
     def listen() -> None:
         with path.open() as file:
-            file.seek(0, 2)
             rest = ""
             while True:
                 last_time = ended.is_set()
                 *lines, rest = (rest + file.read()).split("\n")
-                for line in lines:
-                    tracker.metrics(**json.loads(line))
+                for record in filter(None, map(_record, lines)):
+                    tracker.metrics(**record)
                 if last_time:
                     return
                 ended.wait(LISTEN_SECONDS)
 
-    listener = threading.Thread(target=listen, name="metrics", daemon=True)
-    listener.start()
+    with ThreadPoolExecutor(1, "metrics") as pool:
+        listening = pool.submit(listen)
+        try:
+            yield
+        finally:
+            ended.set()
+            listening.result()
+
+
+def _record(line: str) -> dict[str, Any] | None:
     try:
-        yield
-    finally:
-        ended.set()
-        listener.join()
+        return dict(json.loads(line))
+    except ValueError:  # torn by a kill
+        return None

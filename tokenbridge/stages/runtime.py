@@ -19,6 +19,7 @@ from tokenbridge.config import Config, ConfigError
 from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_write_text, full_disk_told, read_json, sha256_tree
 from tokenbridge.launching import LaunchError
+from tokenbridge.launching.work import COMPLETE
 from tokenbridge.params import load_params
 from tokenbridge.stage_graph import StageSpec, read_stages
 from tokenbridge.tracking.spool import Tracker
@@ -54,6 +55,7 @@ class StageRun:
         """
         if self.dvc is not None and not _lives(self.dvc):
             raise OrphanedError(f"the dvc that started this stage is gone: what is done stays in {self.work}; repeat")
+        (self.work / COMPLETE).unlink(missing_ok=True)  # from here on, the work folder lacks something of it
         target = self.root / out
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():

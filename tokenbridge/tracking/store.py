@@ -135,7 +135,7 @@ def page_of(root: Path, spool: str) -> str | None:
     try:
         store = connect(root)
         run = store.newest(f"tags.spool = '{spool}'")
-    except (MlflowException, OSError):
+    except (MlflowException, OSError, UserError):
         return None
     return run_page(store.uri, store.experiment, run) if run else None
 
