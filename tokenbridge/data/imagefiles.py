@@ -84,7 +84,8 @@ def read_whole(image: ImageFile) -> Encoded:
     return content
 
 
-def check_size(size: int, place: str, largest: int = MAX_FILE_BYTES) -> None:
+def check_size(size: int, place: str, largest: int | None = None) -> None:
     """Raises DataError for a file too large to be one image, before it is read; or of less than nothing."""
+    largest = largest or MAX_FILE_BYTES
     if not 0 <= size <= largest:
         raise DataError(f"{place} says it has {size:,} bytes: an image may have {largest:,}, so shrink it")
