@@ -84,6 +84,7 @@ SHAPE = {"grid_height": 4, "grid_width": 4, "dimensions": 4, "levels": 8, "num_c
 LONG = ("pipeline", "stack")  # folders whose tests share one pipeline
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For two tests at once (`make test`): what shares a pipeline, or a file's fixtures, stays together.
 
