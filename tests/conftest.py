@@ -1,6 +1,7 @@
 """Small parts that many tests use."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,19 +82,19 @@ MODEL = ModelConfig(
 SHAPE = {"grid_height": 4, "grid_width": 4, "dimensions": 4, "levels": 8, "num_classes": 3}  # what tokens decide
 
 
-LONG = ("pipeline", "stack")  # folders whose tests share one pipeline
+SHARING = ("pipeline", "stack")  # folders whose tests share one pipeline
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two tests at once (`make test`): what shares a pipeline, or a file's fixtures, stays together.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For two tests at once (`make test`): what shares a pipeline, or a file's fixtures, stays together."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    The long folders come first, so that the short files fill what is left.
-    """
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder in LONG else item.path.name))
-    items.sort(key=lambda item: item.path.parent.name not in LONG)
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.partition("::")[0])
+            return path.parent.name if path.parent.name in SHARING else str(path)
+
+    return Together(config, log)
 
 
 class Silent:
