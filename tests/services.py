@@ -107,6 +107,7 @@ class S3Server:
             "-admin.ui=false",
             "-s3.autoCreateBucket=false",
         ]
+        options += ["-volume.max=400"]  # each bucket takes one, and a small disk would allow few of them
         options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false"]
         options += [f"-dir={self.folder / 'data'}", f"-s3.config={self.folder / 's3.json'}"]
         weed = Path(sys.executable).parent / "weed"

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from tokenbridge.files import read_json, write_json
+from tokenbridge.processes import joined
 
 START = (0, 1.0)  # step and number
 STEPS = 30
@@ -36,10 +37,13 @@ def undisturbed(processes: int = 2) -> float:
 
 
 def main() -> None:
-    folder, mischief = Path(sys.argv[1]), sys.argv[2:]
     warned: list[int] = []
     signal.signal(signal.SIGUSR2, lambda *_: warned.append(1))
-    dist.init_process_group("gloo")
+    with joined():
+        count(Path(sys.argv[1]), sys.argv[2:], warned)
+
+
+def count(folder: Path, mischief: list[str], warned: list[int]) -> None:
     rank, state, failed = dist.get_rank(), folder / "state.json", folder / "failed.txt"
     step, number = read_json(state) if state.exists() else START
     dist.barrier()  # all have read

@@ -38,7 +38,7 @@ def test_the_flow_runs_what_changed_and_shows_it(project: Project) -> None:
     output = flow(project, "evaluate.kid_subsets=4")
     expected = dict.fromkeys(STAGES, "Skipped") | {"evaluate@tiny": "Completed"}
     assert task_states(project) == expected
-    assert "Task run 'evaluate@tiny' - evaluate: 3/3 sets of images" in output  # the stage's own words
+    assert "Task run 'evaluate@tiny' - features of samples: 500/500 images" in output  # the stage's own words
     shown = artifacts(project)
     assert set(shown) == {"stages", "metrics", "samples-tiny"}
     assert "evaluate@tiny/fd_efficientnet_lite0_32px" in shown["metrics"].replace("_tiny/", "@tiny/")

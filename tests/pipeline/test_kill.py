@@ -31,6 +31,14 @@ def finish(repro: subprocess.Popen[str]) -> str:
     return output
 
 
+def is_over(process: psutil.Process) -> bool:
+    """Also if nobody has asked for its exit code yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def leftovers(project: Project, stage: str) -> list[Path]:
     """Half-written files, and work folders of a stage that has ended well."""
     work = [path for path in (project.root / ".work" / stage).iterdir() if path.is_dir()]
@@ -92,7 +100,7 @@ def test_a_killed_dvc_takes_its_stage_with_it(project: Project) -> None:
     dvc.kill()
     finish(repro)
     assert repro.returncode != 0
-    assert not stage.is_running()
+    assert is_over(stage)
     assert "train: resuming at" in project.repro()
     assert project.digest(WEIGHTS) == uninterrupted
     assert not leftovers(project, "train@tiny")
@@ -102,7 +110,7 @@ def test_sampling_resumes_after_its_whole_group_was_killed(project: Project) -> 
     project.settle()
     uninterrupted = project.digest("data/samples/tiny")
     project.forget("generate@tiny")
-    repro, stage = start_until(project, "generate@tiny", "chunk-00000000.npy")
+    repro, stage = start_until(project, "generate@tiny", "drawn/chunk-00000000.npy")
     group = os.getpgid(stage.pid)
     killed = psutil.Process(repro.pid).children(recursive=True)
     repro.kill()
