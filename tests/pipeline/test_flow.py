@@ -40,7 +40,7 @@ def test_the_flow_runs_what_changed_and_shows_it(project: Project) -> None:
     assert task_states(project) == expected
     assert "Task run 'evaluate@tiny' - features of samples: 500/500 images" in output  # the stage's own words
     shown = artifacts(project)
-    assert set(shown) == {"stages", "metrics", "samples-tiny"}
+    assert set(shown) == {"stages", "metrics", "samples-tiny", "mlflow-run"}
     assert "evaluate@tiny/fd_efficientnet_lite0_32px" in shown["metrics"].replace("_tiny/", "@tiny/")
     assert json.loads(shown["samples-tiny"]).startswith("data:image/jpeg;base64,")
     assert project.runs("evaluate@tiny")[-1].data.tags["mlflow.parentRunId"] == project.runs("pipeline")[-1].info.run_id
