@@ -48,7 +48,7 @@ stack-down: env ## stop them; their data stay
 	@python docker/stack.py down
 
 test: env ## every test, the slow ones too (small pipelines on real images, real servers): about 20 minutes
-	@python -m pytest -n 2 --dist loadscope
+	@python -m pytest -n 3 --dist loadscope
 
 test-fast: env ## the tests that need no server and no download
 	@python -m pytest -m "not slow"

@@ -86,7 +86,7 @@ SHARING = ("pipeline", "stack")  # folders whose tests share one pipeline
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For two tests at once (`make test`): what shares a pipeline, or a file's fixtures, stays together."""
+    """For tests at once (`make test`): what shares a pipeline, or a file's fixtures, stays together."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
