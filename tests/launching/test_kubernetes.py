@@ -1,6 +1,8 @@
 """The manifest, against the schema that Kubernetes publishes; what a cluster does with it was never seen here."""
 
 import os
+import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,3 +68,18 @@ def test_each_node_is_a_pod_that_meets_the_others_at_the_first(manifest: dict[st
     assert any(part.startswith(f"--rdzv-endpoint={name}-0.{name}:") for part in container["command"])
     assert container["command"][-3:] == ["tokenbridge.worker", "train", "base"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
+
+
+def test_a_pods_last_words_are_in_its_log_and_signals_reach_its_agent(manifest: dict[str, Any], tmp_path: Path) -> None:
+    [container] = manifest["Job"]["spec"]["template"]["spec"]["containers"]
+    bash, option, script, name, *_ = container["command"]
+    agent = ["sh", "-c", "echo words; trap 'echo last words; exit 3' TERM; while :; do sleep 0.05; done"]
+    environment = {"PATH": os.defpath, "LOG": str(tmp_path / "workers-job.log"), "JOB_COMPLETION_INDEX": "1"}
+    pod = subprocess.Popen(
+        [f"/bin/{bash}", option, script, name, *agent], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert pod.stdout is not None
+    assert pod.stdout.readline() == "words\n"  # for `kubectl logs`
+    pod.send_signal(signal.SIGTERM)
+    assert pod.wait(10) == 3
+    assert (tmp_path / "workers-job-1.log").read_text() == "words\nlast words\n"

@@ -9,7 +9,9 @@ from tokenbridge.launching.work import ParallelWork
 PORT = 29_400  # at which the nodes meet, in the first pod
 GPU_RESOURCE = "nvidia.com/gpu"
 JOB_LABEL = "batch.kubernetes.io/job-name"  # which Kubernetes gives to a Job's pods
-AND_LOG = 'exec "$@" &> >(tee -a "${LOG%.log}-$JOB_COMPLETION_INDEX.log")'  # a file for each pod, and kubectl logs
+# A file for each pod, written by the agent itself so that its last words are there; `kubectl logs` shows it too.
+AND_LOG = """LOG="${LOG%.log}-$JOB_COMPLETION_INDEX.log"; touch "$LOG"
+tail --pid=$$ --follow "$LOG" & exec "$@" &>> "$LOG\""""
 WORKERS, VOLUME, MEMORY = "workers", "project", "shared-memory"  # names of the parts
 
 
