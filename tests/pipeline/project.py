@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -138,6 +138,13 @@ def wait_for(ask: Callable[[], T | None], what: str) -> T:
             return answer
         time.sleep(0.005)
     raise TimeoutError(f"no {what} within {PATIENCE} seconds")
+
+
+def first_match(folder: Path, pattern: str) -> Path | None:
+    """A path below ``folder``, where others come and go meanwhile."""
+    with suppress(FileNotFoundError):
+        return next(folder.glob(pattern), None)
+    return None
 
 
 def descendant(process: subprocess.Popen[str], *words: str) -> psutil.Process | None:

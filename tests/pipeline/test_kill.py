@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pipeline.project import PATIENCE, Project, descendant, outcomes, wait_for
+from tests.pipeline.project import PATIENCE, Project, descendant, first_match, outcomes, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def start_until(project: Project, stage: str, file: str, *command: str) -> tuple
     repro = project.start(*command) if command else project.start_repro()
     # the process first: a search for it after the file may take longer than the rest of the work
     process = wait_for(lambda: descendant(repro, "-m", f"tokenbridge.stages.{module}", model), f"process of {stage}")
-    wait_for(lambda: next((project.root / ".work" / stage).glob(f"*/{file}"), None), f"{file} of {stage}")
+    wait_for(lambda: first_match(project.root / ".work" / stage, f"*/{file}"), f"{file} of {stage}")
     assert process.is_running(), f"{stage} ended before it could be stopped"
     return repro, process
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.pipeline.project import PATIENCE, Project, descendant, wait_for
+from tests.pipeline.project import PATIENCE, Project, descendant, first_match, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def test_a_killed_worker_does_not_change_what_is_learnt(project: Project) -> Non
         stage = project.start(*train)
         worker = wait_for(lambda: descendant(stage, "-u", "tokenbridge.worker"), "worker")
         work = project.root / ".work/train@tiny"
-        wait_for(lambda: next(work.glob("*/checkpoints/step-*"), None), "checkpoint")
+        wait_for(lambda: first_match(work, "*/checkpoints/step-*"), "checkpoint")
         worker.kill()
         output, _ = stage.communicate(timeout=PATIENCE)
         assert stage.returncode == 0, output

@@ -2,12 +2,15 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pandas
+import psutil
 import pytest
 
-from tests.pipeline.project import Project, wait_for
+from tests.pipeline.project import Project, first_match, wait_for
 from tests.stack.conftest import Stack
 from tests.stack.team import client, result, run_deployment, runs, start_deployment
 
@@ -16,9 +19,16 @@ pytestmark = pytest.mark.slow
 STAGE = "train@tiny"
 
 
+@pytest.fixture
+def mortal(stack: Stack) -> Iterator[Stack]:
+    """Up again afterwards, whatever a test left."""
+    yield stack
+    assert stack("up").returncode == 0
+
+
 def training(team: Project) -> Path | None:
     """A checkpoint of the training that is at work."""
-    return next((team.root / ".work" / STAGE).glob("*/checkpoint*"), None)
+    return first_match(team.root / ".work" / STAGE, "*/checkpoint*")
 
 
 def kill_in_training(team: Project, stack: Stack, services: list[str], started: subprocess.Popen[str]) -> None:
@@ -29,6 +39,17 @@ def kill_in_training(team: Project, stack: Stack, services: list[str], started: 
     assert training(team), "the training was over before the servers were killed"
     assert started.poll() is None
     wait_for(lambda: not training(team), "end of the training")
+
+
+def at_work(team: Project) -> list[psutil.Process]:
+    """Stages of this project, and the workers that they started."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            ours = any(word.startswith(("tokenbridge.stages.", "tokenbridge.worker")) for word in process.cmdline())
+            if ours and Path(process.cwd()) == team.root:
+                found.append(process)
+    return found
 
 
 def is_complete(team: Project) -> bool:
@@ -46,11 +67,11 @@ def is_complete(team: Project) -> bool:
     return bool(run.info.status == parent.info.status == "FINISHED")
 
 
-def test_a_flow_goes_on_when_prefect_and_mlflow_are_killed_and_started_again(team: Project, stack: Stack) -> None:
+def test_a_flow_goes_on_when_prefect_and_mlflow_are_killed_and_started_again(team: Project, mortal: Stack) -> None:
     overrides = [*team.overrides, "train.epochs=5"]
     flow = start_deployment(team, "retrain/retrain", overrides=overrides)
-    kill_in_training(team, stack, ["prefect", "mlflow"], flow)
-    assert stack("up").returncode == 0
+    kill_in_training(team, mortal, ["prefect", "mlflow"], flow)
+    assert mortal("up").returncode == 0
     state = result(flow)
     assert state["name"] == "Completed", state
     assert is_complete(team)
@@ -61,14 +82,26 @@ def test_a_flow_goes_on_when_prefect_and_mlflow_are_killed_and_started_again(tea
     assert again["name"] == "Skipped", again  # the deployment's limit lets it in, and the worker is there
 
 
-def test_what_mlflow_missed_is_sent_after_the_pipelines_end(team: Project, stack: Stack) -> None:
+def test_what_mlflow_missed_is_sent_after_the_pipelines_end(team: Project, mortal: Stack) -> None:
     repro = team.start_repro("train.epochs=6")
-    kill_in_training(team, stack, ["mlflow"], repro)
+    kill_in_training(team, mortal, ["mlflow"], repro)
     output, _ = repro.communicate()
     assert repro.returncode == 0, output
     assert output.count("does not take runs now") == 1
     assert f"python -m tokenbridge.tracking.sync {team.root}" in output
-    assert stack("up").returncode == 0
+    assert mortal("up").returncode == 0
     team.run("python", "-m", "tokenbridge.tracking.sync")
     assert is_complete(team)
     assert not list((team.root / ".spool").glob("*/meta.json"))
+
+
+def test_a_cancelled_flow_ends_its_training_and_all_workers(team: Project) -> None:
+    two = ("launcher=multi_gpu", "launcher.processes=2", *team.launching)
+    flow = start_deployment(team, "retrain/retrain", overrides=[*team.overrides, "train.epochs=7", *two])
+    wait_for(lambda: training(team), "checkpoint")
+    assert len(at_work(team)) >= 3, "the stage and its workers"
+    (running,) = json.loads(team.run("prefect", "flow-run", "ls", "--state-type", "RUNNING", "--output", "json"))
+    team.run("prefect", "flow-run", "cancel", running["id"])
+    assert result(flow)["name"] == "Cancelled"
+    wait_for(lambda: not at_work(team), "end of the workers")
+    assert runs(team, STAGE)[0].info.status == "KILLED"
