@@ -97,6 +97,17 @@ class SlurmCluster:
         assert (process.returncode != 0) == fails, output
         return output.strip()
 
+    def from_outside(self) -> dict[str, str]:
+        """What makes a process outside of the cluster's network a login node: Slurm's commands, which go inside."""
+        commands = self.folder / "commands"
+        commands.mkdir(exist_ok=True)
+        inside = f"nsenter --target={self.keeper.pid} --net --mount --wd=."
+        for name in ("sbatch", "squeue", "scontrol", "scancel"):
+            script = commands / name
+            script.write_text(f'#!/bin/sh\nexec {inside} {shutil.which(name)} "$@"\n')
+            script.chmod(0o755)
+        return self.environment | {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
+
     def job_state(self, job: str) -> str:
         return self.run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
 

@@ -1,7 +1,7 @@
 """The pipeline's training on a real Slurm of two nodes."""
 
+import os
 import re
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -14,55 +14,50 @@ pytestmark = pytest.mark.slow
 ON_SLURM = ("launcher=slurm", "launcher.nodes=2", "launcher.processes=1", "launcher.slurm.gpus_per_node=0")
 ON_SLURM += ("launcher.slurm.cpus_per_task=1", "launcher.slurm.time='0:10:00'", *Project.launching)
 WEIGHTS = "models/tiny/transformer"
-TRAIN = ("tokenbridge.stages.train", "tiny")
-COMMAND = "tokenbridge.cli"
 
 
 @pytest.fixture
-def on_slurm(project: Project) -> Iterator[Project]:
-    """The project, told to train on two nodes."""
-    with project.by_hand(*ON_SLURM):
-        yield project
-
-
-def start(project: Project, slurm: SlurmCluster, module: str, *arguments: str) -> subprocess.Popen[str]:
-    """A command of the project, on the cluster's login node."""
-    return slurm.start("python", "-m", module, *arguments, cwd=project.root, **project.environment)
-
-
-def end(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
-    return output
+def login_node(project: Project, slurm: SlurmCluster) -> Iterator[Project]:
+    """The project where Slurm's commands are."""
+    environment, there = project.environment, slurm.from_outside()
+    project.environment = environment | there | {"PATH": f"{there['PATH']}{os.pathsep}{environment['PATH']}"}
+    yield project
+    project.environment = environment
 
 
 def test_a_preempted_training_goes_on_by_itself_and_ends_with_the_same_weights(
-    on_slurm: Project, slurm: SlurmCluster
+    login_node: Project, slurm: SlurmCluster
 ) -> None:
-    end(start(on_slurm, slurm, *TRAIN))
-    undisturbed = on_slurm.digest(WEIGHTS)
+    train = ("python", "-m", "tokenbridge.stages.train", "tiny")
+    with login_node.by_hand(*ON_SLURM):
+        login_node.run(*train)
+        undisturbed = login_node.digest(WEIGHTS)
 
-    stage = start(on_slurm, slurm, *TRAIN)
-    work = on_slurm.root / ".work/train@tiny"
-    wait_for(lambda: first_match(work, "*/checkpoints/step-*"), "checkpoint")
-    (job,) = slurm.run("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
-    slurm.run("scancel", "--batch", "--signal=USR2", job)  # what Slurm sends before a time limit
-    output = end(stage)
-    assert re.search(r"train: asked to stop, saved at step \d+ of \d+", output), output
-    assert "train: resuming at" in output
-    assert on_slurm.digest(WEIGHTS) == undisturbed
-    first, second = on_slurm.runs("train@tiny")[-2:]
+        stage = login_node.start(*train)
+        work = login_node.root / ".work/train@tiny"
+        wait_for(lambda: first_match(work, "*/checkpoints/step-*"), "checkpoint")
+        (job,) = slurm.run("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
+        slurm.run("scancel", "--batch", "--signal=USR2", job)  # what Slurm sends before a time limit
+        output, _ = stage.communicate(timeout=PATIENCE)
+        assert stage.returncode == 0, output
+        assert re.search(r"train: asked to stop, saved at step \d+ of \d+", output), output
+        assert "train: resuming at" in output
+        assert login_node.digest(WEIGHTS) == undisturbed
+    first, second = login_node.runs("train@tiny")[-2:]
     assert (first.info.status, second.info.status) == ("FINISHED", "FINISHED")
     assert first.data.metrics["loss"] == second.data.metrics["loss"]  # from the nodes, by way of the stage
-    assert [path for path in on_slurm.artifacts(second) if path.startswith("workers/workers-")]
+    assert [path for path in login_node.artifacts(second) if path.startswith("workers/workers-")]
 
 
-def test_a_run_made_on_slurm_is_reproduced_there(project: Project, slurm: SlurmCluster) -> None:
-    project.settle()
-    project.settled = False
-    made = end(start(project, slurm, COMMAND, "repro", *project.overrides, *ON_SLURM, "train.epochs=1"))
-    jobs = re.findall(r"Slurm job (\d+) ended", made)
-    pipeline = project.runs("pipeline")[-1].info.run_id
-    output = end(start(project, slurm, COMMAND, "reproduce", pipeline, "--recompute"))
+def test_a_run_made_on_slurm_is_reproduced_there(login_node: Project) -> None:
+    login_node.settle()
+    made = login_node.repro(*ON_SLURM, "train.epochs=1")
+    run_id = login_node.runs("pipeline")[-1].info.run_id
+    output = login_node.run("python", "-m", "tokenbridge.cli", "reproduce", run_id, "--recompute")
     assert "the same bits" in output
-    assert output.count("Slurm job") > len(jobs)
+    assert jobs(output) > jobs(made) > 0  # all stages, not only those that the change touched
+
+
+def jobs(output: str) -> int:
+    """How many jobs of Slurm have run to their end."""
+    return len(re.findall(r"Slurm job \d+: COMPLETED", output))

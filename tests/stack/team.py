@@ -14,14 +14,22 @@ LENIENT = [*GATES.split(","), "promotion.max_slowdown=100", "promotion.resamples
 State = dict[str, Any]
 
 
-def start_deployment(team: Project, name: str, **parameters: Any) -> subprocess.Popen[str]:
-    """Ask the worker for a run, and wait for its end in a process of its own; ``result`` reads what that says."""
+def start_deployment(
+    team: Project, name: str, environment: dict[str, str] | None = None, **parameters: Any
+) -> subprocess.Popen[str]:
+    """Ask the worker for a run, and wait for its end in a process of its own; ``result`` reads what that says.
+
+    Args:
+        environment: of the run, beyond the worker's.
+    """
     code = (
         "import json, sys; from prefect.deployments import run_deployment\n"
-        "run = run_deployment(sys.argv[1], parameters=json.loads(sys.argv[2]), timeout=600, poll_interval=0.5)\n"
+        "name, settings = sys.argv[1:]\n"
+        "run = run_deployment(name, **json.loads(settings), timeout=600, poll_interval=0.5)\n"
         "print(json.dumps({'id': str(run.id), 'name': run.state.name, 'message': run.state.message}))"
     )
-    return team.start("python", "-c", code, name, json.dumps(parameters | {"root": str(team.root)}))
+    settings = {"parameters": parameters | {"root": str(team.root)}, "job_variables": {"env": environment or {}}}
+    return team.start("python", "-c", code, name, json.dumps(settings))
 
 
 def result(started: subprocess.Popen[str]) -> State:

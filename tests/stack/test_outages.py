@@ -1,6 +1,8 @@
 """Servers that go away while flows are at work: nothing is lost, and nobody has to start anything again but them."""
 
 import json
+import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +13,8 @@ import psutil
 import pytest
 
 from tests.pipeline.project import Project, first_match, wait_for
+from tests.pipeline.test_slurm import ON_SLURM
+from tests.slurm import SlurmCluster
 from tests.stack.conftest import Stack
 from tests.stack.team import client, result, run_deployment, runs, start_deployment
 
@@ -95,13 +99,16 @@ def test_what_mlflow_missed_is_sent_after_the_pipelines_end(team: Project, morta
     assert not list((team.root / ".spool").glob("*/meta.json"))
 
 
-def test_a_cancelled_flow_ends_its_training_and_all_workers(team: Project) -> None:
-    two = ("launcher=multi_gpu", "launcher.processes=2", *team.launching)
-    flow = start_deployment(team, "retrain/retrain", overrides=[*team.overrides, "train.epochs=7", *two])
+def test_a_cancelled_flow_cancels_its_job_on_slurm(team: Project, slurm: SlurmCluster) -> None:
+    overrides = [*team.overrides, *ON_SLURM, "train.epochs=7"]
+    there = slurm.from_outside()
+    path = {"PATH": f"{there['PATH']}{os.pathsep}{team.environment['PATH']}"}
+    flow = start_deployment(team, "retrain/retrain", there | path, overrides=overrides)
     wait_for(lambda: training(team), "checkpoint")
-    assert len(at_work(team)) >= 3, "the stage and its workers"
     (running,) = json.loads(team.run("prefect", "flow-run", "ls", "--state-type", "RUNNING", "--output", "json"))
+    assert re.search(r"train@tiny' - Slurm job \d+: RUNNING", team.run("prefect", "flow-run", "logs", running["id"]))
     team.run("prefect", "flow-run", "cancel", running["id"])
     assert result(flow)["name"] == "Cancelled"
-    wait_for(lambda: not at_work(team), "end of the workers")
+    wait_for(lambda: not at_work(team), "end of the stage and its workers")
+    assert slurm.run("squeue", "--noheader", "--states=PENDING,RUNNING") == ""
     assert runs(team, STAGE)[0].info.status == "KILLED"
