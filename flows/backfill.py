@@ -11,9 +11,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.artifacts import titled
+from tokenbridge.commands import StageFailedError
 from tokenbridge.errors import UserError
 from tokenbridge.files import read_json
-from tokenbridge.orchestrate import StageFailedError, reproduce_aside
+from tokenbridge.orchestrate import reproduce_aside
 from tokenbridge.params import compose_config, expand_sweep
 
 WORKTREE = Path(".work/backfill")

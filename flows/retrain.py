@@ -28,9 +28,10 @@ from prefect.utilities.annotations import quote
 
 from flows.artifacts import link_run, publish_run, titled
 from flows.server import wait_for_server
+from tokenbridge.commands import StageFailedError
 from tokenbridge.errors import UserError
 from tokenbridge.freshness import nothing_new
-from tokenbridge.orchestrate import CACHED, RAN, SKIPPED, PipelineRun, StageFailedError, pipeline_run
+from tokenbridge.orchestrate import CACHED, ENDED, RAN, SKIPPED, PipelineRun, pipeline_run
 from tokenbridge.params import compose_config, load_params
 from tokenbridge.stage_graph import read_graph
 from tokenbridge.stages.runtime import MISTAKE_CODE
@@ -43,8 +44,8 @@ LEASE_SECONDS = 60  # after which the slot of a flow that was killed is free aga
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Not what the user must mend first."""
-    return re.search(rf"exited with {MISTAKE_CODE}\b", state.message or "") is None
+    """Not what the user must mend first, nor what was cancelled."""
+    return re.search(rf"exited with {MISTAKE_CODE}\b|{ENDED}", state.message or "") is None
 
 
 @task(

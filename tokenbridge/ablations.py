@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenbridge.commands import StageFailedError
 from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_write_text, read_json, write_csv
-from tokenbridge.orchestrate import StageFailedError, reproduce_aside
+from tokenbridge.orchestrate import reproduce_aside
 from tokenbridge.params import load_params
 from tokenbridge.repository import git
 

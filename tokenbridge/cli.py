@@ -143,7 +143,8 @@ def _params(options: argparse.Namespace) -> None:
 
 
 def _repro(options: argparse.Namespace) -> None:
-    from tokenbridge.orchestrate import StageFailedError, reproduce
+    from tokenbridge.commands import StageFailedError
+    from tokenbridge.orchestrate import reproduce
 
     try:
         reproduce(Path.cwd(), options.overrides)

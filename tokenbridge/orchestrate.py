@@ -3,10 +3,7 @@
 Under a bare ``dvc repro`` no code of ours runs for skipped stages or after the end; here it does.
 """
 
-import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -19,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tokenbridge.commands import Command, StageFailedError
 from tokenbridge.config import Config
 from tokenbridge.data.state import source_state
 from tokenbridge.errors import UserError
@@ -39,16 +37,13 @@ from tokenbridge.tracking.sync import LiveSync
 LONGEST_TITLE = 200  # characters
 RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
 FETCH = "fetch"
+ENDED = "the pipeline has ended"
 OUTCOMES = {
     r"Running stage '(.+)':": RAN,
     r"Stage '(.+)' didn't change, skipping": SKIPPED,
     r"Stage '(.+)' is cached - skipping run": CACHED,
     r"ERROR: failed to reproduce '(.+?)'": FAILED,
 }
-
-
-class StageFailedError(RuntimeError):
-    """A dvc command failed; the last lines of its output say why."""
 
 
 @dataclass
@@ -59,6 +54,9 @@ class PipelineRun:
     tracker: Tracker
     outcomes: dict[str, str] = field(default_factory=dict)  # stage -> ran | skipped | cached | failed
     source_state: str | None = None  # of the images, if it was asked
+    _command: Command | None = None  # the last one
+    _ended: bool = False
+    _starting: threading.Lock = field(default_factory=threading.Lock)
 
     def dvc(self, arguments: Sequence[str], on_line: Callable[[str], None]) -> None:
         """Run a dvc command, passing on its output and noting what it says of stages.
@@ -74,7 +72,18 @@ class PipelineRun:
             on_line(line)
 
         environment = {PARENT_VARIABLE: self.tracker.id}
-        run_command([sys.executable, "-m", "dvc", *arguments], self.root, environment, note)
+        with self._starting:
+            if self._ended:
+                raise StageFailedError(ENDED)
+            self._command = Command([sys.executable, "-m", "dvc", *arguments], self.root, environment)
+        self._command.follow(note)
+
+    def end(self) -> None:
+        """No command starts after this; one that another thread left at work, as in a cancelled flow, is ended."""
+        with self._starting:
+            self._ended = True
+        if self._command:
+            self._command.stop()
 
     def fetch_if_changed(self, on_line: Callable[[str], None]) -> None:
         """Fetch the images anew if their source has changed, which DVC does not watch.
@@ -144,51 +153,6 @@ def read_outcome(line: str) -> dict[str, str]:
     return {}
 
 
-def run_command(
-    command: Sequence[str], folder: Path, environment: dict[str, str], on_line: Callable[[str], None]
-) -> None:
-    """Run a command in its own process group, line by line; the group ends with us, whatever happens.
-
-    Raises:
-        StageFailedError: if it fails.
-    """
-    interpreter_folder = str(Path(sys.executable).parent)  # dvc.yaml says `python`
-    path = os.pathsep.join([interpreter_folder, os.environ.get("PATH", "")])
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=os.environ | environment | {"PATH": path, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # dvc alone would leave its stage running
-    )
-    assert process.stdout is not None
-    ending = threading.Thread(target=_end_group, args=(process,), daemon=True)
-    ending.start()
-    last: list[str] = []
-    try:
-        for line in process.stdout:
-            last = [*last[-2:], line.rstrip()]
-            on_line(line.rstrip())
-        code = process.wait()
-    except BaseException:
-        process.terminate()
-        raise
-    finally:
-        ending.join()
-    if code:
-        raise StageFailedError("\n".join(last) or f"`{' '.join(command[1:])}` ended with code {code}")
-
-
-def _end_group(process: subprocess.Popen[str]) -> None:
-    """When dvc ends, whatever ended it, so does a stage that it left: it would hold our pipe, and dvc's locks."""
-    process.wait()
-    if hasattr(os, "killpg"):  # not on Windows, where a killed dvc's stage has to be ended by hand
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-
-
 @contextmanager
 def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[PipelineRun]:
     """Open the parent run; at the end, whatever happened, record stages, lock file and metrics in it.
@@ -212,6 +176,7 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
             try:
                 yield run
             finally:
+                run.end()
                 _record(run)
 
 
@@ -300,5 +265,5 @@ def reproduce_aside(root: Path, folder: Path, overrides: Sequence[str], on_line:
     worktree = checkout(root, root / folder, git(root, "rev-parse", "HEAD"))
     share_cache(root, worktree)
     environment = {"PYTHONPATH": str(worktree), "MLFLOW_TRACKING_URI": tracking_uri(root)}
-    run_command([sys.executable, "-m", "tokenbridge.cli", "repro", *overrides], worktree, environment, on_line)
+    Command([sys.executable, "-m", "tokenbridge.cli", "repro", *overrides], worktree, environment).follow(on_line)
     return worktree

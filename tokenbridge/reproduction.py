@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tokenbridge.commands import StageFailedError
 from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_write_text, write_json
 from tokenbridge.machine import installed_packages, processor
-from tokenbridge.orchestrate import PipelineRun, StageFailedError
+from tokenbridge.orchestrate import PipelineRun
 from tokenbridge.params import PARAMS_FILE
 from tokenbridge.repository import apply_patch, checkout, git
 from tokenbridge.stage_graph import LOCK_FILE, md5_as_dvc, parse_lock, read_graph, share_cache

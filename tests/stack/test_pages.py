@@ -81,6 +81,8 @@ def mlflow(team: Project, retrained_again: State) -> MlflowClient:
 
 
 def newest(mlflow: MlflowClient, condition: str) -> Run:
+    """Of those that came to a good end; a test of outages may have run before."""
+    condition += " and attributes.status = 'FINISHED'"
     experiment = mlflow.get_experiment_by_name("tokenbridge").experiment_id
     return mlflow.search_runs([experiment], condition, max_results=1)[0]
 
