@@ -26,7 +26,7 @@ Menu **Views**: `Pipelines` has the columns that matter, `Trainings` leaves trai
 | tag `reused.<stage>` | on a pipeline row: the stage was up to date, and this run made its outputs |
 | tag `git.commit`, `git.dirty` | the code; `dirty` is `true` when files differed from that commit |
 
-Status KILLED means that the process vanished without a word; the next run takes up its work.
+Status KILLED means that it was stopped, or vanished without a word; the next run takes up its work.
 """
 # without it MLflow's page opens on tools for chat models
 TRAINING_PAGES = "workflowType=machine_learning"
