@@ -30,7 +30,13 @@ LAUNCHER = LauncherConfig(
     checkpoint_seconds=0.0001,
     gpu_group="tests",
 )
-torch.set_num_threads(1)  # tensors are tiny here, and other processes may be at work
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tensors are tiny here, and other processes may be at work; what a test set is not the next one's."""
+    torch.set_num_threads(1)
+
 
 QUANTIZER = QuantizerConfig(
     family="gaussian",

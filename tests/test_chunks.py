@@ -1,13 +1,17 @@
 """Work in chunks, shared among processes."""
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import LAUNCHER
-from tokenbridge.chunks import Advance, Chunk, cut, make_chunks
+from tokenbridge.chunks import THREADS, Advance, Chunk, cut, make_chunks
 from tokenbridge.processes import ALONE, Processes
 
 
@@ -41,3 +45,33 @@ def test_only_what_is_missing_is_made(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "test: resuming at 4 of 10 images" in shown
     assert "test: 10/10 images" in shown
+
+
+def test_a_kill_leaves_nothing_among_the_files(tmp_path: Path) -> None:
+    chunks = cut(10, 4, lambda index: tmp_path / "chunks" / f"chunk-{index}")
+    killed = """
+import os, pathlib, sys
+from tokenbridge.files import atomic_path
+with atomic_path(pathlib.Path(sys.argv[1])) as target:
+    target.write_text("half")
+    os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", killed, str(chunks[1].path)], check=False)
+    assert len(list((tmp_path / "chunks").iterdir())) == 1, "what was written aside"
+
+    def make(chunk: Chunk, _advance: Advance) -> None:
+        chunk.path.write_text("made")
+
+    make_chunks("test", chunks, make, processes=ALONE, launcher=LAUNCHER)
+    assert sorted(path.name for path in (tmp_path / "chunks").iterdir()) == ["chunk-0", "chunk-1", "chunk-2"]
+
+
+@pytest.mark.parametrize(("threads", "used"), [(0, THREADS), (1, 1)])
+def test_the_number_of_threads_does_not_hang_on_the_machine(tmp_path: Path, threads: int, used: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        make_chunks("test", [], lambda *_: None, processes=ALONE, launcher=replace(LAUNCHER, threads=threads))
+        assert torch.get_num_threads() == used
+    finally:
+        torch.set_num_threads(before)

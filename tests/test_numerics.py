@@ -1,6 +1,6 @@
 """Watch over a training's numbers."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 
 from tests.conftest import LAUNCHER, MODEL, RECIPE
 from tests.small_data import write_moments
+from tokenbridge.loading import load_whole
 from tokenbridge.numerics import SETTLING, LossWatch, load_bad_step
 from tokenbridge.optim import NonFiniteError
 from tokenbridge.processes import ALONE
@@ -69,6 +70,21 @@ def test_a_bad_step_stops_before_the_update_and_is_kept_for_a_replay(
     report, (part,) = load_bad_step(tmp_path / "run" / BAD_STEP, fresh.state)
     assert report["step"] == 1
     assert report["processes"] == [{"rank": 0, "loss": "nan", "images": images}]
+    assert report["settings"]["model"] == asdict(trainer.config)
+    kept = load_whole(DimensionwiseQuantizer, tmp_path / "run" / BAD_STEP / "quantizer")
+    assert torch.equal(kept.levels, quantizer.levels)
     batch = Batch(**part, num_masked=report["settings"]["num_masked"])
     assert not torch.isfinite(batch_loss(fresh.model, quantizer, batch))
     assert all(torch.equal(before[name], each) for name, each in fresh.model.state_dict().items())
+
+
+def test_a_gradient_that_is_not_finite_stops_as_well(trainer: Trainer) -> None:
+    weight = trainer.model.class_embedding.weight
+    weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    before = weight.detach().clone()
+    with pytest.raises(NonFiniteError, match=r"gradient norm is (inf|nan) at step 0") as told:
+        trainer.step(0)
+    images = ", ".join(map(str, trainer.order.indices(0).tolist()))
+    assert "every loss is finite, but not every gradient: rank 0 has loss" in str(told.value)
+    assert f"on images {images}. Batch and weights are in" in str(told.value)
+    assert torch.equal(before, weight)

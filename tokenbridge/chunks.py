@@ -1,7 +1,7 @@
 """Work on many images, cut into chunks of fixed images that are one file each, shared among processes.
 
 A chunk's file hangs on its images alone, so any number of processes makes the same files; and a file that is there is
-not made again.
+not made again. Sums come out differently with other numbers of threads, so that number is fixed, too.
 """
 
 import time
@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenbridge.config import LauncherConfig
+from tokenbridge.device import limit_threads
+from tokenbridge.files import clear_scratch
 from tokenbridge.processes import Processes
 from tokenbridge.progress import Progress
 
 LOOK_SECONDS = 1.0  # between looks at the others' files
+THREADS = 2  # of each process, unless the launcher sets a number; more cores are used by more processes
 
 Advance = Callable[[int], None]
 """Told how many more images of the chunk are done."""
@@ -44,11 +47,14 @@ def make_chunks(
 ) -> None:
     """Have every process ``make`` its share of the files that are missing; ends when all are there.
 
-    ``make`` must write a whole file or none. The first process shows the progress of all.
+    ``make`` must write a whole file or none. The first process shows the progress of all. What this process computes
+    afterwards has the same fixed number of threads.
     """
+    limit_threads(launcher.threads or THREADS)
     if processes.first:
         for folder in {chunk.path.parent for chunk in chunks}:
             folder.mkdir(parents=True, exist_ok=True)
+            clear_scratch(folder)
     missing = processes.first_says([chunk for chunk in chunks if not chunk.path.exists()])
     own = missing[processes.rank :: processes.world]
     if not processes.first:

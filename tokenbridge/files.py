@@ -14,6 +14,7 @@ from typing import Any
 from tokenbridge.errors import UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SCRATCH = ".partial"  # the end of a folder's name; it is hidden, too
 NEXT_TO_NOTHING = 65_536  # bytes free: libraries that write in C++ or Rust do not always say why they failed
 
 
@@ -58,7 +59,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         DiskFullError: instead of what the body raises when the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=SCRATCH, dir=path.parent))
     try:
         target = scratch / path.name
         with full_disk_told(path):
@@ -69,6 +70,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             target.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what a kill left of ``atomic_path`` in a folder that nobody writes to now."""
+    for left in folder.glob(f".*{SCRATCH}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Watch over a training's numbers: spikes of the loss, and what can be kept of a step that went wrong.
 
 Such a step is kept as a folder: ``weights/`` (a checkpoint from before the update), ``rank-00000.safetensors`` (each
-process's part of the batch) and ``report.json``.
+process's part of the batch), ``quantizer/`` and ``report.json``, which has the settings and the images' numbers.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ SPIKE = 6.0  # standard deviations above the running mean of the loss
 MEMORY = 0.99  # share of the running mean that stays at each step
 SETTLING = 100  # steps before anything counts as a spike
 SHOWN = 20  # images that a message names
+REPORT = "report.json"
 
 
 class LossWatch:
@@ -67,10 +68,11 @@ def keep_bad_step(folder: Path, bad: BadStep, state: State, processes: Processes
     parts = processes.gather({"rank": processes.rank, "loss": bad.loss, "images": bad.images})
     if processes.first:
         losses = [{**part, "loss": str(part["loss"])} for part in parts]  # JSON has no nan
-        write_json(folder / "report.json", {"step": bad.step, "settings": bad.settings, "processes": losses})
+        write_json(folder / REPORT, {"step": bad.step, "settings": bad.settings, "processes": losses})
     wrong = [part for part in parts if not torch.isfinite(torch.tensor(part["loss"]))]
-    told = "; ".join(_told(part) for part in wrong) or "the loss of every rank is finite, its gradient is not"
-    return f"{told}. Batch and weights are in {folder}"
+    told = "; ".join(_told(part) for part in wrong or parts)
+    where = "" if wrong else "every loss is finite, but not every gradient: "  # which are summed over ranks by now
+    return f"{where}{told}. Batch and weights are in {folder}"
 
 
 def _part(folder: Path, rank: int) -> Path:
@@ -85,6 +87,6 @@ def _told(part: dict[str, Any]) -> str:
 
 def load_bad_step(folder: Path, state: State) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
     """The report, and each process's part of the batch; ``state`` gets the weights from before the step."""
-    report: dict[str, Any] = read_json(folder / "report.json")
+    report: dict[str, Any] = read_json(folder / REPORT)
     Checkpoints(folder / "weights").load(state)
     return report, [load_file(_part(folder, part["rank"])) for part in report["processes"]]

@@ -4,7 +4,7 @@ Shapes: N images, S positions, C dimensions.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributions import Normal
 
 from tokenbridge.checkpoints import Checkpoints, State
 from tokenbridge.config import FSDP, LauncherConfig, ModelConfig, TrainConfig, require
+from tokenbridge.device import has_bf16
 from tokenbridge.ema import Ema
 from tokenbridge.loop import History, cosine_factor, run_steps
 from tokenbridge.model import TokenBridgeTransformer
@@ -167,7 +168,7 @@ def check_processes(recipe: TrainConfig, launcher: LauncherConfig, world: int, d
         "launcher.strategy=fsdp shards the matrices that train.optimizer=muon needs whole: use adamw, or ddp",
     )
     require(
-        recipe.precision != "bf16" or device.type != "cuda" or torch.cuda.is_bf16_supported(),
+        recipe.precision != "bf16" or has_bf16(device),
         "train.precision is bf16, which this GPU does not have: say train.precision=fp32",
     )
 
@@ -268,5 +269,7 @@ class Trainer:
         images = self.order.indices(step)[self.processes.share(self.recipe.batch_size)]
         tensors = {"tokens": batch.tokens, "labels": batch.labels, "order": batch.order}
         settings = {"num_masked": batch.num_masked, "seed": self.recipe.seed, "precision": self.recipe.precision}
-        bad = BadStep(step, float(own_loss), images.tolist(), tensors, settings)
+        bad = BadStep(step, float(own_loss), images.tolist(), tensors, settings | {"model": asdict(self.config)})
+        if self.processes.first:
+            self.quantizer.save_pretrained(self.folder / BAD_STEP / "quantizer")
         return keep_bad_step(self.folder / BAD_STEP, bad, self.state, self.processes)

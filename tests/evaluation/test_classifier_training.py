@@ -50,7 +50,7 @@ def run_training(checkpoint: Path, sink: Sink | None = None, epochs: int = 6) ->
 
 
 def test_it_learns_to_tell_shapes_apart(tmp_path: Path) -> None:
-    model, history = run_training(tmp_path / "checkpoint.pt")
+    model, history = run_training(tmp_path / "checkpoint.pt", epochs=12)
     assert history[-1]["loss"] < history[0]["loss"]
     assert class_accuracy(model, *draw_shapes(90, seed=1)) > 0.9
 

@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tokenbridge.chunks import Advance, Chunk, cut, make_chunks
+from tokenbridge.config import LauncherConfig
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.files import atomic_path, read_json, write_json
+from tokenbridge.processes import Processes
 
 MAX_SIDE = 32  # pixels; larger images are shrunk, so that all of ImageNet fits into 4 GB of memory
 READ_BATCH = 1000
@@ -51,14 +54,16 @@ class ImageClassifier(nn.Module):
         return logits
 
 
-def read_small(shards: ImageShards) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All images of a split as the classifier sees them, uint8 [N, 3, side, side], and their labels [N]."""
+def read_small(shards: ImageShards, span: range | None = None) -> NDArray[np.uint8]:
+    """Images of a split as the classifier sees them, uint8 [N, 3, side, side]; without ``span``, all of them."""
+    span = span or range(len(shards))
     side = min(shards.image_size, MAX_SIDE)
-    images = np.empty((len(shards), 3, side, side), np.uint8)
-    for start in range(0, len(shards), READ_BATCH):
-        full, _ = shards.read(start, min(start + READ_BATCH, len(shards)))
-        images[start : start + READ_BATCH] = F.adaptive_avg_pool2d(torch.from_numpy(full).float(), side).round()
-    return images, shards.labels
+    images = np.empty((len(span), 3, side, side), np.uint8)
+    for start in range(0, len(span), READ_BATCH):
+        part = span[start : start + READ_BATCH]
+        full, _ = shards.read(part.start, part.stop)
+        images[start : start + len(part)] = F.adaptive_avg_pool2d(torch.from_numpy(full).float(), side).round()
+    return images
 
 
 def channels_last(model: ImageClassifier) -> ImageClassifier:
@@ -89,6 +94,25 @@ def predict(model: ImageClassifier, images: NDArray[np.uint8], batch_size: int =
     with torch.inference_mode():
         parts = torch.split(torch.from_numpy(images), batch_size)
         return np.concatenate([model(part.to(device)).argmax(1).cpu().numpy() for part in parts])
+
+
+def shared_predictions(
+    model: ImageClassifier, shards: ImageShards, folder: Path, *, processes: Processes, launcher: LauncherConfig
+) -> NDArray[np.int64] | None:
+    """``predict`` of all images, a chunk at a time, in files of ``folder`` that a rerun takes up; processes share them.
+
+    Returns:
+        All in the first process, None in the others.
+    """
+    chunks = cut(len(shards), READ_BATCH, lambda index: folder / f"{index:05d}.npy")
+
+    def write(chunk: Chunk, advance: Advance) -> None:
+        with atomic_path(chunk.path) as target:
+            np.save(target, predict(model, read_small(shards, chunk.span)))
+        advance(len(chunk.span))
+
+    make_chunks("classes", chunks, write, processes=processes, launcher=launcher)
+    return np.concatenate([np.load(chunk.path) for chunk in chunks]) if processes.first else None
 
 
 def class_accuracy(model: ImageClassifier, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:

@@ -131,8 +131,7 @@ class Bench:
     def _evaluate(self, samples: ImageShards, target: Path) -> None:
         print(f"promotion: features and metrics of {len(samples)} samples", flush=True)
         features = extract_features(ShardImageDataset(samples), self.config.evaluate.feature_size)
-        images, labels = read_small(samples)
-        correct = predict(self.classifier, images) == labels
+        correct = predict(self.classifier, read_small(samples)) == samples.labels
         metrics = sample_metrics(features, self.reference, self.config.evaluate) | {ACCURACY: float(correct.mean())}
         save_file({"pooled": features["pooled"], "correct": torch.from_numpy(correct)}, target / "samples.safetensors")
         write_json(target / "metrics.json", metrics)

@@ -22,7 +22,8 @@ def work(job: Job) -> None:
     folder = job.root / "data/images"
     train, test = ImageShards(folder, "train"), ImageShards(folder, "test")
     model, history = train_classifier(
-        *read_small(train),
+        read_small(train),
+        train.labels,
         label_names=train.label_names,
         config=job.config.classifier,
         seed=job.config.seed,
@@ -31,7 +32,7 @@ def work(job: Job) -> None:
         tracker=job.tracker,
         device=job.device,
     )
-    accuracy = class_accuracy(model, *read_small(test))
+    accuracy = class_accuracy(model, read_small(test), test.labels)
     print(f"classifier: {accuracy:.2%} of {len(test):,} test images", flush=True)
     save_classifier(model, job.work / "classifier")
     write_json(job.work / "metrics.json", {"test_accuracy": accuracy, "loss": history[-1]["loss"]})

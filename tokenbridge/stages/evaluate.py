@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -12,7 +14,7 @@ from tokenbridge.config import Config
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.data.splits import balanced_subset
 from tokenbridge.evaluation.checks import check_counts, check_sample_count
-from tokenbridge.evaluation.classifier import accuracy_by_class, load_classifier, predict, read_small
+from tokenbridge.evaluation.classifier import accuracy_by_class, load_classifier, shared_predictions
 from tokenbridge.evaluation.features import Features, ShardImageDataset, extract_features, shared_features
 from tokenbridge.evaluation.inception import check_inception, find_inception_weights, load_reference_statistics
 from tokenbridge.evaluation.metrics import (
@@ -55,14 +57,15 @@ def work(job: Job) -> None:
         weights = find_inception_weights(config.inception_weights)
         needed = {name: images for name, images in sets.items() if name != TEST or config.inception_reference is None}
         inception = _features(job, needed, "inception", partial(inception_features, weights=weights))
-    if lite0 is None:  # the first process has them
+    predicted = _predictions(job, samples)
+    if lite0 is None or predicted is None:  # the first process has them
         return
     metrics: dict[str, float] = {"samples": len(samples)}
     for name, prefix in PREFIXES.items():
         metrics |= _prefixed(prefix, sample_metrics(lite0[name], lite0[TEST], config))
     if inception is not None:
         metrics |= _inception(job, inception)
-    metrics["class_accuracy"] = _classify(job, samples)
+    metrics["class_accuracy"] = _classify(job, samples, predicted)
     write_json(job.work / "metrics.json", metrics)
 
 
@@ -112,12 +115,16 @@ def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}{name}": value for name, value in metrics.items()}
 
 
-def _classify(job: Job, samples: ImageShards) -> float:
-    """Write what the classifier sees in the samples; its accuracy."""
+def _predictions(job: Job, samples: ImageShards) -> NDArray[np.int64] | None:
+    """What the classifier sees in the samples; None but in the first process."""
     model = load_classifier(job.root / "models/classifier").to(job.device)
-    images, labels = read_small(samples)
-    predicted = predict(model, images)
-    names = samples.label_names
+    folder, launcher = job.work / "classes", job.config.launcher
+    return shared_predictions(model, samples, folder, processes=job.processes, launcher=launcher)
+
+
+def _classify(job: Job, samples: ImageShards, predicted: NDArray[np.int64]) -> float:
+    """Write what the classifier sees in the samples; its accuracy."""
+    labels, names = samples.labels, samples.label_names
     pairs = [{"actual": names[a], "predicted": names[p]} for a, p in zip(labels, predicted, strict=True)]
     by_class = accuracy_by_class(predicted, labels, names)
     write_csv(job.work / "confusion.csv", pairs)

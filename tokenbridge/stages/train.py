@@ -11,12 +11,13 @@ from tokenbridge.data.shards import read_manifest
 from tokenbridge.files import atomic_path, atomic_write_text, write_csv, write_json
 from tokenbridge.loading import load_whole
 from tokenbridge.moments import Moments
+from tokenbridge.numerics import REPORT
 from tokenbridge.pipeline import TokenBridgePipeline
 from tokenbridge.quantizer import DimensionwiseQuantizer
 from tokenbridge.stages.job import Job, compute
 from tokenbridge.stages.runtime import stage_run
 from tokenbridge.tokens import StoredTokens
-from tokenbridge.training import token_shape, train
+from tokenbridge.training import BAD_STEP, token_shape, train
 from tokenbridge.training_data import FreshTokens, TrainingData
 from tokenbridge.vae import load_vae
 
@@ -25,7 +26,12 @@ def main() -> None:
     name = sys.argv[1]
     with stage_run(f"train@{name}") as run:
         pretrained = run.config.models[name].pretrained is not None
-        compute(run, work, alone=pretrained)
+        try:
+            compute(run, work, alone=pretrained)
+        except Exception:
+            if (report := run.work / BAD_STEP / REPORT).exists():
+                run.tracker.artifact(report, BAD_STEP)
+            raise
         run.publish(run.work / "metrics.json", f"reports/train/{name}.json")
         run.publish(run.work / "loss.csv", f"reports/train/{name}/loss.csv")
         run.publish(run.work / "pipeline", f"models/{name}")
