@@ -11,21 +11,23 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.artifacts import titled
+from flows.slots import training_slot
 from tokenbridge.commands import StageFailedError
 from tokenbridge.errors import UserError
 from tokenbridge.files import read_json
 from tokenbridge.orchestrate import reproduce_aside
-from tokenbridge.params import compose_config, expand_sweep
+from tokenbridge.params import compose_config, expand_sweep, validate
 
 WORKTREE = Path(".work/backfill")
 REPORTS = Path("reports/evaluate")
 
 
 @task(task_run_name="{label}", cache_policy=NO_CACHE)
-def run_combination(label: str, overrides: Sequence[str], root: Path) -> State[Any]:
+def run_combination(label: str, overrides: Sequence[str], root: Path, gpu_group: str) -> State[Any]:
     """One pipeline; its state holds the metrics of every model, as ``<model>/<metric>``."""
     try:
-        worktree = reproduce_aside(root, WORKTREE, overrides, get_run_logger().info)
+        with training_slot(gpu_group):
+            worktree = reproduce_aside(root, WORKTREE, overrides, get_run_logger().info)
     except StageFailedError as error:
         return Failed(message=str(error))
     return Completed(data=_metrics(worktree))
@@ -50,15 +52,15 @@ def backfill(sweep: Sequence[str], root: str = ".") -> State[Any]:
     folder = Path(root).resolve()
     try:
         combinations = expand_sweep(sweep)
-        for combination in combinations:
-            compose_config(combination, folder / "conf")  # all of them, before the first one starts
+        # all of them, before the first one starts
+        configs = [validate(compose_config(combination, folder / "conf")) for combination in combinations]
     except UserError as error:
         return Failed(message=str(error))
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
-    for combination in combinations:
+    for combination, config in zip(combinations, configs, strict=True):
         label = " ".join(combination) or "as configured"
-        state = run_combination(label, combination, folder, return_state=True)
+        state = run_combination(label, combination, folder, config.launcher.gpu_group, return_state=True)
         metrics = cast(dict[str, Any], state.result()) if state.is_completed() else {}
         failed += [] if state.is_completed() else [label]
         rows.append({"overrides": label, "state": state.name, **metrics})

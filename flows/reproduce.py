@@ -1,5 +1,6 @@
 """Rebuild a run from its id, as a Prefect flow."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.slots import training_slot
 from tokenbridge.errors import UserError
+from tokenbridge.params import load_params
 from tokenbridge.reproduction import report, reproduce_run
 
 
@@ -24,8 +27,10 @@ def reproduce(run_id: str, recompute: bool = False, root: str = ".") -> State[An
     Returns:
         A failed state if the result is another than the run's; the artifact `reproduction` tells what differs.
     """
+    folder = Path(root).resolve()
     try:
-        result = reproduce_run(Path(root).resolve(), run_id, recompute, on_line=get_run_logger().info)
+        with training_slot(load_params(folder).launcher.gpu_group) if recompute else nullcontext():
+            result = reproduce_run(folder, run_id, recompute, on_line=get_run_logger().info)
     except UserError as error:
         return Failed(message=str(error))
     text = report(result)

@@ -8,18 +8,14 @@ With PREFECT_API_URL set, the run shows up live in that server's pages.
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
@@ -28,6 +24,7 @@ from prefect.utilities.annotations import quote
 
 from flows.artifacts import link_run, publish_run, titled
 from flows.server import wait_for_server
+from flows.slots import training_slot
 from tokenbridge.commands import StageFailedError
 from tokenbridge.errors import UserError
 from tokenbridge.freshness import nothing_new
@@ -40,7 +37,6 @@ RETRIES = 2
 RETRY_SECONDS = 5
 ONE_STAGE_AT_A_TIME: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)  # each uses every core
 TRAINING = ("train@", "vae", "classifier")
-LEASE_SECONDS = 60  # after which the slot of a flow that was killed is free again
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -60,40 +56,13 @@ def run_stage(stage: str, run: PipelineRun, gpu_group: str) -> State[Any]:
     logger = get_run_logger()
     try:
         # --wait-for-lock: dvc holds its lock while it hashes, and another stage may be starting
-        with training_slot(stage, gpu_group):
+        with training_slot(gpu_group) if stage.startswith(TRAINING) else nullcontext():
             run.dvc(["--wait-for-lock", "repro", "--single-item", stage], logger.info)
     except StageFailedError as error:
         return Failed(message=str(error))  # returned: a traceback through our code would hide what the stage says
     outcome = run.outcomes.get(stage, RAN)
     name = {RAN: "Completed", SKIPPED: "Skipped", CACHED: "Cached"}[outcome]
     return Completed(name=name, message=f"{stage}: {outcome}", data=outcome)
-
-
-@contextmanager
-def training_slot(stage: str, gpu_group: str) -> Iterator[None]:
-    """Wait until no other flow trains on this group of GPUs; an administrator may allow more than one."""
-    if not stage.startswith(TRAINING):
-        yield
-        return
-    name = f"tokenbridge-{gpu_group}"
-    wait_for_server()
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(name)
-        except ObjectNotFound:
-            with suppress(ObjectAlreadyExists):  # another flow was faster
-                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
-    with concurrency(
-        name,
-        occupy=1,
-        lease_duration=LEASE_SECONDS,
-        strict=True,
-        raise_on_lease_renewal_failure=False,  # a server that was away may have forgotten it, and training goes on
-    ):
-        try:
-            yield
-        finally:
-            wait_for_server()  # it takes the slot back
 
 
 @flow(

@@ -8,17 +8,19 @@ import json
 import os
 import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.conftest import LAUNCHER, MODEL, RECIPE, Silent
-from tokenbridge.checkpoints import Checkpoints, live_tensors
+from tokenbridge import training
+from tokenbridge.checkpoints import Checkpoints, State, live_tensors
 from tokenbridge.config import ModelConfig
 from tokenbridge.loading import load_whole
 from tokenbridge.loop import InterruptedTrainingError
@@ -44,13 +46,30 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "fsdp_accumulated": ({"strategy": "fsdp", "accumulation": 2}, {}, {}),
     "checkpointed": ({"checkpoint_activations": True}, {}, {}),
     "fsdp_checkpointed": ({"strategy": "fsdp", "checkpoint_activations": True}, {}, {}),
-    "bf16": ({"strategy": "fsdp"}, {}, {"precision": "bf16"}),
+    "compiled": ({"compile": True}, {}, {}),
+    "fsdp_compiled": ({"strategy": "fsdp", "compile": True, "checkpoint_activations": True}, {}, {}),
+    "bf16": ({}, {}, {"precision": "bf16"}),
+    "fsdp_bf16": ({"strategy": "fsdp"}, {}, {"precision": "bf16"}),
     "dropout": ({}, {"dropout": 0.1}, {}),
     "ddp_interrupted": ({}, {}, {}),
     "fsdp_interrupted": ({"strategy": "fsdp"}, {}, {}),
     "dropout_interrupted": ({}, {"dropout": 0.1}, {}),
     "bad": ({}, {}, {"label_dropout": 0.0}),
 }
+
+
+class Watched(Checkpoints):
+    """Writes down what the training itself has at the moment of each checkpoint, beside the folder."""
+
+    def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
+        write(self.folder.parent / "saved.safetensors", live_tensors(state), self.processes)
+        super().save(step, state, progress)
+
+
+def write(path: Path, tensors: dict[str, Tensor], processes: Processes) -> None:
+    found = {key: tensor.clone().contiguous() for key, tensor in whole(tensors).items()}
+    if processes.first:
+        save_file(found, path)
 
 
 class Run:
@@ -92,9 +111,7 @@ class Run:
             save_file(dict(model.state_dict()), self.out / "weights.safetensors")
 
     def write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        found = {key: tensor.clone().contiguous() for key, tensor in whole(tensors).items()}
-        if self.processes.first:
-            save_file(found, self.out / f"{name}.safetensors")
+        write(self.out / f"{name}.safetensors", tensors, self.processes)
 
     def gradients(self) -> None:
         """Those of the first step."""
@@ -122,6 +139,8 @@ class Run:
 
 def main(folder: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
+    training.Checkpoints = Watched  # type: ignore[misc]
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[assignment, method-assign]
     with joined() if "RANK" in os.environ else nullcontext(ALONE) as processes:
         for case in cases:
             name, _, former = case.partition("<")  # interrupted<2: goes on with the checkpoint of two processes
@@ -138,10 +157,8 @@ def main(folder: Path, cases: list[str]) -> None:
                 run.gradients()
                 run.train()
                 continue
-            try:
+            with suppress(InterruptedTrainingError):
                 run.train(HALF)
-            except InterruptedTrainingError:
-                run.loaded()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 180  # seconds
+PATIENCE = 300  # seconds
 
 
 def run_processes(count: int, module: str, *arguments: str, code: int = 0) -> str:

@@ -183,6 +183,7 @@ def _namespace(process: int) -> str | None:
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     """Tests may leave jobs; they are ended with the cluster."""
     if shutil.which("slurmctld") is None or shutil.which("unshare") is None:
+        assert "CI" not in os.environ, "what CI installs is not found"
         pytest.skip("needs Slurm: apt-get install slurm-wlm")
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("a network of its own needs root")

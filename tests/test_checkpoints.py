@@ -38,9 +38,15 @@ def training(seed: int, steps: int, width: int = 3) -> State:
     return {"model": model, "ema": ema, **optimizers}
 
 
+def save(checkpoints: Checkpoints, step: int, state: State, /, **progress: object) -> None:
+    """To the end."""
+    checkpoints.save(step, state, progress)
+    checkpoints.finish()
+
+
 def test_a_fresh_training_takes_up_all_of_another(tmp_path: Path) -> None:
     trained, fresh = training(0, steps=3), training(1, steps=0)
-    Checkpoints(tmp_path).save(3, trained, {"step": 3, "loss": 0.1 + 0.2})
+    save(Checkpoints(tmp_path), 3, trained, step=3, loss=0.1 + 0.2)
     assert Checkpoints(tmp_path).load(fresh) == {"step": 3, "loss": 0.1 + 0.2}
     ours, theirs = live_tensors(fresh), live_tensors(trained)
     assert ours.keys() == theirs.keys()
@@ -49,7 +55,7 @@ def test_a_fresh_training_takes_up_all_of_another(tmp_path: Path) -> None:
 
 
 def test_an_optimizer_that_has_not_begun_stays_so(tmp_path: Path) -> None:
-    Checkpoints(tmp_path).save(0, training(0, steps=0), {})
+    save(Checkpoints(tmp_path), 0, training(0, steps=0))
     fresh = training(1, steps=0)
     Checkpoints(tmp_path).load(fresh)
     assert not [name for name in live_tensors(fresh) if name.startswith(("adamw", "muon"))]
@@ -60,34 +66,48 @@ def test_where_there_is_none_nothing_is_loaded(tmp_path: Path) -> None:
 
 
 def test_nothing_in_it_is_a_pickle(tmp_path: Path) -> None:
-    Checkpoints(tmp_path).save(1, training(0, steps=1), {})
+    save(Checkpoints(tmp_path), 1, training(0, steps=1))
     assert {path.suffix for path in tmp_path.glob(f"{PREFIX}*/*")} == {".safetensors", ".json"}
 
 
 def test_a_damaged_one_is_passed_over(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
-        checkpoints.save(step, training(0, steps=step), {"step": step})
+        save(checkpoints, step, training(0, steps=step), step=step)
     newest = tmp_path / f"{PREFIX}{2:08d}"
     damaged = next(newest.glob("*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert Checkpoints(tmp_path).load(training(1, 0)) == {"step": 1}
-    checkpoints.save(2, training(0, steps=2), {"step": 2})  # and made anew
+    save(checkpoints, 2, training(0, steps=2), step=2)  # and made anew
     assert Checkpoints(tmp_path).load(training(1, 0)) == {"step": 2}
 
 
+def test_what_is_saved_is_the_state_of_that_moment_whatever_comes_while_it_is_written(tmp_path: Path) -> None:
+    checkpoints, model = Checkpoints(tmp_path), nn.Linear(300, 300)
+    before = model.weight.detach().clone()
+    progress = {"losses": [1.0]}
+    checkpoints.save(1, {"model": model}, progress)
+    with torch.no_grad():
+        model.weight.zero_()
+    progress["losses"].append(2.0)
+    checkpoints.finish()
+    fresh = nn.Linear(300, 300)
+    assert Checkpoints(tmp_path).load({"model": fresh}) == {"losses": [1.0]}
+    assert torch.equal(fresh.weight, before)
+
+
 def test_another_models_is_refused(tmp_path: Path) -> None:
-    Checkpoints(tmp_path).save(1, {"model": nn.Linear(1, 1)}, {})
+    save(Checkpoints(tmp_path), 1, {"model": nn.Linear(1, 1)})
     with pytest.raises(CheckpointError, match="does not fit this training"):
         Checkpoints(tmp_path).load({"model": nn.Linear(1, 1), "ema": Ema(nn.Linear(1, 1), 0.5, warmup=True)})
 
 
 def test_one_that_cannot_be_written_leaves_the_others_whole(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, training(0, steps=1), {"step": 1})
+    save(checkpoints, 1, training(0, steps=1), step=1)
     (tmp_path / f".unfinished-{2:08d}").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"could not be written to .* Those of these steps are whole: 1\."):
-        checkpoints.save(2, training(0, steps=2), {"step": 2})
+        save(checkpoints, 2, training(0, steps=2), step=2)
     assert Checkpoints(tmp_path).load(training(1, 0)) == {"step": 1}
 
 
@@ -102,13 +122,13 @@ def test_the_newest_and_the_landmarks_stay(
     checkpoints = Checkpoints(tmp_path_factory.mktemp("kept"), keep=keep, keep_every=every)
     state: State = {"model": nn.Linear(1, 1)}
     for step in steps:
-        checkpoints.save(step, state, {"step": step})
+        save(checkpoints, step, state, step=step)
     landmarks = {min(step for step in steps if step // every == other // every) for other in steps if every}
     assert set(checkpoints.steps()) == landmarks | set(steps[-keep:])
 
 
 def test_its_manifest_tells_the_sizes_of_its_files(tmp_path: Path) -> None:
-    Checkpoints(tmp_path).save(7, training(0, steps=1), {})
+    save(Checkpoints(tmp_path), 7, training(0, steps=1))
     folder = tmp_path / f"{PREFIX}{7:08d}"
     files = read_json(folder / PROGRESS)["files"]
     assert files == {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}

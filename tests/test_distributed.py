@@ -21,16 +21,20 @@ pytestmark = pytest.mark.slow
 PROGRAM = "tests.distributed_training"
 CASES = {
     2: [
-        *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "bf16", "dropout"),
+        *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "compiled", "fsdp_compiled"),
+        *("bf16", "fsdp_bf16", "dropout"),
         *("ddp_interrupted", "fsdp_interrupted", "fsdp_interrupted<2", "dropout_interrupted", "dropout_interrupted<2"),
         "bad",
     ],
-    1: ["ddp", "accumulated", "checkpointed", "bf16", "ddp_interrupted<2", "fsdp_interrupted<2"],
-    4: ["ddp", "fsdp", "ddp_interrupted<2", "fsdp_interrupted<2"],
+    1: [
+        *("ddp", "accumulated", "checkpointed", "bf16", "ddp_interrupted", "fsdp_interrupted"),
+        *("ddp_interrupted<2", "fsdp_interrupted<2"),
+    ],
+    4: ["ddp", "fsdp", "ddp_interrupted<2", "fsdp_interrupted<2", "ddp_interrupted<1", "fsdp_interrupted<1"],
 }
 SAME_MATHS = ["ddp/2", "ddp/4", "fsdp/2", "fsdp/4", "accumulated/1", "accumulated/2", "fsdp_accumulated/2"]
-SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2"]
-RESUMED = ["ddp_interrupted/2-1", "ddp_interrupted/2-4", "fsdp_interrupted/2-1", "fsdp_interrupted/2-4"]
+SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2", "compiled/2", "fsdp_compiled/2"]
+RESUMED = [f"{case}_interrupted/{way}" for case in ("ddp", "fsdp") for way in ("2-1", "2-4", "1-4")]
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,9 @@ def test_losses_are_those_of_one_process(folder: Path, run: str) -> None:
     torch.testing.assert_close(losses(folder, run), losses(folder, "ddp/1"), rtol=1e-4, atol=0)
 
 
-def test_in_bf16_they_are_those_of_one_process_as_far_as_bf16_goes(folder: Path) -> None:
-    torch.testing.assert_close(losses(folder, "bf16/2"), losses(folder, "bf16/1"), rtol=1e-2, atol=0)
+@pytest.mark.parametrize("run", ["bf16/2", "fsdp_bf16/2"])
+def test_in_bf16_they_are_those_of_one_process_as_far_as_bf16_goes(folder: Path, run: str) -> None:
+    torch.testing.assert_close(losses(folder, run), losses(folder, "bf16/1"), rtol=1e-2, atol=0)
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_is_told_alike(folder: Path) -> None:
@@ -99,14 +104,14 @@ def test_interrupted_and_taken_up_by_as_many_it_ends_with_the_same_bits(folder: 
 
 @pytest.mark.parametrize("run", RESUMED)
 def test_any_other_number_takes_up_the_same_state(folder: Path, run: str) -> None:
-    case = run.partition("/")[0]
     loaded = tensors(folder, run, "loaded")
-    assert equal(loaded, tensors(folder, f"{case}/2", "loaded"))
+    assert equal(loaded, tensors(folder, run.partition("-")[0], "saved"))
     assert {name.partition("/")[0] for name in loaded} == {"model", "ema", "watch", "adamw"}
 
 
 @pytest.mark.parametrize("run", RESUMED)
 def test_and_its_losses_go_on_from_there(folder: Path, run: str) -> None:
-    whole = losses(folder, run.partition("_")[0] + "/2")
+    alone = run.endswith("/1-4")  # nothing is sharded there, nor summed
+    whole = losses(folder, "ddp/1" if alone else run.partition("_")[0] + "/2")
     assert torch.equal(losses(folder, run)[:HALF], whole[:HALF])
     torch.testing.assert_close(losses(folder, run), whole, rtol=1e-4, atol=0)

@@ -1,6 +1,8 @@
 """When images are fetched anew, and when a retrain has nothing to do."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,17 +10,21 @@ import pytest
 from PIL import Image
 
 from tokenbridge.config import Config
+from tokenbridge.data.shards import read_manifest
 from tokenbridge.data.state import source_state
 from tokenbridge.errors import UserError
 from tokenbridge.files import sha256_file
-from tokenbridge.freshness import is_stale, note_fetched, nothing_new
+from tokenbridge.freshness import is_of, is_stale, note_fetched, nothing_new
+from tokenbridge.orchestrate import FETCH, RAN, SKIPPED, pipeline_run
 from tokenbridge.params import PARAMS_FILE, write_params
 from tokenbridge.repository import git
 from tokenbridge.tracking.recorded import PIPELINE, SOURCE_STATE
 from tokenbridge.tracking.spool import Tracker
+from tokenbridge.tracking.store import connect
 from tokenbridge.tracking.sync import sync_all
 
 CONF = Path(__file__).parents[1] / "conf"
+SMALL = ("data=imagefolder", "data.num_classes=1", "generate.samples=1", "evaluate.kid_subset_size=1")
 
 
 @pytest.fixture
@@ -35,7 +41,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     photos = tmp_path / "photos/cat"
     photos.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(photos / "1.png")
-    return write_params(["data=imagefolder", f"data.root={tmp_path / 'photos'}"], tmp_path)
+    return write_params([*SMALL, f"data.root={tmp_path / 'photos'}"], tmp_path)
 
 
 def state(config: Config) -> str:
@@ -60,6 +66,48 @@ def test_images_of_an_unknown_or_another_state_are_stale(tmp_path: Path, config:
     assert is_stale(tmp_path, config, state(config))
 
 
+def test_images_that_are_gone_are_not_restored_if_the_source_has_changed_since(tmp_path: Path, config: Config) -> None:
+    note_fetched(tmp_path, state(config))
+    assert not is_stale(tmp_path, config, state(config))  # DVC may bring them back
+    add_photo(config)
+    assert is_stale(tmp_path, config, state(config))
+
+
+def test_it_is_told_only_of_what_is_known(tmp_path: Path, config: Config) -> None:
+    (tmp_path / "data/images").mkdir(parents=True)  # restored from somebody's cache
+    assert not is_of(tmp_path, config, state(config))
+    note_fetched(tmp_path, state(config))
+    assert is_of(tmp_path, config, state(config))
+
+
+@pytest.mark.slow
+def test_new_images_in_the_source_become_a_new_version_of_the_data(tmp_path: Path, config: Config) -> None:
+    shutil.copy(CONF.parent / "dvc.yaml", tmp_path)
+    (tmp_path / "tokenbridge").symlink_to(CONF.parent / "tokenbridge")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=tmp_path, check=True)
+    for number in range(3, 9):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(Path(config.data.root or "") / f"cat/{number}.png")
+
+    def fetch() -> tuple[dict[str, str], str]:
+        with pipeline_run(tmp_path) as run:
+            run.fetch_if_changed(print)
+            run.dvc(["repro", FETCH], print)
+        return run.outcomes, read_manifest(tmp_path / "data/images")["digest"]
+
+    first, digest = fetch()
+    assert first == {FETCH: RAN}
+    assert fetch() == ({FETCH: SKIPPED}, digest)
+    add_photo(config)
+    again, other = fetch()
+    assert again == {FETCH: RAN}
+    assert other != digest
+    assert fetch() == ({FETCH: SKIPPED}, other)
+    runs = connect(tmp_path).client.search_runs(["1"], "tags.stage = 'pipeline'")
+    told = [run.data.tags[SOURCE_STATE] for run in runs]
+    assert len(told) == 4
+    assert len(set(told)) == 2
+
+
 def test_files_with_configured_digests_are_dvcs_to_watch(tmp_path: Path, config: Config) -> None:
     (tmp_path / "data/images").mkdir(parents=True)
     assert not is_stale(tmp_path, replace(config, data=replace(config.data, source="idx")), "any")
@@ -67,7 +115,7 @@ def test_files_with_configured_digests_are_dvcs_to_watch(tmp_path: Path, config:
 
 @pytest.mark.slow
 def test_only_the_same_source_settings_and_code_make_a_retrain_needless(tmp_path: Path, config: Config) -> None:
-    overrides = ["data=imagefolder", f"data.root={config.data.root}"]
+    overrides = [*SMALL, f"data.root={config.data.root}"]
     assert nothing_new(tmp_path, overrides) is None
     with Tracker.open(PIPELINE, sha256_file(tmp_path / PARAMS_FILE), tmp_path, system_interval=0) as tracker:
         tracker.tags({SOURCE_STATE: state(config)})

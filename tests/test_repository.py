@@ -6,6 +6,8 @@ import pytest
 
 from tokenbridge.repository import LARGEST, RepositoryError, apply_patch, checkout, git, git_tags, uncommitted
 
+PROJECT_IGNORES = Path(__file__).parents[1] / ".gitignore"
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -58,6 +60,20 @@ def test_large_unknown_files_are_no_code(root: Path) -> None:
     (root / "data.bin").write_bytes(bytes(LARGEST + 1))
     changes = uncommitted(root)
     assert (changes.patch, changes.left_out) == (b"", ["data.bin"])
+
+
+def test_a_link_that_leads_nowhere_is_a_change_like_others(root: Path) -> None:
+    (root / "link").symlink_to("nowhere")
+    assert b"+nowhere" in uncommitted(root).patch
+
+
+@pytest.mark.parametrize("folder", [".work", ".spool", ".prefect"])
+def test_work_in_progress_may_be_on_another_disk(root: Path, tmp_path: Path, folder: str) -> None:
+    (root / ".gitignore").write_bytes(PROJECT_IGNORES.read_bytes())
+    git(root, "commit", "--all", "--quiet", "--message", "second")
+    (root / folder).symlink_to(tmp_path)
+    assert git_tags(root)["git.dirty"] == "false"
+    assert uncommitted(root).patch == b""
 
 
 def test_a_checkout_is_brought_to_its_commit_again(root: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from tokenbridge.machine import installed_packages, processor
 from tokenbridge.orchestrate import RAN, PipelineRun
-from tokenbridge.reproduction import Reproduction, compare, report
+from tokenbridge.reproduction import Difference, Reproduction, compare, report
 from tokenbridge.tracking.recorded import RecordedRun
 from tokenbridge.tracking.spool import Tracker
 
@@ -66,7 +66,7 @@ def test_on_the_same_machine_nothing_may_differ(
     result = compare(recorded, run, recomputed=True, tolerance=TOLERANCE)
     assert [item.what for item in result.changed] == ["measure.json"]
     assert (result.changed[0].found == found) == (content is None)
-    assert [item.what for item in result.drifted] == ([METRIC] if content else [])
+    assert [item.what for item in result.drifted] == [METRIC]
     assert not result.equal
     assert "| measure.json |" in report(result)
 
@@ -81,6 +81,24 @@ def test_elsewhere_metrics_may_differ_by_the_tolerance(
     assert [item.what for item in result.machine] == ["processor"]
     assert (result.exact, result.equal) == (False, equal)
     assert not compare(elsewhere, run, recomputed=False, tolerance=TOLERANCE).equal  # what was restored has its bits
+
+
+@pytest.mark.parametrize("where", ["here", "another"])
+def test_what_is_missing_is_never_the_same(run: PipelineRun, recorded: RecordedRun, where: str) -> None:
+    elsewhere = replace(recorded, processor=where)
+    more = compare(replace(elsewhere, metrics={METRIC: 5.0, "measure/recall": 0.5}), run, True, TOLERANCE)
+    assert more.drifted == [Difference("measure/recall", "0.5", "'absent'")]
+    assert not more.equal
+    (run.root / "measure.json").unlink()
+    run.outcomes.clear()
+    less = compare(replace(elsewhere, metrics={}), run, True, TOLERANCE)
+    assert [(item.what, item.found) for item in less.changed] == [("measure.json", "absent")]
+    assert not less.equal
+
+
+def test_a_file_that_was_too_large_to_be_recorded_is_named(run: PipelineRun, recorded: RecordedRun) -> None:
+    result = compare(replace(recorded, left_out=("data.bin",)), run, recomputed=True, tolerance=TOLERANCE)
+    assert "| data.bin | too large to be recorded | absent |" in report(result)
 
 
 def test_other_packages_are_another_machine(run: PipelineRun, recorded: RecordedRun) -> None:

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save, save
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
 from tokenbridge.errors import UserError
@@ -126,7 +126,7 @@ class Checkpoints:
         return dict(read_json(newest / PROGRESS)["progress"])
 
     def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
-        """Write a checkpoint: at once if this process is alone, else while the training goes on.
+        """Copy the state, and write it as a checkpoint while the training goes on.
 
         Raises:
             CheckpointError, DiskFullError: if this one, or the one before, cannot be written; earlier ones stay whole.
@@ -142,14 +142,10 @@ class Checkpoints:
         writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
         tensors = self._own(live_tensors(state))
         try:
-            if self._group is None:
-                with _unasked_advice():
-                    save(tensors, storage_writer=writer, no_dist=True)
-                self._publish()
-            else:
-                saving = async_save(tensors, storage_writer=writer, process_group=self._group)
-                assert isinstance(saving, Future)
-                self._saving = saving
+            alone = self._group is None
+            saving = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=alone)
+            assert isinstance(saving, Future)
+            self._saving = saving
         except FAILURES as error:
             raise self._failure(error) from error
 

@@ -22,11 +22,18 @@ WATCHED_BY_DVC = ("idx",)  # its files' digests are settings
 
 
 def is_stale(root: Path, config: Config, state: str) -> bool:
-    """Whether data/images was made of another state of the source, or of one that nobody noted."""
-    if config.data.source in WATCHED_BY_DVC or not (root / "data/images").exists():
-        return False
+    """Whether data/images was made of another state of the source, or of one that nobody noted.
+
+    Images that are not there are DVC's to restore, unless it is known that they would be of another state.
+    """
+    known = (root / "data/images").exists() or (root / FETCHED).exists()
+    return known and not is_of(root, config, state)
+
+
+def is_of(root: Path, config: Config, state: str) -> bool:
+    """Whether it is known that data/images was made of this state of the source."""
     noted = root / FETCHED
-    return not noted.exists() or noted.read_text() != state
+    return config.data.source in WATCHED_BY_DVC or (noted.exists() and noted.read_text() == state)
 
 
 def note_fetched(root: Path, state: str) -> None:

@@ -14,22 +14,29 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from tokenbridge.commands import Command, StageFailedError
 from tokenbridge.config import Config
 from tokenbridge.data.state import source_state
 from tokenbridge.errors import UserError
 from tokenbridge.files import read_json, sha256_file
-from tokenbridge.freshness import is_stale, note_fetched
+from tokenbridge.freshness import is_of, is_stale, note_fetched
+from tokenbridge.locks import only_pipeline
 from tokenbridge.machine import installed_packages, processor
 from tokenbridge.params import PARAMS_FILE, compose_config, flatten, load_params, validate, write_params
 from tokenbridge.promotion.registration import register_models
 from tokenbridge.repository import RepositoryError, checkout, git, uncommitted
 from tokenbridge.stage_graph import LOCK_FILE, mend_lock_file, read_stages, share_cache
-from tokenbridge.stages.runtime import PARENT_VARIABLE, WORK
+from tokenbridge.stages.runtime import PARENT_VARIABLE
 from tokenbridge.tracking.pages import DISTANCES, HEADLINES
-from tokenbridge.tracking.recorded import LOCK_DIGEST, PACKAGES_FILE, PATCH_FILE, PIPELINE, PROCESSOR, SOURCE_STATE
+from tokenbridge.tracking.recorded import (
+    LEFT_OUT,
+    LOCK_DIGEST,
+    PACKAGES_FILE,
+    PATCH_FILE,
+    PIPELINE,
+    PROCESSOR,
+    SOURCE_STATE,
+)
 from tokenbridge.tracking.spool import Tracker
 from tokenbridge.tracking.store import tracking_uri
 from tokenbridge.tracking.sync import LiveSync
@@ -96,9 +103,8 @@ class PipelineRun:
             state = source_state(config.data, config.storage)
         except UserError:
             return  # if fetch has to run, it says what is wrong
-        self.tracker.tags({SOURCE_STATE: state})
         if is_stale(self.root, config, state):
-            on_line("the source of the images is not what it was: fetching it anew")
+            on_line("the source of the images is not what it was, or nobody noted what it was: fetching it anew")
             self.dvc(["--wait-for-lock", "repro", "--force", "--single-item", FETCH], on_line)
         self.source_state = state
 
@@ -163,7 +169,7 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
         ConfigError: before anything runs.
     """
     config = _check(root, overrides)  # before a wait that may be long
-    with _only_pipeline(root):
+    with only_pipeline(root):
         if overrides:
             write_params(overrides, root)
         mend_lock_file(root)
@@ -184,23 +190,6 @@ def _check(root: Path, overrides: Sequence[str]) -> Config:
     return validate(compose_config(overrides, root / "conf")) if overrides else load_params(root)
 
 
-@contextmanager
-def _only_pipeline(root: Path) -> Iterator[None]:
-    """One pipeline at a time: params.yaml and the outs are one workspace's, whatever DVC itself locks."""
-    path = root / WORK / "pipeline.lock"
-    path.parent.mkdir(exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print("another pipeline is at work in this folder: waiting for it to end", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _record_origin(tracker: Tracker, root: Path) -> None:
     """What the run was made with, beyond commit, settings and data: enough to rebuild it."""
     tracker.tags({PROCESSOR: processor()})
@@ -211,7 +200,7 @@ def _record_origin(tracker: Tracker, root: Path) -> None:
         with suppress(RepositoryError):  # no git: nothing to rebuild from
             changes = uncommitted(root)
             if changes.left_out:
-                tracker.tags({"git.left_out": ", ".join(changes.left_out)})
+                tracker.tags({LEFT_OUT: ", ".join(changes.left_out)})
             patch = Path(scratch) / PATCH_FILE
             patch.write_bytes(changes.patch)
             tracker.artifact(patch)
@@ -236,6 +225,8 @@ def _record(run: PipelineRun) -> None:
         run.tracker.artifact(grid, "samples")
     if run.source_state and run.outcomes.get(FETCH) == RAN:
         note_fetched(run.root, run.source_state)
+    if run.source_state and is_of(run.root, load_params(run.root), run.source_state):
+        run.tracker.tags({SOURCE_STATE: run.source_state})
     evaluated = [name.removeprefix("evaluate@") for name in run.outs() if name.startswith("evaluate@")]
     register_models(run.root, evaluated, run.tracker.id)
 

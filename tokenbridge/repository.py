@@ -62,7 +62,7 @@ def git_tags(root: Path) -> dict[str, str]:
 def uncommitted(root: Path) -> Changes:
     """All that differs from the last commit, what the runs write themselves left out. The index stays as it is."""
     unknown = git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
-    left_out = [name for name in unknown if name and (root / name).stat().st_size > LARGEST]
+    left_out = [name for name in unknown if name and (root / name).lstat().st_size > LARGEST]
     with tempfile.TemporaryDirectory() as scratch:
         index = Path(scratch) / "index"
         _git(root, "read-tree", "HEAD", index=index)

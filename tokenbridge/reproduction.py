@@ -6,23 +6,29 @@ they give is compared with what was recorded.
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from tokenbridge.commands import StageFailedError
 from tokenbridge.errors import UserError
 from tokenbridge.files import atomic_write_text, write_json
 from tokenbridge.machine import installed_packages, processor
-from tokenbridge.orchestrate import PipelineRun
+from tokenbridge.orchestrate import FETCH, PipelineRun
 from tokenbridge.params import PARAMS_FILE
 from tokenbridge.repository import apply_patch, checkout, git
 from tokenbridge.stage_graph import LOCK_FILE, md5_as_dvc, parse_lock, read_graph, share_cache
+from tokenbridge.stages.runtime import WORK
 from tokenbridge.tracking.recorded import PROCESSOR, RecordedRun, read_recorded
 from tokenbridge.tracking.spool import SPOOL_FOLDER, Tracker
 from tokenbridge.tracking.sync import LiveSync
 
 FOLDER = Path(".work/reproduce")
+IMAGES = "data/images"
+ABSENT = "absent"
 REPORT = "reproduction.json"
 STAGE = "reproduction"
 TOLERANCE = 0.1  # relative; another processor rounds otherwise, and training amplifies that
@@ -48,7 +54,7 @@ class Reproduction:
     """What came of it.
 
     Attributes:
-        outs, metrics: how many were compared.
+        outs, metrics: how many were compared; metrics only where they were computed.
         machine: packages and processor that are not those of the run.
         changed: outs of another digest.
         drifted: metrics that differ, by more than the tolerance where the machine does.
@@ -70,7 +76,8 @@ class Reproduction:
     @property
     def equal(self) -> bool:
         """Whether this is the run again: the same bits; computed anew on another machine, metrics as close."""
-        return self.exact or (self.recomputed and bool(self.machine) and not self.drifted)
+        complete = all(item.found != ABSENT for item in self.changed)
+        return self.exact or (self.recomputed and bool(self.machine) and complete and not self.drifted)
 
 
 def reproduce_run(
@@ -86,8 +93,10 @@ def reproduce_run(
         UserError: if the run is unknown, was not recorded whole, or its data is neither in the cache nor at a remote.
     """
     recorded = read_recorded(root, run_id)
-    folder = prepare(root, recorded)
-    with LiveSync(root), Tracker.open(STAGE, recorded.run_id, root) as tracker:
+    lock = root / FOLDER / f"{recorded.run_id}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock), LiveSync(root), Tracker.open(STAGE, recorded.run_id, root) as tracker:
+        folder = prepare(root, recorded)
         tracker.tags({"reproduces": recorded.run_id, "recomputed": str(recompute).lower()})
         run = PipelineRun(folder, tracker)
         _bring(run, recompute, on_line)
@@ -112,20 +121,29 @@ def prepare(root: Path, recorded: RecordedRun) -> Path:
 
 
 def _bring(run: PipelineRun, recompute: bool, on_line: OnLine) -> None:
-    if recompute:
-        shutil.rmtree(run.root / ".work", ignore_errors=True)  # what was begun before is not this run's
-        run.dvc(["repro", "--force"], on_line)
+    if not recompute:
+        _restore(run, [], on_line)
         return
+    shutil.rmtree(run.root / WORK, ignore_errors=True)  # what was begun before is not this run's
+    with suppress(ReproductionError):  # then they are fetched anew
+        _restore(run, [IMAGES], on_line)  # whose source may have grown since
+    run.dvc(["repro", "--single-item", FETCH], on_line)
+    computed = [stage for stage in read_graph(run.root) if stage != FETCH]
+    run.dvc(["repro", "--force", "--single-item", *computed], on_line)
+
+
+def _restore(run: PipelineRun, outs: Sequence[str], on_line: OnLine) -> None:
+    """Bring back these outs, or all, from the cache or the remote."""
     try:
-        run.dvc(["checkout", "--force"], on_line)
+        run.dvc(["checkout", "--force", *outs], on_line)
     except StageFailedError:
         on_line("not everything is in the cache: pulling the rest from the remote")
         try:
-            run.dvc(["pull", "--force"], on_line)
+            run.dvc(["pull", "--force", *outs], on_line)
         except StageFailedError as error:
             raise ReproductionError(
-                f"the outs of this run are neither in DVC's cache nor at a remote ({error}): "
-                "`dvc push` them from where the run was made, or recompute them with --recompute"
+                f"what this run made is not in DVC's cache, and no remote gives it ({error}): see that the remote "
+                "answers, `dvc push` from where the run was made, or recompute it with --recompute"
             ) from error
 
 
@@ -133,11 +151,12 @@ def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool, tolerance
     """The worktree of ``run`` against what was recorded."""
     machine = _differences(recorded.packages, installed_packages())
     machine += _differences({PROCESSOR: recorded.processor}, {PROCESSOR: processor()})
+    machine += [Difference(file, "too large to be recorded", ABSENT) for file in recorded.left_out]
     outs = _locked_outs(recorded, run.root)
     found = {path: md5_as_dvc(run.root / path) for path in outs if (run.root / path).exists()}
-    metrics = {name: value for name, value in run.metrics().items() if name in recorded.metrics}
-    allowed = tolerance if machine else 0.0
-    drifted = [name for name, value in metrics.items() if not _close(value, recorded.metrics[name], allowed)]
+    here, allowed = run.metrics(), tolerance if machine else 0.0
+    metrics = _metrics_of(recorded, run.root) if recomputed else {}
+    drifted = [name for name, value in metrics.items() if name not in here or not _close(here[name], value, allowed)]
     return Reproduction(
         run_id=recorded.run_id,
         folder=str(run.root),
@@ -146,7 +165,7 @@ def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool, tolerance
         metrics=len(metrics),
         machine=machine,
         changed=_differences(outs, found),
-        drifted=[Difference(name, repr(recorded.metrics[name]), repr(metrics[name])) for name in drifted],
+        drifted=[Difference(name, repr(metrics[name]), repr(here.get(name, ABSENT))) for name in drifted],
     )
 
 
@@ -157,12 +176,17 @@ def _locked_outs(recorded: RecordedRun, folder: Path) -> dict[str, str]:
     return {path: md5 for name, stage in locked.items() if name in stages for path, md5 in stage.outs.items()}
 
 
+def _metrics_of(recorded: RecordedRun, folder: Path) -> dict[str, float]:
+    """The recorded metrics of stages that its dvc.yaml has; the others repeat some of them for tables."""
+    stages = {stage.replace("@", "_") for stage in read_graph(folder)}
+    return {name: value for name, value in recorded.metrics.items() if name.partition("/")[0] in stages}
+
+
 def _differences(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[Difference]:
-    absent = "absent"
     return [
-        Difference(name, value, found.get(name, absent))
+        Difference(name, value, found.get(name, ABSENT))
         for name, value in recorded.items()
-        if found.get(name, absent) != value
+        if found.get(name, ABSENT) != value
     ]
 
 

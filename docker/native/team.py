@@ -133,6 +133,8 @@ class Team:
         """What a client of the stack needs in its environment."""
         settings = self.settings
         return {
+            "DO_NOT_TRACK": "true",  # the libraries phone home otherwise
+            "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_TRACKING_URI": settings.url("MLFLOW_PORT"),
             "MLFLOW_TRACKING_USERNAME": "admin",
             "MLFLOW_TRACKING_PASSWORD": settings["MLFLOW_ADMIN_PASSWORD"],

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.pipeline.project import PATIENCE, Project, first_match, wait_for
+from tests.launching.driving import read_until, rest
+from tests.pipeline.project import Project, first_match, wait_for
 from tests.slurm import SlurmCluster
 
 pytestmark = pytest.mark.slow
 
 ON_SLURM = ("launcher=slurm", "launcher.nodes=2", "launcher.processes=1", "launcher.slurm.gpus_per_node=0")
 ON_SLURM += ("launcher.slurm.cpus_per_task=1", "launcher.slurm.time='0:10:00'", *Project.launching)
-WEIGHTS = "models/tiny/transformer"
+WEIGHTS, CHECKPOINT = "models/tiny/transformer", "*/checkpoints/step-*"
+RESUMING = "train: resuming at"
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def login_node(project: Project, slurm: SlurmCluster) -> Iterator[Project]:
     project.environment = environment
 
 
-def test_a_preempted_training_goes_on_by_itself_and_ends_with_the_same_weights(
+def test_an_interrupted_training_goes_on_by_itself_and_ends_with_the_same_weights(
     login_node: Project, slurm: SlurmCluster
 ) -> None:
     train = ("python", "-m", "tokenbridge.stages.train", "tiny")
@@ -35,13 +37,17 @@ def test_a_preempted_training_goes_on_by_itself_and_ends_with_the_same_weights(
 
         stage = login_node.start(*train)
         work = login_node.root / ".work/train@tiny"
-        wait_for(lambda: first_match(work, "*/checkpoints/step-*"), "checkpoint")
+        wait_for(lambda: first_match(work, CHECKPOINT), "checkpoint")
         (job,) = slurm.run("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
         slurm.run("scancel", "--batch", "--signal=USR2", job)  # what Slurm sends before a time limit
-        output, _ = stage.communicate(timeout=PATIENCE)
+        output = read_until(stage, RESUMING)
+        before = set(work.glob(CHECKPOINT))
+        wait_for(lambda: set(work.glob(CHECKPOINT)) - before, "newer checkpoint")
+        slurm.run("scontrol", "requeue", job)  # SIGTERM: what came after the last checkpoint is done again
+        output += rest(stage)
         assert stage.returncode == 0, output
         assert re.search(r"train: asked to stop, saved at step \d+ of \d+", output), output
-        assert "train: resuming at" in output
+        assert output.count(RESUMING) == 2
         assert login_node.digest(WEIGHTS) == undisturbed
     first, second = login_node.runs("train@tiny")[-2:]
     assert (first.info.status, second.info.status) == ("FINISHED", "FINISHED")
@@ -51,7 +57,7 @@ def test_a_preempted_training_goes_on_by_itself_and_ends_with_the_same_weights(
 
 def test_a_run_made_on_slurm_is_reproduced_there(login_node: Project) -> None:
     login_node.settle()
-    made = login_node.repro(*ON_SLURM, "train.epochs=1")
+    made = login_node.repro(*ON_SLURM, "launcher.nodes=1", "train.epochs=1", "train.seed=2")  # that nobody trained yet
     run_id = login_node.runs("pipeline")[-1].info.run_id
     output = login_node.run("python", "-m", "tokenbridge.cli", "reproduce", run_id, "--recompute")
     assert "the same bits" in output

@@ -23,7 +23,7 @@ from tokenbridge.promotion.measurement import Bench
 from tokenbridge.promotion.promote import carry_out, promote, rollback
 from tokenbridge.promotion.trial import Trial
 from tokenbridge.stage_graph import md5_as_dvc
-from tokenbridge.tracking.registry import VETO, RegistryError
+from tokenbridge.tracking.registry import VETO, Registry, RegistryError
 
 pytestmark = pytest.mark.slow
 
@@ -107,6 +107,19 @@ def test_other_sampling_settings_are_drawn_for_both(arena: Project) -> None:
     other = promote(arena.root, "tiny", dry_run=True, changes=["generate.guidance_scale=1.0", "seed=7"])
     assert {"generate.guidance_scale": 1.0, "seed": 7}.items() <= other.settings.items()
     assert all(getattr(other, name) != getattr(decision, name) for name in ("candidate_metrics", "champion_metrics"))
+
+
+def test_the_reasons_are_kept_if_the_registry_fails_then(arena: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RegistryError("away")
+
+    monkeypatch.setattr(Registry, "point", fail)
+    with pytest.raises(RegistryError):
+        arena.promote(number=1)
+    run = arena.runs("promotion")[0]
+    assert run.info.status == "FAILED"
+    assert arena.artifacts(run) >= {"decision.json", "report.md"}
+    assert arena.holders() == {}
 
 
 def test_a_refused_candidate_changes_nothing_but_the_record(arena: Project) -> None:

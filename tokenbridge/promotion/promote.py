@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from tokenbridge.files import atomic_write_text, write_json
+from tokenbridge.locks import only_pipeline
 from tokenbridge.params import flatten, load_params
 from tokenbridge.promotion import PromotionError
 from tokenbridge.promotion.decision import PROMOTED, REFUSED, Decision
@@ -38,14 +39,17 @@ def promote(
     """
     config = load_params(root, changes)
     name = registered_name(config.data.name, model)
-    with open_registry(root) as registry, _alone(root):
+    with open_registry(root) as registry, only_pipeline(root), _alone(root):
         trial = Trial(root, config, registry, model, registry.version(name, number), registry.holder(name, CHAMPION))
         if dry_run or trial.is_champion:
             return replace(trial.decide(), dry_run=dry_run)
         with LiveSync(root), Tracker.open("promotion", str(trial.candidate), root) as tracker:
-            decision = carry_out(trial, trial.decide())
+            decided = trial.decide()
+            _record(tracker, decided, trial.folder)  # first: the reasons are kept if the registry fails
+            decision = carry_out(trial, decided)
+            if decision != decided:
+                _record(tracker, decision, trial.folder)
             registry.tag(trial.candidate, {DECISION_TAG: decision.summary()})
-            _record(tracker, decision, trial.folder)
         return decision
 
 
@@ -90,11 +94,12 @@ def rollback(root: Path, model: str, veto: str | None = None) -> str:
             raise PromotionError(f"{previous} is vetoed ({previous.tags[VETO]}): remove its tag `{VETO}` first")
         done = f"{previous} is the champion again, version {champion.number} is `{PREVIOUS}`"
         with LiveSync(root), Tracker.open("rollback", str(champion), root, system_interval=0) as tracker:
+            # first: a failure between the two moves leaves no alias on the version that steps down
+            tracker.tags({"model": name, "outcome": done} | ({VETO: veto} if veto else {}))
             if veto is not None:
                 registry.tag(champion, {VETO: veto})
             registry.point(CHAMPION, previous)
             registry.point(PREVIOUS, champion)
-            tracker.tags({"model": name, "outcome": done} | ({VETO: veto} if veto else {}))
         return done
 
 

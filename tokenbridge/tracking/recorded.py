@@ -14,6 +14,7 @@ from tokenbridge.tracking.store import Store, connect
 PIPELINE = "pipeline"  # the stage that such a run is tagged with
 PATCH_FILE = "uncommitted.patch"
 PACKAGES_FILE = "packages.txt"
+LEFT_OUT = "git.left_out"  # files that are too large for the patch
 LOCK_DIGEST = "dvc.lock.sha256"
 PROCESSOR = "processor"
 SOURCE_STATE = "source.state"  # of the images, as tokenbridge.data.state tells it
@@ -32,6 +33,7 @@ class RecordedRun:
         patch: what was changed in the commit's files.
         packages: name -> version of the environment.
         metrics: ``<stage>/<metric>`` of the stages that came to an end.
+        left_out: files that git did not know, too large for the patch.
     """
 
     run_id: str
@@ -42,6 +44,7 @@ class RecordedRun:
     packages: dict[str, str]
     processor: str
     metrics: dict[str, float]
+    left_out: tuple[str, ...] = ()
 
 
 def read_recorded(root: Path, run_id: str) -> RecordedRun:
@@ -69,6 +72,7 @@ def read_recorded(root: Path, run_id: str) -> RecordedRun:
         packages=dict(line.split("==") for line in files.get(PACKAGES_FILE, b"").decode().split()),
         processor=tags.get(PROCESSOR, "unknown"),
         metrics={k: v for k, v in run.data.metrics.items() if not k.startswith("system/")},
+        left_out=tuple(filter(None, tags.get(LEFT_OUT, "").split(", "))),
     )
 
 

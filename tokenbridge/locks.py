@@ -1,0 +1,29 @@
+"""Who may work in a project's folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tokenbridge.stages.runtime import WORK
+
+
+@contextmanager
+def only_pipeline(root: Path) -> Iterator[None]:
+    """One pipeline at a time: params.yaml and the outs are one workspace's, whatever DVC itself locks.
+
+    What reads them for longer takes the lock, too.
+    """
+    path = root / WORK / "pipeline.lock"
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("another pipeline is at work in this folder: waiting for it to end", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
