@@ -38,4 +38,5 @@ def test_a_killed_worker_does_not_change_what_is_learnt(project: Project) -> Non
         output, _ = stage.communicate(timeout=PATIENCE)
         assert stage.returncode == 0, output
         assert "train: resuming at" in output
+        assert project.artifacts(project.runs("train@tiny")[-1], "workers") == ["workers/workers-here.log"]
         assert [project.digest(out) for out in (WEIGHTS, CURVE)] == undisturbed

@@ -52,6 +52,7 @@ def test_an_interrupted_training_goes_on_by_itself_and_ends_with_the_same_weight
     first, second = login_node.runs("train@tiny")[-2:]
     assert (first.info.status, second.info.status) == ("FINISHED", "FINISHED")
     assert first.data.metrics["loss"] == second.data.metrics["loss"]  # from the nodes, by way of the stage
+    assert second.data.metrics.keys() >= {"gradient_norm", "gradient_norm_max", "loss_spikes", "learning_rate"}
     assert [path for path in login_node.artifacts(second) if path.startswith("workers/workers-")]
 
 

@@ -9,6 +9,7 @@ from tokenbridge.launching.work import Ending, ParallelWork
 
 AGENT = "tokenbridge.launching.agent"
 DRIVER_VARIABLE = "TOKENBRIDGE_DRIVER"  # our process id, for the agent to watch
+HERE = "here"  # in place of a job's id
 PATIENCE = 40  # seconds; torchrun gives its workers 30 to end by themselves
 
 
@@ -27,8 +28,10 @@ def run(work: ParallelWork, output: Output) -> Ending:
     )
     assert process.stdout is not None
     try:
-        for line in process.stdout:
-            output.take(line.rstrip())
+        with work.log(HERE).open("a", buffering=1, encoding="utf-8") as log:
+            for line in process.stdout:
+                log.write(line)
+                output.take(line.rstrip())
         code = process.wait()
     finally:
         _end(process)

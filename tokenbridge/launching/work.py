@@ -12,7 +12,7 @@ from tokenbridge.errors import UserError
 from tokenbridge.launching.output import RANK_PREFIX, Output
 
 PROJECT = Path(tokenbridge.__file__).parents[1]
-LOGS = "workers-*.log"  # of a scheduler's jobs, by their ids
+LOGS = "workers-*.log"  # what all workers wrote, by their job
 COMPLETE, FAILED = "complete", "failed.txt"  # what workers leave in their folder: all is done, or none can mend it
 TORCHRUN = "torch.distributed.run"
 

@@ -26,6 +26,7 @@ from tokenbridge.watching import MetricSink, Stop, never
 
 METRICS = "metrics.jsonl"  # what the first of several processes measures while it trains
 LISTEN_SECONDS = 1.0
+LOG_SECONDS = 300.0  # between copies of the workers' output, as long as they work
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,8 @@ def compute(run: StageRun, work: Callable[[Job], None], *, alone: bool = False) 
     if launcher.kind == LOCAL and launcher.processes == 1:
         work(Job(run.spec.name, run.config, run.root, run.work, run.tracker, pick_device(launcher)))
         return
-    try:
-        with _metrics_passed_on(run.work / METRICS, run.tracker):
-            launch([run.spec.name, str(run.root), str(run.work)], root=run.root, work=run.work, launcher=launcher)
-    finally:
-        for log in run.work.glob(LOGS):
-            run.tracker.artifact(log, "workers")
+    with _metrics_passed_on(run.work / METRICS, run.tracker), _output_passed_on(run):
+        launch([run.spec.name, str(run.root), str(run.work)], root=run.root, work=run.work, launcher=launcher)
 
 
 @dataclass
@@ -104,6 +101,28 @@ def _metrics_passed_on(path: Path, tracker: MetricSink) -> Iterator[None]:
         finally:
             ended.set()
             listening.result()
+
+
+@contextmanager
+def _output_passed_on(run: StageRun) -> Iterator[None]:
+    """What the workers write is in MLflow while they work, and whole at the end."""
+    ended = threading.Event()
+
+    def pass_on() -> None:
+        while True:
+            last_time = ended.wait(LOG_SECONDS)
+            for log in run.work.glob(LOGS):
+                run.tracker.artifact(log, "workers")
+            if last_time:
+                return
+
+    with ThreadPoolExecutor(1, "output") as pool:
+        passing = pool.submit(pass_on)
+        try:
+            yield
+        finally:
+            ended.set()
+            passing.result()
 
 
 def _record(line: str) -> dict[str, Any] | None:
