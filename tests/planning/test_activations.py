@@ -1,16 +1,15 @@
 """Bytes kept for the backward by formula, against what autograd saves and what torch allocates."""
 
-import json
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from tests.planning.conftest import batch, composed
+from tests.planning.measuring import most_taken
 from tokenbridge.config import Config
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.planning.activations import Numerics, activations
@@ -67,15 +66,7 @@ def peak_bytes(model: TokenBridgeTransformer, sizes: Sizes, images: int, bf16: b
     """Most that torch holds at a time in forward and backward, besides weights and gradients."""
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        forward(model, sizes, images, sizes.positions, bf16).backward()
-    profiler.export_chrome_trace(str(trace))
-    events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("name") == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event["ts"]):
-        held += event["args"]["Bytes"]
-        most = max(most, held)
-    return most
+    return most_taken(lambda: forward(model, sizes, images, sizes.positions, bf16).backward(), trace)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])

@@ -52,6 +52,29 @@ def test_ddps_buckets_are_the_gradients_themselves() -> None:
     assert LARGE.sharding().at(1).buckets > 0
 
 
+def test_one_process_has_no_gradients_when_its_backward_begins() -> None:
+    alone = replace(LARGE, cluster=replace(LARGE.cluster, nodes=1, gpus_per_node=1))
+    parted = replace(alone, cluster=replace(alone.cluster, accumulation=2))
+    assert alone.at(64).early == 0
+    assert parted.at(64).early == LARGE.at(64).early == LARGE.at(64).gradients
+    assert parted.at(64).total - alone.at(64).total == alone.at(64).gradients
+    assert alone.at(1).total == alone.at(1).states + alone.at(1).update
+
+
+@settings(deadline=None)
+@given(limit=st.floats(1, 600), images=st.integers(1, 4096), gpus=st.sampled_from([1, 8]), sharded=st.booleans())
+def test_parts_fit_and_fewer_do_not(limit: float, images: int, gpus: int, sharded: bool) -> None:
+    memory = replace(LARGE, cluster=replace(LARGE.cluster, nodes=1, gpus_per_node=gpus, sharded=sharded))
+
+    def fits(parts: int) -> bool:
+        parted = replace(memory, cluster=replace(memory.cluster, accumulation=parts))
+        return parted.at(-(-images // parts)).total <= limit * GIB
+
+    parts = memory.parts(images, limit * GIB)
+    assert fits(parts) if parts else not fits(images)
+    assert parts < 2 or not fits(parts - 1)
+
+
 @settings(deadline=None)
 @given(limit=st.floats(1, 600), checkpointed=st.booleans(), sharded=st.booleans())
 def test_the_largest_batch_fits_and_one_more_does_not(limit: float, checkpointed: bool, sharded: bool) -> None:

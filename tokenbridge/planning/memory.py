@@ -4,6 +4,10 @@ Weights, gradients, optimizer and averaged weights are float32. With FSDP each G
 (the one at work and the one that is fetched meanwhile) and all that lies outside of blocks are there whole, in the
 precision of the products, with the gradients of one block in float32; of all blocks, if gradients are accumulated.
 DDP's buckets are the gradients themselves.
+
+Gradients are cleared after each update, and come again as the backward lets activations go. The head, whose backward
+is first, has most activations for each parameter, the encoder fewest: what is held falls and then rises, so the peak
+is where the backward begins or in the update. The update is PyTorch's of many tensors at once, its choice on GPUs.
 """
 
 from dataclasses import dataclass, replace
@@ -24,13 +28,14 @@ class Memory:
     """Bytes on one GPU."""
 
     weights: float
-    gradients: float
+    gradients: float  # when all are there
+    early: float  # those that are there when the backward begins
     optimizer: float
     average: float
     copies: float  # weights in bf16, or gathered from the other GPUs
     buckets: float  # gradients on their way
     activations: Activations  # of all images at once
-    update: float  # the optimizer's temporaries, when the activations are gone
+    update: float  # AdamW's temporaries, when the activations are gone: the root of its second moment
 
     @property
     def states(self) -> float:
@@ -38,8 +43,9 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """At the peak: in the backward, or in the update."""
-        return self.states + self.buckets + max(self.copies + self.activations.total, self.update)
+        """At the peak: where the backward begins, or in the update."""
+        backward = self.early + self.copies + self.activations.total
+        return self.states - self.gradients + self.buckets + max(backward, self.gradients + self.update)
 
 
 def optimizer_bytes(model: TokenBridgeTransformer, recipe: TrainConfig) -> int:
@@ -69,16 +75,23 @@ class MemoryModel:
         weights = FULL * self.parameters.total
         by_mask = (activations(self.sizes, n, self.numerics, self.cluster.checkpointed) for n in self.masked)
         each = max(by_mask, key=lambda found: found.total)
+        gradients = weights / (1 if self.cluster.accumulation > 1 else shards)
         return Memory(
             weights=weights / shards,
-            gradients=weights / (1 if self.cluster.accumulation > 1 else shards),
+            gradients=gradients,
+            early=gradients if self._gradients_stay else 0,
             optimizer=self.optimizer / shards,
             average=weights / shards,
             copies=self._copies(shards),
             buckets=self._buckets(shards),
             activations=Activations(*(images * part for part in vars(each).values())),
-            update=weights / shards,
+            update=(self.optimizer - weights) / shards,  # Muon has no second moment
         )
+
+    @property
+    def _gradients_stay(self) -> bool:
+        """In DDP's buckets, which outlast their clearing; or from the parts of the batch before."""
+        return self.cluster.accumulation > 1 or (self.cluster.gpus > 1 and not self.cluster.sharded)
 
     def _copies(self, shards: int) -> float:
         if shards > 1:
@@ -102,6 +115,17 @@ class MemoryModel:
             middle = (low + high) // 2
             low, high = (middle, high) if self.at(middle).total <= limit else (low, middle)
         return low
+
+    def parts(self, images: int, limit: float) -> int:
+        """Fewest parts of ``images`` that fit one at a time; 0 if not even one image does.
+
+        More than one part takes room for the gradients of the parts before.
+        """
+        whole, parted = (replace(self, cluster=replace(self.cluster, accumulation=count)) for count in (1, 2))
+        if whole.at(images).total <= limit:
+            return 1
+        largest = parted.largest(limit)
+        return max(2, -(-images // largest)) if largest else 0
 
     def checkpointing(self) -> "MemoryModel":
         return replace(self, cluster=replace(self.cluster, checkpointed=True))

@@ -119,8 +119,8 @@ def fit_warnings(memory: MemoryModel, at_once: int, limit: float) -> list[str]:
     remedies[f"{checkpoint} {shard}"] = memory.checkpointing().sharding()
     parts = {}
     for text, changed in remedies.items():
-        if largest := changed.largest(limit):
-            parts[text] = -(-at_once * memory.cluster.accumulation // largest)
+        if fewest := changed.parts(at_once * memory.cluster.accumulation, limit):
+            parts[text] = fewest
     helping = [
         " ".join([text, *([f"launcher.accumulation={count}"] if count > 1 else [])]).strip()
         for text, count in parts.items()

@@ -93,7 +93,7 @@ def memory_parts(memory: Memory) -> list[tuple[str, float]]:
     kept = memory.activations
     return [
         ("weights", memory.weights),
-        ("gradients", memory.gradients),
+        ("gradients" if memory.early else "gradients, afterwards", memory.gradients),
         ("optimizer", memory.optimizer),
         ("averaged weights", memory.average),
         ("copies of weights", memory.copies),
