@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenbridge.arrays import SHARD_ROWS, missing_shards, write_manifest, write_shard
+from tokenbridge.arrays import SHARD_ROWS, row_shards, write_manifest, write_shard
 from tokenbridge.files import sha256_tree
 from tokenbridge.moments import Moments
 from tokenbridge.tokens import StoredTokens, pack
@@ -31,7 +31,9 @@ FLIPS, CHANNELS, SIDE = 2, 32, 16
 DIMENSIONS, LEVELS, BITS = 16, 64, 6
 CLASSES = 1000
 BATCH = 64  # of one process, as the released script's
-Reader = Callable[[Tensor], Tensor]
+PRELOADED = ["tokenbridge.moments", "tokenbridge.tokens"]  # all the processes are forked off one that has them
+Reader = Callable[[Tensor, Tensor], Tensor]
+"""From images [n] and flips [n] to moments [n, 32, 16, 16], float32, or tokens [n, 256, 16], int64."""
 
 
 def write_all(folder: Path, images: int) -> None:
@@ -43,7 +45,8 @@ def write_all(folder: Path, images: int) -> None:
     for label in range(CLASSES):
         for kind in ("moments_npz", "tokens_npz"):
             (folder / kind / f"class{label:04d}").mkdir(parents=True)
-    for index, span in missing_shards(folder / "moments", images).items():
+    for shard in row_shards(folder / "moments", images):
+        index, span = shard.index, shard.span
         moments = rng.standard_normal((len(span), FLIPS, CHANNELS, SIDE, SIDE), np.float32).astype(np.float16)
         tokens = rng.integers(0, LEVELS, (len(span), FLIPS, SIDE * SIDE * DIMENSIONS), np.uint8)
         write_shard(folder / "moments", index, len(span), [moments])
@@ -64,26 +67,27 @@ def npz_path(folder: Path, image: int) -> Path:
 def read_npz(folder: Path, kind: str) -> Reader:
     """As the released code's data set: each file opened for itself, one of the flips, stacked to a batch."""
 
-    def read(indices: Tensor) -> Tensor:
+    def read(indices: Tensor, flips: Tensor) -> Tensor:
         items = []
-        for image in indices.tolist():
+        for image, flip in zip(indices.tolist(), flips.tolist(), strict=True):
             with np.load(npz_path(folder, image)) as file:
-                items.append(torch.from_numpy(file[kind if torch.rand(1) < 0.5 else f"{kind}_flip"]))
+                items.append(torch.from_numpy(file[f"{kind}_flip" if flip else kind]))
         return torch.stack(items)
 
     return read
 
 
 def make_reader(folder: Path, name: str) -> Reader:
+    """The reader of folder/<name>."""
     if name == "moments_npz":
         return read_npz(folder / name, "moments")
     if name == "tokens_npz":
         tokens = read_npz(folder / name, "tokens")
-        return lambda indices: tokens(indices).long().unflatten(1, (SIDE * SIDE, DIMENSIONS))
+        return lambda indices, flips: tokens(indices, flips).long().unflatten(1, (SIDE * SIDE, DIMENSIONS))
     if name == "moments":
-        moments = Moments(folder / name)
-        return lambda indices: moments.read(indices, torch.randint(FLIPS, indices.shape))
-    return StoredTokens(folder / name, folder / "quantizer").draw
+        return Moments(folder / name).read
+    stored = StoredTokens(folder / name, folder / "quantizer")
+    return lambda indices, flips: stored.read(indices, torch.zeros_like(indices), flips)
 
 
 def drop_from_cache(folder: Path) -> None:
@@ -101,11 +105,11 @@ def work(folder: Path, name: str, share: np.ndarray, cold: bool, start: Any, tim
     batches = torch.from_numpy(share).split(BATCH)
     reader = make_reader(folder, name)
     for indices in () if cold else batches:
-        reader(indices)
+        reader(indices, torch.randint(FLIPS, indices.shape))
     start.wait()
     began = time.monotonic()
     for indices in batches:
-        reader(indices)
+        reader(indices, torch.randint(FLIPS, indices.shape))
     times.put((began, time.monotonic()))
 
 
@@ -113,7 +117,8 @@ def images_per_second(folder: Path, name: str, images: int, processes: int, cold
     """All images once, in random order, shared out among the processes."""
     if cold:
         drop_from_cache(folder / name)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     start, times = context.Barrier(processes), context.Queue()
     shares = np.array_split(np.random.default_rng(1).permutation(images), processes)
     workers = [context.Process(target=work, args=(folder, name, share, cold, start, times)) for share in shares]
