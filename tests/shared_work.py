@@ -34,7 +34,7 @@ def mean_distance(generated: Features, reference: Features, _config: EvaluateCon
 
 
 def main(root: Path, out: Path) -> None:
-    arrays.SHARD_ROWS = features.CHUNK = classifier.READ_BATCH = ROWS
+    arrays.SHARD_ROWS = features.CHUNK = classifier.CHUNK = ROWS
     chunks.LOOK_SECONDS = 0.1
     made: list[str] = []
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from mlflow import pyfunc
+from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -19,6 +20,8 @@ from tokenbridge.tracking.store import Store
 from tokenbridge.tracking.sync import sync_all
 
 pytestmark = pytest.mark.slow
+
+COLUMNS = {"class", "seed", "guidance_scale", "steps", "temperature"}
 
 
 def test_a_logged_pipeline_loads_and_generates(root: Path, store: Store, pipeline_folder: Path) -> None:
@@ -35,6 +38,10 @@ def test_a_logged_pipeline_loads_and_generates(root: Path, store: Store, pipelin
     assert found.model_id == model.model_id
 
     served = pyfunc.load_model(model.artifact_location, model_config={"max_rows": 3})
+    assert set(served.metadata.signature.inputs.input_names()) == COLUMNS
+    assert served.metadata.saved_input_example_info
+    files = Path(download_artifacts(model.artifact_location)).rglob("*")
+    assert not {".pkl", ".pickle", ".pt"} & {path.suffix for path in files}
     rows = pd.DataFrame({"class": ["Bag", "1", "0"], "seed": [7, 7, 8], "guidance_scale": [1.5, 1.5, 1.0]})
     images = served.predict(rows)
     assert images[0] == images[1] != images[2]

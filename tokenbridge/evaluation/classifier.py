@@ -17,7 +17,8 @@ from tokenbridge.files import atomic_path, read_json, write_json
 from tokenbridge.processes import Processes
 
 MAX_SIDE = 32  # pixels; larger images are shrunk, so that all of ImageNet fits into 4 GB of memory
-READ_BATCH = 1000
+CHUNK = 1000  # images in one file of predictions
+READ_BATCH = 100  # images that are in memory at full size
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 
 
@@ -104,7 +105,7 @@ def shared_predictions(
     Returns:
         All in the first process, None in the others.
     """
-    chunks = cut(len(shards), READ_BATCH, lambda index: folder / f"{index:05d}.npy")
+    chunks = cut(len(shards), CHUNK, lambda index: folder / f"{index:05d}.npy")
 
     def write(chunk: Chunk, advance: Advance) -> None:
         with atomic_path(chunk.path) as target:
