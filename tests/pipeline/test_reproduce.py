@@ -74,8 +74,8 @@ def test_what_differs_is_named(project: Project, run_id: str) -> None:
     shutil.rmtree(folder(project, run_id) / "models")
     output = reproduce(project, run_id, fails=True)
     hidden.rename(cache)
-    assert "neither in DVC's cache nor at a remote" in output
-    assert "recompute them with --recompute" in output
+    assert "not in DVC's cache, and no remote gives it" in output
+    assert "recompute it with --recompute" in output
 
 
 def test_an_unknown_run_is_explained(project: Project) -> None:

@@ -154,8 +154,10 @@ def open_flow_run(team: Project, visitor: Visitor, name: str, page: str = "") ->
     """From the list of all runs, by searching for its name; several may have it, and ``page`` tells which."""
     visitor.opens(team.environment["PREFECT_API_URL"].removesuffix("/api") + "/runs")
     visitor.page.get_by_role("searchbox", name="Search by flow run name").fill(name)
-    link = visitor.page.get_by_role("link", name=name)
-    link.and_(visitor.page.locator(f"[href$='{page.rpartition('/')[2]}']")).first.click()
+    links = visitor.page.get_by_role("link", name=name)
+    if page:
+        links = links.and_(visitor.page.locator(f"[href$='{page.rpartition('/')[2]}']"))
+    links.first.click()
     visitor.sees("Artifacts")
 
 
