@@ -126,7 +126,7 @@ from tokenbridge.training_data import FreshTokens
 from dataclasses import replace
 folder = Path(sys.argv[1])
 quantizer = load_whole(DimensionwiseQuantizer, folder / "quantizer")
-config = replace(MODEL, dropout=0.1, train=replace(RECIPE, epochs=15, precision="bf16", optimizer="muon"))
+config = replace(MODEL, dropout=0.1, train=replace(RECIPE, epochs=10, precision="bf16", optimizer="muon"))
 model, _ = run(config, FreshTokens(Moments(folder / "moments"), quantizer), quantizer, folder / sys.argv[2])
 torch.save(model.state_dict(), folder / f"{sys.argv[2]}.weights")
 """

@@ -9,6 +9,8 @@ import pytest
 from tests.pipeline.project import Project
 
 CHECKOUT = Path(__file__).parents[2]
+TWO = ("launcher=multi_gpu", "launcher.processes=2", *Project.launching)
+TRAIN = ("python", "-m", "tokenbridge.stages.train", "tiny")
 
 
 def copy_checkout(target: Path) -> None:
@@ -34,3 +36,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.run("git", "commit", "--quiet", "--message", "Smoke settings")
     project.repro()
     return project
+
+
+@pytest.fixture(scope="session")
+def learnt_by_two(project: Project) -> dict[str, str]:
+    """Digests of what an undisturbed training in two processes gives."""
+    with project.by_hand(*TWO):
+        project.run(*TRAIN)
+        return {out: project.digest(out) for out in ("models/tiny/transformer", "reports/train/tiny/loss.csv")}

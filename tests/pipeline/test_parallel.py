@@ -2,12 +2,10 @@
 
 import pytest
 
+from tests.pipeline.fixtures import TRAIN, TWO
 from tests.pipeline.project import PATIENCE, Project, descendant, first_match, wait_for
 
 pytestmark = pytest.mark.slow
-
-TWO = ("launcher=multi_gpu", "launcher.processes=2", *Project.launching)
-WEIGHTS, CURVE = "models/tiny/transformer", "reports/train/tiny/loss.csv"
 
 
 def test_samples_are_the_bytes_of_one_process(project: Project) -> None:
@@ -19,13 +17,9 @@ def test_samples_are_the_bytes_of_one_process(project: Project) -> None:
         assert project.digest("data/samples/tiny") == before
 
 
-def test_a_killed_worker_does_not_change_what_is_learnt(project: Project) -> None:
-    train = ("python", "-m", "tokenbridge.stages.train", "tiny")
+def test_a_killed_worker_does_not_change_what_is_learnt(project: Project, learnt_by_two: dict[str, str]) -> None:
     with project.by_hand(*TWO):
-        project.run(*train)
-        undisturbed = [project.digest(out) for out in (WEIGHTS, CURVE)]
-
-        stage = project.start(*train)
+        stage = project.start(*TRAIN)
         worker = wait_for(lambda: descendant(stage, "-u", "tokenbridge.worker"), "worker")
         work = project.root / ".work/train@tiny"
         wait_for(lambda: first_match(work, "*/checkpoints/step-*"), "checkpoint")
@@ -34,4 +28,4 @@ def test_a_killed_worker_does_not_change_what_is_learnt(project: Project) -> Non
         assert stage.returncode == 0, output
         assert "train: resuming at" in output
         assert project.artifacts(project.runs("train@tiny")[-1], "workers") == ["workers/workers-here.log"]
-        assert [project.digest(out) for out in (WEIGHTS, CURVE)] == undisturbed
+        assert {out: project.digest(out) for out in learnt_by_two} == learnt_by_two

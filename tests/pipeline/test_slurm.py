@@ -7,14 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 from tests.launching.driving import read_until, rest
+from tests.pipeline.fixtures import TRAIN
 from tests.pipeline.project import Project, first_match, wait_for
 from tests.slurm import SlurmCluster
+from tokenbridge.files import read_json
 
 pytestmark = pytest.mark.slow
 
 ON_SLURM = ("launcher=slurm", "launcher.nodes=2", "launcher.processes=1", "launcher.slurm.gpus_per_node=0")
 ON_SLURM += ("launcher.slurm.cpus_per_task=1", "launcher.slurm.time='0:10:00'", *Project.launching)
-WEIGHTS, CHECKPOINT = "models/tiny/transformer", "*/checkpoints/step-*"
+CHECKPOINT = "*/checkpoints/step-*"
 RESUMING = "train: resuming at"
 
 
@@ -28,14 +30,10 @@ def login_node(project: Project, slurm: SlurmCluster) -> Iterator[Project]:
 
 
 def test_an_interrupted_training_goes_on_by_itself_and_ends_with_the_same_weights(
-    login_node: Project, slurm: SlurmCluster
+    login_node: Project, slurm: SlurmCluster, learnt_by_two: dict[str, str]
 ) -> None:
-    train = ("python", "-m", "tokenbridge.stages.train", "tiny")
     with login_node.by_hand(*ON_SLURM):
-        login_node.run(*train)
-        undisturbed = login_node.digest(WEIGHTS)
-
-        stage = login_node.start(*train)
+        stage = login_node.start(*TRAIN)
         work = login_node.root / ".work/train@tiny"
         wait_for(lambda: first_match(work, CHECKPOINT), "checkpoint")
         (job,) = slurm.run("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
@@ -48,7 +46,7 @@ def test_an_interrupted_training_goes_on_by_itself_and_ends_with_the_same_weight
         assert stage.returncode == 0, output
         assert re.search(r"train: asked to stop, saved at step \d+ of \d+", output), output
         assert output.count(RESUMING) == 2
-        assert login_node.digest(WEIGHTS) == undisturbed
+        assert {out: login_node.digest(out) for out in learnt_by_two} == learnt_by_two
     first, second = login_node.runs("train@tiny")[-2:]
     assert (first.info.status, second.info.status) == ("FINISHED", "FINISHED")
     assert first.data.metrics["loss"] == second.data.metrics["loss"]  # from the nodes, by way of the stage
@@ -56,13 +54,22 @@ def test_an_interrupted_training_goes_on_by_itself_and_ends_with_the_same_weight
     assert [path for path in login_node.artifacts(second) if path.startswith("workers/workers-")]
 
 
-def test_a_run_made_on_slurm_is_reproduced_there(login_node: Project) -> None:
+def test_a_run_made_on_slurm_is_computed_anew_there_with_the_same_bits(login_node: Project) -> None:
     login_node.settle()
     made = login_node.repro(*ON_SLURM, "launcher.nodes=1", "train.epochs=1", "train.seed=2")  # that nobody trained yet
     run_id = login_node.runs("pipeline")[-1].info.run_id
-    output = login_node.run("python", "-m", "tokenbridge.cli", "reproduce", run_id, "--recompute")
+    stage_run = login_node.runs("evaluate@tiny")[-1]  # any stage's run leads to its pipeline
+    assert stage_run.data.tags["mlflow.parentRunId"] == run_id
+    output = login_node.run("python", "-m", "tokenbridge.cli", "reproduce", stage_run.info.run_id, "--recompute")
     assert "the same bits" in output
     assert jobs(output) > jobs(made) > 0  # all stages, not only those that the change touched
+    report = read_json(login_node.root / ".work/reproduce" / run_id / "reproduction.json")
+    assert report["changed"] == report["drifted"] == report["machine"] == []
+    assert report["outs"] > 20
+    assert report["metrics"] > 20
+    run = login_node.runs("reproduction")[-1]
+    assert (run.data.tags["reproduces"], run.data.tags["exact"]) == (run_id, "true")
+    assert login_node.runs("train@tiny")[-1].data.tags["mlflow.parentRunId"] == run.info.run_id
 
 
 def jobs(output: str) -> int:

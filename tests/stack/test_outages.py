@@ -72,7 +72,7 @@ def is_complete(team: Project) -> bool:
 
 
 def test_a_flow_goes_on_when_prefect_and_mlflow_are_killed_and_started_again(team: Project, mortal: Stack) -> None:
-    overrides = [*team.overrides, "train.epochs=5"]
+    overrides = [*team.overrides, "train.epochs=4"]
     flow = start_deployment(team, "retrain/retrain", overrides=overrides)
     kill_in_training(team, mortal, ["prefect", "mlflow"], flow)
     assert mortal("up").returncode == 0
@@ -88,7 +88,7 @@ def test_a_flow_goes_on_when_prefect_and_mlflow_are_killed_and_started_again(tea
 
 def test_what_could_not_be_stored_is_sent_after_the_pipelines_end(team: Project, mortal: Stack) -> None:
     """MLflow answers, but has no place for artifacts."""
-    repro = team.start_repro("train.epochs=6")
+    repro = team.start_repro("train.seed=3")
     kill_in_training(team, mortal, ["seaweedfs"], repro)
     output, _ = repro.communicate()
     assert repro.returncode == 0, output
