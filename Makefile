@@ -47,7 +47,7 @@ stack-status: env ## how each of them is
 stack-down: env ## stop them; their data stay
 	@python docker/stack.py down
 
-test: env ## every test, the slow ones too (small pipelines on real images, real servers): about 20 minutes
+test: env ## every test, the slow ones too (small pipelines on real images, real servers): about 25 minutes
 	@python -m pytest -n 3 --dist loadscope
 
 test-fast: env ## the tests that need no server and no download

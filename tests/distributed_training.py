@@ -139,8 +139,8 @@ class Run:
 
 def main(folder: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
-    training.Checkpoints = Watched  # type: ignore[misc]
-    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[assignment, method-assign]
+    training.Checkpoints = Watched
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")
     with joined() if "RANK" in os.environ else nullcontext(ALONE) as processes:
         for case in cases:
             name, _, former = case.partition("<")  # interrupted<2: goes on with the checkpoint of two processes

@@ -8,9 +8,8 @@ renamed when it is whole. What n processes wrote, m can read.
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +30,8 @@ from tokenbridge.processes import ALONE, PATIENCE, Processes
 PROGRESS = "progress.json"
 FAILURES = (Exception, CheckpointException)  # torch's own is no Exception
 PREFIX, UNFINISHED = "step-", ".unfinished-"
+# that one process is alone, which torch is told; checkpoints are written in a thread, so for all of the process
+warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 class CheckpointError(UserError):
@@ -121,8 +122,7 @@ class Checkpoints:
         tensors = live_tensors(state)
         if unlike := tensors.keys() ^ saved.keys():
             raise CheckpointError(f"{newest} does not fit this training ({sorted(unlike)[0]}): delete {self.folder}")
-        with _unasked_advice():
-            load(tensors, storage_reader=reader, no_dist=self.processes.world == 1)
+        load(tensors, storage_reader=reader, no_dist=self.processes.world == 1)
         return dict(read_json(newest / PROGRESS)["progress"])
 
     def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
@@ -217,14 +217,6 @@ class Checkpoints:
             f"a checkpoint could not be written to {self.folder} ({type(error).__name__}: {error}). Those of these "
             f"steps are whole: {kept}. See that the folder can be written, and repeat: the work goes on from there"
         )
-
-
-@contextmanager
-def _unasked_advice() -> Iterator[None]:
-    """Without torch's warning that one process is alone, which it is told."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
 
 
 def _is_whole(path: Path) -> bool:
