@@ -43,8 +43,8 @@ def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> No
     policy = MixedPrecisionPolicy(param_dtype=at_work, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in [*model.encoder, *model.decoder, *model.head.blocks]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # embeddings and positions begin the sums that blocks add to: in float32, as without sharding
-    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    # embeddings and positions too: CPUs normalize no float32 with a block's bfloat16 weights
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 @contextmanager
