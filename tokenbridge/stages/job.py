@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,23 @@ class MetricFile:
 
 
 @contextmanager
-def _metrics_passed_on(path: Path, tracker: MetricSink) -> Iterator[None]:
+def _meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Do ``work`` in a thread, which is told by the event when the body has ended."""
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+            done.result()
+
+
+def _metrics_passed_on(path: Path, tracker: MetricSink) -> AbstractContextManager[None]:
     """What is in the file, and is added meanwhile, goes to ``tracker``: also what was measured for a killed driver."""
     path.touch()
-    ended = threading.Event()
 
-    def listen() -> None:
+    def listen(ended: threading.Event) -> None:
         with path.open() as file:
             rest = ""
             while True:
@@ -94,21 +105,13 @@ def _metrics_passed_on(path: Path, tracker: MetricSink) -> Iterator[None]:
                     return
                 ended.wait(LISTEN_SECONDS)
 
-    with ThreadPoolExecutor(1, "metrics") as pool:
-        listening = pool.submit(listen)
-        try:
-            yield
-        finally:
-            ended.set()
-            listening.result()
+    return _meanwhile(listen)
 
 
-@contextmanager
-def _output_passed_on(run: StageRun) -> Iterator[None]:
+def _output_passed_on(run: StageRun) -> AbstractContextManager[None]:
     """What the workers write is in MLflow while they work, and whole at the end."""
-    ended = threading.Event()
 
-    def pass_on() -> None:
+    def pass_on(ended: threading.Event) -> None:
         while True:
             last_time = ended.wait(LOG_SECONDS)
             for log in run.work.glob(LOGS):
@@ -116,13 +119,7 @@ def _output_passed_on(run: StageRun) -> Iterator[None]:
             if last_time:
                 return
 
-    with ThreadPoolExecutor(1, "output") as pool:
-        passing = pool.submit(pass_on)
-        try:
-            yield
-        finally:
-            ended.set()
-            passing.result()
+    return _meanwhile(pass_on)
 
 
 def _record(line: str) -> dict[str, Any] | None:
