@@ -21,7 +21,7 @@ def basic(password: str) -> str:
     return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
 
 
-def a_wrong_password_loses_nothing(stack: Stack, root: Path) -> None:
+def a_wrong_password_loses_nothing(root: Path) -> None:
     with Tracker.open("train@tiny", "key", root, system_interval=0) as tracker:
         tracker.metrics({"loss": 0.25}, step=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -61,6 +61,6 @@ def test_a_backup_brings_everything_back_and_strangers_are_kept_out(
     assert answer(experiments(stack)) == 401
     assert answer(experiments(stack), Authorization=basic("wrong")) == 401
     assert answer(experiments(stack), Authorization=basic(password)) == 200
-    a_wrong_password_loses_nothing(stack, tmp_path / "project")
+    a_wrong_password_loses_nothing(tmp_path / "project")
     assert client.get_run(run).data.metrics == {"loss": 0.5}
     assert Path(client.download_artifacts(run, "notes/hello.txt", str(tmp_path))).read_text() == "hello"

@@ -80,7 +80,7 @@ class LauncherConfig:
     compile: bool  # the repeated blocks, by torch.compile
     keep_checkpoints: int  # the newest so many
     keep_every: int  # and the first one of every so many steps; 0: none
-    threads: int  # CPU threads of each process; 0: all cores, shared among them
+    threads: int  # CPU threads of each process; 0: all cores, shared among them, to train; chunks.THREADS for chunks
     batch_size: int  # images per batch wherever nothing is learnt
     log_seconds: float  # between progress lines
     checkpoint_seconds: float  # between checkpoints
