@@ -119,6 +119,8 @@ class Silent:
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         self.rows.append((step, values))
 
+    def tags(self, values: dict[str, str]) -> None: ...
+
 
 def small_model(**changes: object) -> TokenBridgeTransformer:
     """A fresh model of ``SHAPE`` and ``MODEL``, with some of the constructor's arguments changed."""

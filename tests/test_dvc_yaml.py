@@ -25,6 +25,7 @@ INFRASTRUCTURE = {
     "errors.py",
     "evaluation/checks.py",
     "files.py",
+    "machine.py",
     "parallel.py",
     "params.py",
     "processes.py",

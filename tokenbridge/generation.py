@@ -60,9 +60,12 @@ def draw_chunks(
 
 
 def write_samples(
-    folder: Path, drawn: Path, label_names: list[str], image_size: int, count: int, shard_size: int
+    folder: Path, drawn: Path, label_names: list[str], image_size: int, count: int, shard_size: int, precision: str
 ) -> None:
-    """The images that ``draw_chunks`` wrote to ``drawn``, as PNG in shards with a manifest: the split ``samples``."""
+    """Write the images that ``draw_chunks`` left in ``drawn``, as PNG in shards with a manifest: the split ``samples``.
+
+    The manifest notes the ``precision`` (bf16 or fp32) in which they were drawn.
+    """
 
     def encoded() -> Iterator[bytes]:
         for chunk in sample_chunks(drawn, count):
@@ -75,7 +78,14 @@ def write_samples(
     examples = ((png, f"{i:06d}.png", label) for i, (png, label) in enumerate(zip(encoded(), labels, strict=True)))
     folder.mkdir(exist_ok=True)
     shards = write_shards(folder, "samples", examples, label_names, shard_size, count)
-    write_manifest(folder, name="samples", image_size=image_size, label_names=label_names, splits={"samples": shards})
+    write_manifest(
+        folder,
+        name="samples",
+        image_size=image_size,
+        label_names=label_names,
+        splits={"samples": shards},
+        precision=precision,
+    )
 
 
 def grid_indices(num_classes: int, columns: int, count: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tokenbridge.checkpoints import Checkpoints, State
+from tokenbridge.checkpoints import CheckpointError, Checkpoints, State
 from tokenbridge.config import LauncherConfig
 from tokenbridge.progress import Progress
 from tokenbridge.seeding import derive_seed
@@ -42,20 +42,26 @@ def run_steps(
     checkpoints: Checkpoints,
     launcher: LauncherConfig,
     tracker: MetricSink,
+    precision: str,
     stop: Stop = never,
 ) -> History:
     """Run ``step_fn(step)`` for every step not yet in a checkpoint; the same bits however often it was killed.
 
     torch is seeded from (seed, label, step) before each step, so that no generator state need be saved.
 
+    Args:
+        precision: bf16 or fp32; kept in every checkpoint.
+
     Returns:
         Rows of the metrics' means over equal windows of steps, with ``step`` and ``images``.
 
     Raises:
+        CheckpointError: when the checkpoint was trained in another precision.
         InterruptedTrainingError: when ``stop`` became true in one of the processes; a checkpoint has been saved.
     """
     processes = checkpoints.processes
-    resumed = checkpoints.load(state) or {"step": 0, "history": [], "window": {}}
+    resumed = checkpoints.load(state) or {"step": 0, "precision": precision, "history": [], "window": {}}
+    _check_precision(resumed["precision"], precision)
     start, history, window = resumed["step"], resumed["history"], Window(resumed["window"])
     every = max(1, math.ceil(total_steps / HISTORY_ROWS))
     progress = Progress(label, total_steps, "steps", launcher.log_seconds, start) if processes.first else None
@@ -72,7 +78,8 @@ def run_steps(
         overdue = done == total_steps or time.monotonic() - saved > launcher.checkpoint_seconds
         overdue, stopping = processes.any(overdue and processes.first, stop())
         if overdue or stopping:
-            checkpoints.save(done, state, {"step": done, "history": history, "window": window.sums})
+            progress_made = {"step": done, "precision": precision, "history": history, "window": window.sums}
+            checkpoints.save(done, state, progress_made)
             saved = time.monotonic()
         checkpoints.publish_finished()
         if progress:
@@ -82,6 +89,13 @@ def run_steps(
             raise InterruptedTrainingError(f"{label}: asked to stop, saved at step {done:,} of {total_steps:,}")
     checkpoints.finish()
     return history
+
+
+def _check_precision(saved: str, precision: str) -> None:
+    if saved != precision:
+        raise CheckpointError(
+            f"the checkpoint was trained in {saved}, and this training is in {precision}: set precision={saved}"
+        )
 
 
 class Window:

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from tokenbridge.config import FP32
+from tokenbridge.device import DTYPES
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MOMENTUM = 0.95
@@ -28,11 +31,11 @@ class NonFiniteError(RuntimeError):
         )
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly, by Newton-Schulz in bf16 (Jordan et al. 2024)."""
+def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return roughly the nearest (semi-)orthogonal matrix, by Newton-Schulz in ``dtype`` (Jordan et al. 2024)."""
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).bfloat16()
+    x = (matrix.T if tall else matrix).to(dtype)
     x = x / (x.norm() + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T
@@ -44,10 +47,14 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024), for matrices and for convolution kernels [out, in, k, k].
 
     torch.optim.Muon takes no kernels; a kernel is treated as the matrix [out, in k k].
+
+    Args:
+        dtype: in which momentum is orthogonalised; weights and momentum keep their own.
     """
 
-    def __init__(self, params: Iterable[NamedParameter], lr: float) -> None:
+    def __init__(self, params: Iterable[NamedParameter], lr: float, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(params, {"lr": lr})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -60,7 +67,7 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-                update = orthogonalize(parameter.grad.lerp(momentum, MOMENTUM).flatten(1))
+                update = orthogonalize(parameter.grad.lerp(momentum, MOMENTUM).flatten(1), self.dtype)
                 scale = math.sqrt(max(1.0, update.shape[0] / update.shape[1]))
                 parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
 
@@ -73,10 +80,12 @@ def build_optimizers(
     betas: tuple[float, float],
     kind: str = "adamw",
     muon_learning_rate: float = 0.0,
+    precision: str = FP32,
     is_matrix: Callable[[str, nn.Parameter], bool] = lambda *_: False,
 ) -> dict[str, torch.optim.Optimizer]:
     """AdamW for all parameters, or (``kind`` "muon") Muon for those of ``is_matrix`` and AdamW for the rest.
 
+    Muon orthogonalises in ``precision`` (bf16 or fp32).
     Weight decay acts on AdamW's matrices and tables, not on biases and norms (MAR).
     """
     matrices: list[NamedParameter] = []
@@ -94,7 +103,7 @@ def build_optimizers(
     groups = [group for group in groups if group["params"]]  # torch takes an empty one for nameless
     optimizers: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, lr=learning_rate, betas=betas)}
     if matrices:
-        optimizers["muon"] = Muon(matrices, lr=muon_learning_rate)
+        optimizers["muon"] = Muon(matrices, lr=muon_learning_rate, dtype=DTYPES[precision])
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]

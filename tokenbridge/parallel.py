@@ -10,7 +10,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tokenbridge.config import FSDP, LauncherConfig
+from tokenbridge.config import FP32, FSDP, LauncherConfig
+from tokenbridge.device import DTYPES
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.processes import Processes
 
@@ -38,7 +39,7 @@ def distribute(
 
 def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> None:
     """FSDP2: a block's weights are whole while it works, and in parts else. Gradients are summed in float32."""
-    at_work = torch.bfloat16 if precision == "bf16" else None
+    at_work = None if precision == FP32 else DTYPES[precision]
     # inputs stay as they are: autocast decides what is computed in bf16, as it does without sharding
     policy = MixedPrecisionPolicy(param_dtype=at_work, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in [*model.encoder, *model.decoder, *model.head.blocks]:

@@ -13,7 +13,7 @@ from torch.distributions import Normal
 
 from tokenbridge.checkpoints import Checkpoints, State
 from tokenbridge.config import FSDP, LauncherConfig, ModelConfig, TrainConfig, require
-from tokenbridge.device import has_bf16
+from tokenbridge.device import autocast
 from tokenbridge.ema import Ema
 from tokenbridge.loop import History, cosine_factor, run_steps
 from tokenbridge.model import TokenBridgeTransformer
@@ -124,15 +124,15 @@ def train(
 ) -> tuple[TokenBridgeTransformer, History]:
     """Train a model, or go on from ``folder``/checkpoints; the averaged (EMA) model and its loss history.
 
-    It is the first process that gets it; what the others get is of no use.
+    Only rank 0's return value is meaningful. ``config.train.precision`` must be resolved: bf16 or fp32.
 
     Raises:
-        ConfigError: if batch and processes do not fit together, or the device lacks the precision.
+        ConfigError: if batch and processes do not fit together.
         NonFiniteError: before a NaN or infinite loss or gradient reaches the weights; names where the step is kept.
         InterruptedTrainingError: when ``stop`` became true; a checkpoint has been saved.
     """
     recipe = config.train
-    check_processes(recipe, launcher, processes.world, device)
+    check_processes(recipe, launcher, processes.world)
     trainer = Trainer(config, data, quantizer.to(device), folder, launcher, device, processes)
     history = run_steps(
         label="train",
@@ -146,13 +146,14 @@ def train(
         ),
         launcher=launcher,
         tracker=tracker,
+        precision=recipe.precision,
         stop=stop,
     )
     return trainer.averaged_model(), history
 
 
-def check_processes(recipe: TrainConfig, launcher: LauncherConfig, world: int, device: torch.device) -> None:
-    """What must hold between recipe, processes and device before anything starts.
+def check_processes(recipe: TrainConfig, launcher: LauncherConfig, world: int) -> None:
+    """What must hold between recipe and processes before anything starts.
 
     Raises:
         ConfigError: saying what to change.
@@ -166,10 +167,6 @@ def check_processes(recipe: TrainConfig, launcher: LauncherConfig, world: int, d
     require(
         launcher.strategy != FSDP or world == 1 or recipe.optimizer != "muon",
         "launcher.strategy=fsdp shards the matrices that train.optimizer=muon needs whole: use adamw, or ddp",
-    )
-    require(
-        recipe.precision != "bf16" or has_bf16(device),
-        "train.precision is bf16, which this GPU does not have: say train.precision=fp32",
     )
 
 
@@ -201,6 +198,7 @@ class Trainer:
             kind=recipe.optimizer,
             learning_rate=recipe.learning_rate,
             muon_learning_rate=recipe.muon_learning_rate,
+            precision=recipe.precision,
             weight_decay=recipe.weight_decay,
             betas=(recipe.beta1, recipe.beta2),
             is_matrix=is_matrix,
@@ -248,7 +246,7 @@ class Trainer:
         losses = []
         for number, part in enumerate(parts):
             with nullcontext() if number == len(parts) - 1 else gradients_stay(self.parallel):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+                with autocast(self.device, self.recipe.precision):
                     loss = batch_loss(self.parallel, self.quantizer, part)
                 # gradients come out as the mean over processes: this makes it the mean over images
                 weight = len(part.labels) * self.processes.world / self.recipe.batch_size

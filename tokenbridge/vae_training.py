@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenbridge.checkpoints import Checkpoints, State
 from tokenbridge.config import NORM_GROUPS, LauncherConfig, VaeConfig
+from tokenbridge.device import autocast
 from tokenbridge.discriminator import PatchDiscriminator, adversarial_gradient, hinge_loss
 from tokenbridge.ema import Ema
 from tokenbridge.loop import History, cosine_factor, run_steps
@@ -81,6 +82,7 @@ class VaeTrainer:
             kind=config.optimizer,
             learning_rate=config.learning_rate,
             muon_learning_rate=config.muon_learning_rate,
+            precision=config.precision,
             weight_decay=WEIGHT_DECAY,
             betas=BETAS,
             is_matrix=is_kernel,
@@ -141,7 +143,7 @@ class VaeTrainer:
         return loss
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return autocast(self.device, self.config.precision)
 
 
 def train_vae(
@@ -154,7 +156,10 @@ def train_vae(
     tracker: MetricSink,
     device: torch.device,
 ) -> tuple[AutoencoderKL, History]:
-    """Train on uint8 images [N, 3, H, W], or go on from ``checkpoints``; the averaged VAE and its loss history."""
+    """Train on uint8 images [N, 3, H, W], or go on from ``checkpoints``; the averaged VAE and its loss history.
+
+    ``config.precision`` must be resolved: bf16 or fp32.
+    """
     torch.manual_seed(derive_seed(seed, "init"))
     order = EpochOrder(len(images), config.batch_size, seed)
     vae = build_vae(config, images.shape[-1]).to(device).train()
@@ -173,6 +178,7 @@ def train_vae(
         checkpoints=checkpoints,
         launcher=launcher,
         tracker=tracker,
+        precision=config.precision,
     )
     trainer.ema.apply(vae)
     return vae.eval().requires_grad_(False), history

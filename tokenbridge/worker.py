@@ -34,6 +34,8 @@ class Silent:
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
 
+    def tags(self, values: dict[str, str]) -> None: ...
+
 
 def main(arguments: list[str]) -> None:
     name, root, work = arguments[0], Path(arguments[1]), Path(arguments[2])

@@ -60,7 +60,7 @@ def test_the_extractors_name_tells_size_and_weights_and_can_be_registered_twice(
 
 def test_features_repeat_and_do_not_depend_on_the_batch_size() -> None:
     images, _ = draw_shapes(20)
-    first, second, other = (extract_features(images, 32, batch_size) for batch_size in (20, 20, 7))
+    first, second, other = (extract_features(images, 32, batch_size=batch_size) for batch_size in (20, 20, 7))
     assert first["pooled"].shape == (20, 1280)
     assert first["logits"].shape == (20, 1000)
     for layer in ("pooled", "logits"):

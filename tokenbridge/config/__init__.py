@@ -6,7 +6,7 @@ before any work starts.
 
 from dataclasses import dataclass, field
 
-from tokenbridge.config.checks import ConfigError, require
+from tokenbridge.config.checks import AUTO, BF16, FP32, ConfigError, require, require_choice
 from tokenbridge.config.data import IMAGENET, ClassifierConfig, DataConfig, HubConfig, MirrorConfig
 from tokenbridge.config.launcher import DDP, FSDP, LOCAL, KubernetesConfig, LauncherConfig, SlurmConfig
 from tokenbridge.config.model import (
@@ -39,7 +39,10 @@ MOMENTS = "moments"  # what models are trained on unless tokens are stored
 MAX_CLASSES = 70_000  # of one prediction of the head: levels ** head_group
 
 __all__ = [
+    "AUTO",
+    "BF16",
     "DDP",
+    "FP32",
     "FSDP",
     "GUIDANCE_SCHEDULES",
     "HEADS",
@@ -77,6 +80,7 @@ __all__ = [
     "VaeLossConfig",
     "check_sampling",
     "require",
+    "require_choice",
 ]
 
 

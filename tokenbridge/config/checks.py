@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from tokenbridge.errors import UserError
 
-PRECISIONS = ("bf16", "fp32")
+AUTO, BF16, FP32 = "auto", "bf16", "fp32"
+PRECISIONS = (AUTO, BF16, FP32)  # auto: bf16 where the device computes it in hardware, else fp32
 OPTIMIZERS = ("adamw", "muon")
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tokenbridge.config.checks import require, require_between, require_choice, require_positive
+from tokenbridge.config.checks import PRECISIONS, require, require_between, require_choice, require_positive
 
 SOURCES = ("idx", "imagefolder", "s3", "webdataset", "huggingface", "imagenet_tars")
 IMAGENET = "imagenet"
@@ -32,6 +32,7 @@ class HubConfig:
 
     train: str = "train"
     test: str | None = "validation"  # null: test_fraction of each class is set aside
+    validation: str | None = None  # null: validation_images are cut from the training images
     image: str = "image"
     label: str = "label"
 
@@ -54,6 +55,8 @@ class DataConfig:
     root: str | None = None  # your folder, or its address: s3://bucket/prefix, hf://datasets/owner/name
     test_root: str | None = None  # webdataset: the tars of the test split; null: test_fraction is set aside
     test_fraction: float = 0.0  # where the source has no test split: this share of each class becomes it
+    validation_images: int = 2000  # cut from the training images, a tenth of each class at most, to choose settings by
+    validation_seed: int = 0  # decides which
     hub: HubConfig = field(default_factory=HubConfig)  # huggingface
     max_broken: float = 0.0  # share of each split's images that may be broken: they are left out, and named
     max_train: int | None = None  # keep only so many images, classes balanced
@@ -63,7 +66,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_choice("data.source", self.source, SOURCES)
         require_choice("data.class_names", self.class_names, ("source", IMAGENET))
-        require_positive("data", image_size=self.image_size, num_classes=self.num_classes, shard_size=self.shard_size)
+        require_positive(
+            "data",
+            image_size=self.image_size,
+            num_classes=self.num_classes,
+            shard_size=self.shard_size,
+            validation_images=self.validation_images,
+        )
         require_between("data", 0.0, 0.9, test_fraction=self.test_fraction, max_broken=self.max_broken)
         require(
             self.source != "s3" or self.root is None or self.root.startswith("s3://"),
@@ -107,6 +116,9 @@ class ClassifierConfig:
     epochs: int
     batch_size: int
     learning_rate: float
+    precision: str
 
     def __post_init__(self) -> None:
-        require_positive("classifier", **vars(self))
+        require_choice("classifier.precision", self.precision, PRECISIONS)
+        numbers = {name: value for name, value in vars(self).items() if name != "precision"}
+        require_positive("classifier", **numbers)

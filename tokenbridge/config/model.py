@@ -32,7 +32,7 @@ class TrainConfig:
     mask_ratio_mean: float
     mask_ratio_std: float
     mask_ratio_min: float
-    precision: str  # bf16 | fp32
+    precision: str
 
     def __post_init__(self) -> None:
         require_choice("train.precision", self.precision, PRECISIONS)
@@ -116,9 +116,11 @@ class GenerateConfig:
     temperature: float
     top_p: float  # draw among the likeliest levels that together have this probability; 1: all
     order: str  # random | raster | confidence
+    precision: str
     grid_per_class: int  # columns of the picture grid
 
     def __post_init__(self) -> None:
+        require_choice("generate.precision", self.precision, PRECISIONS)
         require_positive("generate", samples=self.samples, steps=self.steps, grid_per_class=self.grid_per_class)
         check_sampling(
             "generate.",
@@ -140,8 +142,10 @@ class EvaluateConfig:
     kid_subsets: int
     inception_weights: str | None  # torch-fidelity's Inception file, or `download`; null: no FID is reported
     inception_reference: str | None  # npz with mu and sigma (such as ADM's); null: the test images
+    precision: str
 
     def __post_init__(self) -> None:
+        require_choice("evaluate.precision", self.precision, PRECISIONS)
         require_positive(
             "evaluate", feature=self.feature_size, kid_subset=self.kid_subset_size, kid_subsets=self.kid_subsets
         )

@@ -77,8 +77,10 @@ class EncodeConfig:
 
     flip: bool  # encode each image mirrored too
     images: int | None  # only the first so many, enough to fit a quantizer; null: all
+    precision: str
 
     def __post_init__(self) -> None:
+        require_choice("encode.precision", self.precision, PRECISIONS)
         require(self.images is None or self.images > 0, f"encode.images is {self.images}: it must be greater than 0")
 
 
@@ -126,8 +128,10 @@ class ReconstructConfig:
     ranges: list[float]  # of the gaussian and uniform families
     families: list[str]
     images: int
+    precision: str
 
     def __post_init__(self) -> None:
+        require_choice("reconstruct.precision", self.precision, PRECISIONS)
         require_positive("reconstruct", images=self.images)
         for levels in self.levels:
             require_between("reconstruct", 2, 256, levels=levels)

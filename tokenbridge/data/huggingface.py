@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tokenbridge.config import IMAGENET, DataConfig, StorageConfig
-from tokenbridge.data import DataError
+from tokenbridge.data import TEST, TRAIN, VALIDATION, DataError
 from tokenbridge.data.imagefiles import ImageFile, read_side_by_side
 from tokenbridge.data.imagenet_classes import imagenet_names
 from tokenbridge.data.places import StoredFile, list_files
@@ -41,12 +41,13 @@ def load_huggingface(config: DataConfig, storage: StorageConfig) -> tuple[list[s
     train = HubSplit(config, files, config.hub.train)
     names = label_names(config, train)
     if config.hub.test is not None:
-        test = HubSplit(config, files, config.hub.test)
-        return names, {"train": train.split(), "test": test.split()}
+        wanted = {TEST: config.hub.test, VALIDATION: config.hub.validation}
+        others = {name: HubSplit(config, files, split).split() for name, split in wanted.items() if split is not None}
+        return names, {TRAIN: train.split()} | others
     if config.test_fraction == 0:
         raise DataError("data.hub.test is null and data.test_fraction is 0: set one, data.test_fraction=0.1")
     aside = held_out(train.labels, config.test_fraction)
-    return names, {"train": train.split(np.flatnonzero(~aside)), "test": train.split(np.flatnonzero(aside))}
+    return names, {TRAIN: train.split(np.flatnonzero(~aside)), TEST: train.split(np.flatnonzero(aside))}
 
 
 class HubSplit:

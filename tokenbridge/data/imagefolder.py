@@ -1,14 +1,19 @@
-"""Folders of image files, a folder per class: root/train/<class>/* and root/test/<class>/*, or root/<class>/*."""
+"""Folders of image files, a folder per class: root/train/<class>/* and root/test/<class>/*, or root/<class>/*.
+
+A folder root/val, valid or validation beside root/train holds the images for validation.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Protocol, Self
 
 from tokenbridge.config import IMAGENET, DataConfig
-from tokenbridge.data import DataError
+from tokenbridge.data import TEST, TRAIN, VALIDATION, DataError
 from tokenbridge.data.imagefiles import SUFFIXES, ClassFiles, ImageFile, divide, make_split
 from tokenbridge.data.imagenet_classes import names_of
 from tokenbridge.data.splits import Split
+
+VALIDATION_FOLDERS = ("val", "valid", "validation")
 
 
 class Folder(Protocol):
@@ -23,24 +28,41 @@ class Folder(Protocol):
 
 
 def load_imagefolder(config: DataConfig) -> tuple[list[str], dict[str, Split]]:
-    """Label names and both splits. Looks at names only; images are read, and checked, when they are encoded."""
+    """Label names and the splits. Looks at names only; images are read, and checked, when they are encoded."""
     return load_folder(config, find_root(config))
 
 
 def load_folder(config: DataConfig, root: Folder) -> tuple[list[str], dict[str, Split]]:
     """``load_imagefolder`` of a folder that need not be a local one."""
     if (root / "train").is_dir():
-        files = {split: class_files(root / split, config, f"{split}/") for split in ("train", "test")}
+        folders = {TRAIN: root / "train", TEST: root / "test"}
+        if (found := validation_folder(root)) is not None:
+            folders[VALIDATION] = found
+        files = {split: class_files(folder, config, f"{folder.name}/") for split, folder in folders.items()}
     else:
         if config.test_fraction == 0:
             raise DataError(f"{root} has no train folder and data.test_fraction is 0: set data.test_fraction=0.1")
         files = divide(class_files(root, config), config.test_fraction)
     names = label_names(config, sorted(files["train"]), root)
-    if sorted(files["test"]) != sorted(names):
-        differing = ", ".join(sorted(set(files["test"]) ^ set(names)))
-        raise DataError(f"{root}/train and {root}/test differ in their class folders ({differing}): give both the same")
+    for split, classes in files.items():
+        if sorted(classes) != sorted(names):
+            differing = ", ".join(sorted(set(classes) ^ set(names)))
+            raise DataError(
+                f"splits {TRAIN} and {split} of {root} differ in their class folders ({differing}): give both the same"
+            )
     splits = {split: make_split(classes, names) for split, classes in files.items()}
     return names_of(names, str(root)) if config.class_names == IMAGENET else names, splits
+
+
+def validation_folder(root: Folder) -> Folder | None:
+    """root/val, root/valid or root/validation; not where root/test is a link to it, as is usual for ImageNet."""
+    found = [folder for name in VALIDATION_FOLDERS if (folder := root / name).is_dir()]
+    if len(found) > 1:
+        listed = ", ".join(str(folder) for folder in found)
+        raise DataError(f"{listed} are both folders of validation images: keep one of them")
+    if found and isinstance(root, Path) and (root / "test").resolve() == (root / found[0].name).resolve():
+        return None
+    return found[0] if found else None
 
 
 def find_root(config: DataConfig) -> Path:

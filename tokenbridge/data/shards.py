@@ -86,11 +86,13 @@ def write_manifest(
     licence: str = "",
     citation: str = "",
     left_out: dict[str, list[str]] | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Describe the shards that ``write_shards`` returned for each split; returns the manifest.
 
     Args:
         left_out: paths of the images that were broken, by split; noted if there are any.
+        precision: in which generated images were computed.
     """
     content = {
         "image_size": image_size,
@@ -100,6 +102,8 @@ def write_manifest(
     manifest = {"name": name, "licence": licence, "citation": citation, **content, "digest": digest_of(content)}
     if any((left_out or {}).values()):
         manifest["left_out"] = left_out
+    if precision is not None:
+        manifest["precision"] = precision
     write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -169,6 +173,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / MANIFEST} is missing or damaged ({error}): {remedy(folder)}") from error
     return dict(manifest)
+
+
+def image_counts(manifest: dict[str, Any]) -> dict[str, int]:
+    """Split -> number of its images."""
+    return {split: content["count"] for split, content in manifest["splits"].items()}
 
 
 def remedy(folder: Path) -> str:

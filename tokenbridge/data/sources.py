@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenbridge.config import DataConfig, StorageConfig
-from tokenbridge.data import DataError
+from tokenbridge.data import TEST, TRAIN, VALIDATION, DataError
 from tokenbridge.data.broken import Tolerance
 from tokenbridge.data.huggingface import load_huggingface
 from tokenbridge.data.idx import IDX_FILES, load_idx
@@ -17,7 +17,7 @@ from tokenbridge.data.mirrors import fetch_files
 from tokenbridge.data.notes import Notes
 from tokenbridge.data.objects import load_objects
 from tokenbridge.data.shards import shard_schema, shard_spans, write_manifest, write_shard
-from tokenbridge.data.splits import Encoded, Split, balanced_subset
+from tokenbridge.data.splits import Encoded, Labels, Split, balanced_subset, cut_validation
 from tokenbridge.data.state import source_state
 from tokenbridge.data.webdataset import load_webdataset
 from tokenbridge.files import atomic_path
@@ -60,7 +60,7 @@ def fetch_images(
 def open_source(
     config: DataConfig, scratch: Path, storage: StorageConfig, every: float, proven: bool = False
 ) -> tuple[list[str], dict[str, Split]]:
-    """Label names and both splits.
+    """Label names and the splits: ``train``, ``test``, and ``validation`` where the source has one.
 
     Args:
         proven: an interrupted fetch of these very files has checked their digests.
@@ -91,8 +91,7 @@ def open_idx(config: DataConfig, scratch: Path) -> tuple[list[str], dict[str, Sp
 def write_images(
     config: DataConfig, folder: Path, label_names: list[str], splits: dict[str, Split], every: float, notes: Notes
 ) -> dict[str, Any]:
-    limits = {"train": config.max_train, "test": config.max_test}
-    chosen = {split: balanced_subset(images.labels, limits[split]) for split, images in splits.items()}
+    splits, chosen = choose_images(config, splits)
     total = sum(len(indices) for indices in chosen.values())
     progress = Progress(f"fetch {config.name}", total, every=every, done=notes.seen)
     schema = shard_schema(label_names)
@@ -115,6 +114,21 @@ def write_images(
         citation=config.citation,
         left_out={split: [path for path, _ in notes.left_out(split)] for split in splits},
     )
+
+
+def choose_images(config: DataConfig, splits: dict[str, Split]) -> tuple[dict[str, Split], dict[str, Labels]]:
+    """The three splits in their order, and the ascending indices of the images that each keeps.
+
+    Where the source has no split for validation, it is cut from the training images that ``data.max_train`` leaves.
+    """
+    limits = {TRAIN: config.max_train, TEST: config.max_test}
+    chosen = {name: balanced_subset(split.labels, limits.get(name)) for name, split in splits.items()}
+    if VALIDATION not in splits:
+        kept = chosen[TRAIN]
+        cut = cut_validation(splits[TRAIN].labels[kept], config.validation_images, config.validation_seed)
+        splits = splits | {VALIDATION: splits[TRAIN]}
+        chosen |= {TRAIN: kept[~cut], VALIDATION: kept[cut]}
+    return {name: splits[name] for name in (TRAIN, VALIDATION, TEST)}, chosen
 
 
 def counted(examples: Iterable[Found], progress: Progress) -> Iterator[Found]:

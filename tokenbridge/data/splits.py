@@ -31,6 +31,26 @@ class Split:
             yield content, path, int(self.labels[index])
 
 
+MOST_CUT = 0.1  # of each class's training images, for validation
+
+
+def cut_validation(labels: Labels, count: int, seed: int) -> NDArray[np.bool_]:
+    """Boolean [N]: about ``count`` images, drawn by ``seed``, of each class its share and at most a tenth of it.
+
+    Raises:
+        DataError: when a class has a single image, or none is left to be cut.
+    """
+    chosen = np.zeros(len(labels), bool)
+    share = min(MOST_CUT, count / len(labels))
+    random = np.random.default_rng(seed)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            raise DataError(f"class {label} has one training image: training and validation need one each")
+        chosen[members[: max(1, round(share * len(members)))]] = True
+    return chosen
+
+
 def balanced_subset(labels: Labels, limit: int | None) -> Labels:
     """Ascending indices of ``limit`` examples, as evenly over the classes as they allow; the first of each class."""
     if limit is None or limit >= len(labels):

@@ -1,21 +1,28 @@
 """Whether an evaluation can be made, cheap to ask before samples are drawn."""
 
+from collections.abc import Mapping
+
 from tokenbridge.config import EvaluateConfig
+from tokenbridge.data import TEST, TRAIN, VALIDATION
 from tokenbridge.evaluation import EvaluationError
 
 
-def check_counts(config: EvaluateConfig, samples: int, train: int, test: int) -> None:
-    """Whether so many samples can be evaluated; cheap, to be asked before they are drawn.
+def check_counts(config: EvaluateConfig, samples: int, images: Mapping[str, int]) -> None:
+    """Check that so many ``samples`` can be evaluated with as many ``images`` as each split has, before they are drawn.
 
     Raises:
         EvaluationError: KID's subsets or the floor need more images than there are.
     """
-    for name, count in (("samples (generate.samples)", samples), ("test images", test)):
+    counts = {"samples (generate.samples)": samples} | {
+        f"{split} images": images[split] for split in (VALIDATION, TEST)
+    }
+    for name, count in counts.items():
         if config.kid_subset_size > count:
             raise EvaluationError(
                 f"evaluate.kid_subset_size is {config.kid_subset_size} but there are only {count} {name}: "
                 f"set evaluate.kid_subset_size to at most {count}"
             )
+    train = images[TRAIN]
     if samples > train:
         raise EvaluationError(
             f"generate.samples is {samples} but there are only {train} train images to compute the floor with: "

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tokenbridge.checkpoints import Checkpoints
 from tokenbridge.config import ClassifierConfig, LauncherConfig
+from tokenbridge.device import autocast
 from tokenbridge.evaluation.classifier import ImageClassifier, channels_last
 from tokenbridge.loop import History, cosine_factor, run_steps
 from tokenbridge.optim import build_optimizers, update_weights
@@ -43,7 +44,10 @@ def train_classifier(
     tracker: MetricSink,
     device: torch.device,
 ) -> tuple[ImageClassifier, History]:
-    """Train on uint8 images [N, 3, H, W] with labels [N]; resumes from ``checkpoints``."""
+    """Train on uint8 images [N, 3, H, W] with labels [N]; resumes from ``checkpoints``.
+
+    ``config.precision`` must be resolved: bf16 or fp32.
+    """
     torch.manual_seed(derive_seed(seed, "classifier", "weights"))
     model = channels_last(ImageClassifier(width=config.width, label_names=label_names)).to(device)
     optimizers = build_optimizers(
@@ -59,7 +63,7 @@ def train_classifier(
     def step_fn(step: int) -> dict[str, Tensor]:
         chosen = order.indices(step)
         targets = all_labels[chosen].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device, config.precision):
             logits = model(shift_images(all_images[chosen]).to(device))
         loss = F.cross_entropy(logits.float(), targets)
         loss.backward()
@@ -77,5 +81,6 @@ def train_classifier(
         checkpoints=checkpoints,
         launcher=launcher,
         tracker=tracker,
+        precision=config.precision,
     )
     return model.eval(), history

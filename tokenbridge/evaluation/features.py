@@ -24,8 +24,9 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
 
 from tokenbridge.chunks import Advance, Chunk, cut, make_chunks
-from tokenbridge.config import LauncherConfig
+from tokenbridge.config import FP32, LauncherConfig
 from tokenbridge.data.shards import ImageShards
+from tokenbridge.device import autocast, best_device
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.files import atomic_path, sha256_file
 from tokenbridge.processes import Processes
@@ -170,10 +171,17 @@ def extract_with(extractor: str, layers: Sequence[str], images: Dataset[Tensor],
     return features
 
 
-def extract_features(images: Dataset[Tensor] | NDArray[np.uint8], size: int, batch_size: int = 64) -> Features:
-    """EfficientNet-Lite0's features of uint8 images [3, H, W] seen at ``size`` pixels."""
+def extract_features(
+    images: Dataset[Tensor] | NDArray[np.uint8], size: int, *, precision: str = FP32, batch_size: int = 64
+) -> Features:
+    """EfficientNet-Lite0's features of uint8 images [3, H, W] seen at ``size`` pixels.
+
+    Sets that are compared must have features of one precision: between float32 and bfloat16 a Fréchet distance of 6.77
+    became 7.05.
+    """
     dataset = ImageTensorDataset(images) if isinstance(images, np.ndarray) else images
-    return extract_with(register(size), ("pooled", "logits"), dataset, batch_size=batch_size)
+    with autocast(best_device(), precision):
+        return extract_with(register(size), ("pooled", "logits"), dataset, batch_size=batch_size)
 
 
 def shared_features(

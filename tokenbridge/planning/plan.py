@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tokenbridge.config import Config, PlanConfig
+from tokenbridge.config import BF16, FP32, Config, PlanConfig, TrainConfig
 from tokenbridge.planning.activations import Numerics
 from tokenbridge.planning.cluster import Cluster
 from tokenbridge.planning.flops import Flops, recomputed_flops, sample_flops, train_flops, vae_flops
@@ -50,6 +50,11 @@ class Plan:
         return found
 
 
+def planned_precision(recipe: TrainConfig) -> str:
+    """bf16 or fp32: every GPU that conf/plan describes has bf16 in hardware."""
+    return FP32 if recipe.precision == FP32 else BF16
+
+
 def memory_limit(plan: PlanConfig) -> float:
     """Bytes of a GPU that a training may take."""
     return plan.gpu.memory * GIB * (1 - plan.reserve)
@@ -62,7 +67,7 @@ def memory_model(config: Config, name: str) -> MemoryModel:
         sizes=sizes,
         parameters=Parameters.of(skeleton),
         optimizer=optimizer_bytes(skeleton, model.train),
-        numerics=Numerics(bf16=model.train.precision == "bf16", fused=True),
+        numerics=Numerics(bf16=planned_precision(model.train) == BF16, fused=True),
         cluster=Cluster.of(config.launcher),
         masked=(math.ceil(sizes.positions * model.train.mask_ratio_min), sizes.positions),
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from tokenbridge.config import Config
 from tokenbridge.planning.flops import Flops
 from tokenbridge.planning.memory import GIB, Memory
-from tokenbridge.planning.plan import Plan
+from tokenbridge.planning.plan import Plan, planned_precision
 from tokenbridge.planning.schedule import HOUR
 
 Line = tuple[str, str]
@@ -75,7 +75,7 @@ def data_lines(plan: Plan) -> list[Line]:
 def training_lines(plan: Plan, config: Config) -> list[Line]:
     recipe, cluster = config.models[plan.name].train, plan.cluster
     place = f"{cluster.nodes} x {cluster.gpus_per_node} {config.plan.gpu.name}"
-    ways = ["fsdp" if cluster.sharded else "ddp", recipe.precision]
+    ways = ["fsdp" if cluster.sharded else "ddp", planned_precision(recipe)]
     ways += ["activations checkpointed"] if cluster.checkpointed else []
     ways += [f"{cluster.accumulation} parts"] if cluster.accumulation > 1 else []
     return [

@@ -1,5 +1,8 @@
-"""What is measured of a version, so that two of them can be compared: the same classes, seeds, settings and count,
-the same extractor and the same test images. All of it is kept under ``.work/promotion`` and computed once.
+"""What is measured of a version, so that two of them can be compared.
+
+Both have the same classes, seeds, settings and number of samples, the same extractor and the same validation images: a
+promotion is a choice, so the test images have no part in it. All of it is kept under ``.work/promotion`` and computed
+once.
 """
 
 import hashlib
@@ -16,8 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tokenbridge.config import Config
-from tokenbridge.data.shards import MANIFEST, ImageShards
-from tokenbridge.device import pick_device
+from tokenbridge.data import VALIDATION
+from tokenbridge.data.shards import MANIFEST, ImageShards, image_counts, read_manifest
+from tokenbridge.device import autocast, pick_device, resolve_precision
 from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.classifier import load_classifier, predict, read_small
 from tokenbridge.evaluation.features import Features, ShardImageDataset, extract_features, register
@@ -62,23 +66,25 @@ class Bench:
 
     def __init__(self, root: Path, config: Config) -> None:
         self.root, self.config, self.folder = root, config, root / WORK / "promotion"
-        self.test = ImageShards(root / "data/images", "test")
-        train = ImageShards(root / "data/images", "train")
-        check_counts(config.evaluate, config.generate.samples, len(train), len(self.test))
+        self.validation = ImageShards(root / "data/images", VALIDATION)
+        counts = image_counts(read_manifest(root / "data/images"))
+        check_counts(config.evaluate, config.generate.samples, counts)
         self.classifier_folder = root / "models/classifier"
         self.device = pick_device(config.launcher)
         self.classifier = load_classifier(self.classifier_folder).to(self.device)
         self.settings = {"seed": config.seed, "generate": _of_samples(asdict(config.generate))}
+        self.precision = resolve_precision(config.evaluate.precision, self.device)
+        self.drawing_precision = resolve_precision(config.generate.precision, self.device)
 
     def load(self, folder: Path) -> TokenBridgePipeline:
-        """The pipeline in ``folder``, if it draws what the test images show.
+        """The pipeline in ``folder``, if it draws what the validation images show.
 
         Raises:
             PromotionError: if it does not.
         """
         pipeline = TokenBridgePipeline.from_pretrained(folder).to(self.device)
-        size = (self.test.image_size, self.test.image_size)
-        if pipeline.class_names != self.test.label_names or pipeline.image_size != size:
+        size = (self.validation.image_size, self.validation.image_size)
+        if pipeline.class_names != self.validation.label_names or pipeline.image_size != size:
             raise PromotionError(
                 f"{folder} draws {pipeline.image_size} pixels of {', '.join(pipeline.class_names[:5])}...: data/images "
                 "has other classes or another size, so choose the `data` that it was trained on"
@@ -102,7 +108,13 @@ class Bench:
         """Samples, features and metrics of the model with this digest."""
         folder = self._workspace_samples(md5) or self._draw(pipeline, md5)
         samples = ImageShards(folder, "samples")
-        about = [samples.digest, self.test.digest, asdict(self.config.evaluate), sha256_tree(self.classifier_folder)]
+        about = [
+            samples.digest,
+            self.validation.digest,
+            asdict(self.config.evaluate),
+            sha256_tree(self.classifier_folder),
+        ]
+        about.append(self.precision)
         kept = self.folder / f"evaluation-{digest_of(about, self._code('evaluate'))}"
         if not kept.exists():
             with atomic_path(kept) as target:
@@ -114,23 +126,28 @@ class Bench:
 
     @cached_property
     def reference(self) -> Features:
-        """Features of the test images."""
+        """Features of the validation images."""
         size = self.config.evaluate.feature_size
-        kept = self.folder / f"test-{digest_of(self.test.digest, register(size))}.safetensors"
+        kept = (
+            self.folder
+            / f"{VALIDATION}-{digest_of(self.validation.digest, register(size), self.precision)}.safetensors"
+        )
         if not kept.exists():
-            print("promotion: features of the test images", flush=True)
+            print("promotion: features of the validation images", flush=True)
             with atomic_path(kept) as target:
-                save_file(extract_features(ShardImageDataset(self.test), size), target)
+                save_file(extract_features(ShardImageDataset(self.validation), size, precision=self.precision), target)
         return load_file(kept)
 
     def told(self) -> dict[str, Any]:
         """The settings that a measurement depends on, by dotted names."""
         settings = flatten(self.settings | {"evaluate": asdict(self.config.evaluate)})
-        return settings | {"test_images": self.test.digest[:16]}
+        return settings | {"validation_images": self.validation.digest[:16]}
 
     def _evaluate(self, samples: ImageShards, target: Path) -> None:
         print(f"promotion: features and metrics of {len(samples)} samples", flush=True)
-        features = extract_features(ShardImageDataset(samples), self.config.evaluate.feature_size)
+        features = extract_features(
+            ShardImageDataset(samples), self.config.evaluate.feature_size, precision=self.precision
+        )
         correct = predict(self.classifier, read_small(samples)) == samples.labels
         metrics = sample_metrics(features, self.reference, self.config.evaluate) | {ACCURACY: float(correct.mean())}
         save_file({"pooled": features["pooled"], "correct": torch.from_numpy(correct)}, target / "samples.safetensors")
@@ -138,12 +155,13 @@ class Bench:
 
     def _draw(self, pipeline: TokenBridgePipeline, md5: str) -> Path:
         config = self.config
-        kept = self.folder / f"samples-{digest_of(md5, self.settings, self._code('generate'))}"
+        kept = self.folder / f"samples-{digest_of(md5, self.settings, self.drawing_precision, self._code('generate'))}"
         if not (kept / MANIFEST).exists():
             drawn = kept / "drawn"
-            draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher)
-            shape = (self.test.image_size, config.generate.samples, config.data.shard_size)
-            write_samples(kept, drawn, pipeline.class_names, *shape)
+            with autocast(self.device, self.drawing_precision):
+                draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher)
+            shape = (self.validation.image_size, config.generate.samples, config.data.shard_size)
+            write_samples(kept, drawn, pipeline.class_names, *shape, self.drawing_precision)
             shutil.rmtree(drawn)
         return kept
 
@@ -178,7 +196,8 @@ class Bench:
             turns = list(zip(pipelines, seconds, strict=True))
             for pipeline, taken in turns[:: -1 if number % 2 else 1]:
                 started = time.perf_counter()
-                draw_samples(pipeline, list(range(images)), self.config.seed, self.config.generate)
+                with autocast(self.device, self.drawing_precision):
+                    draw_samples(pipeline, list(range(images)), self.config.seed, self.config.generate)
                 taken.append((time.perf_counter() - started) / images)
         return [taken[1:] for taken in seconds]  # the first round warms up
 

@@ -1,11 +1,14 @@
 """Stage ``classifier``: images -> a small classifier of real images, for the class accuracy of generated ones."""
 
+from dataclasses import replace
+
 from tokenbridge.checkpoints import Checkpoints
+from tokenbridge.data import TEST, TRAIN, VALIDATION
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.evaluation.classifier import class_accuracy, read_small, save_classifier
 from tokenbridge.evaluation.classifier_training import train_classifier
 from tokenbridge.files import write_csv, write_json
-from tokenbridge.stages.job import Job, compute
+from tokenbridge.stages.job import NUMERIC_PRECISION, Job, compute
 from tokenbridge.stages.runtime import stage_run
 
 
@@ -19,23 +22,27 @@ def main() -> None:
 
 def work(job: Job) -> None:
     """Write ``classifier``, ``metrics.json`` and ``loss.csv``."""
+    config = replace(job.config.classifier, precision=job.precision(job.config.classifier.precision))
     folder = job.root / "data/images"
-    train, test = ImageShards(folder, "train"), ImageShards(folder, "test")
+    train = ImageShards(folder, TRAIN)
     model, history = train_classifier(
         read_small(train),
         train.labels,
         label_names=train.label_names,
-        config=job.config.classifier,
+        config=config,
         seed=job.config.seed,
         checkpoints=Checkpoints(job.work / "checkpoints"),
         launcher=job.config.launcher,
         tracker=job.tracker,
         device=job.device,
     )
-    accuracy = class_accuracy(model, read_small(test), test.labels)
-    print(f"classifier: {accuracy:.2%} of {len(test):,} test images", flush=True)
+    held_out = {split: ImageShards(folder, split) for split in (VALIDATION, TEST)}
+    accuracy = {name: class_accuracy(model, read_small(images), images.labels) for name, images in held_out.items()}
+    for name, images in held_out.items():
+        print(f"classifier: {accuracy[name]:.2%} of {len(images):,} {name} images", flush=True)
     save_classifier(model, job.work / "classifier")
-    write_json(job.work / "metrics.json", {"test_accuracy": accuracy, "loss": history[-1]["loss"]})
+    metrics = {f"{name}_accuracy": value for name, value in accuracy.items()} | {"loss": history[-1]["loss"]}
+    write_json(job.work / "metrics.json", metrics | {NUMERIC_PRECISION: config.precision})
     write_csv(job.work / "loss.csv", history)
 
 

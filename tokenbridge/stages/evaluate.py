@@ -1,7 +1,10 @@
-"""Stage ``evaluate@<model>``: samples against the test images, with real train images beside them as the floor."""
+"""Stage ``evaluate@<model>``: samples against the validation and the test images, with real images as the floor.
+
+Metrics against the validation images are what settings are chosen by; those against the test images are final figures.
+"""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tokenbridge.config import Config
-from tokenbridge.data.shards import ImageShards
+from tokenbridge.data import TEST, TRAIN, VALIDATION
+from tokenbridge.data.shards import ImageShards, read_manifest
 from tokenbridge.data.splits import balanced_subset
 from tokenbridge.evaluation.checks import check_counts, check_sample_count
 from tokenbridge.evaluation.classifier import accuracy_by_class, load_classifier, shared_predictions
@@ -24,11 +28,12 @@ from tokenbridge.evaluation.metrics import (
     sample_metrics,
 )
 from tokenbridge.files import write_csv, write_json
-from tokenbridge.stages.job import Job, compute
+from tokenbridge.stages.job import NUMERIC_PRECISION, Job, compute
 from tokenbridge.stages.runtime import stage_run
 
-SAMPLES, FLOOR, TEST = "samples", "floor", "test"  # as many real train images are the floor
+SAMPLES, FLOOR = "samples", "floor"  # as many real train images are the floor
 PREFIXES = {SAMPLES: "", FLOOR: "floor_"}  # of a set's metrics
+REFERENCES = {TEST: "", VALIDATION: f"{VALIDATION}_"}  # prefixes of metrics, by what they are against
 
 ImageSets = dict[str, Dataset[Tensor]]
 Extract = Callable[[Dataset[Tensor]], Features]
@@ -37,8 +42,7 @@ Extract = Callable[[Dataset[Tensor]], Features]
 def main() -> None:
     name = sys.argv[1]
     with stage_run(f"evaluate@{name}") as run:
-        samples, train, test = _shards(run.root, name)
-        _check(run.config, len(samples), len(train), len(test))
+        _check(run.config, {split: len(images) for split, images in _shards(run.root, name).items()})
         compute(run, work)
         for file in ("confusion.csv", "class_accuracy.csv"):
             run.publish(run.work / file, f"reports/evaluate/{name}/{file}")
@@ -47,43 +51,45 @@ def main() -> None:
 
 def work(job: Job) -> None:
     """Write ``metrics.json``, ``confusion.csv`` and ``class_accuracy.csv``; features come from all processes."""
-    samples, train, test = _shards(job.root, job.item)
+    shards, config = _shards(job.root, job.item), job.config.evaluate
+    samples, train = shards[SAMPLES], shards[TRAIN]
     floor = ShardImageDataset(train, balanced_subset(train.labels, len(samples)))
-    sets: ImageSets = {SAMPLES: ShardImageDataset(samples), FLOOR: floor, TEST: ShardImageDataset(test)}
-    config = job.config.evaluate
-    lite0 = _features(job, sets, "lite0", partial(extract_features, size=config.feature_size))
+    sets: ImageSets = {name: ShardImageDataset(shards[name]) for name in (SAMPLES, *REFERENCES)}
+    sets[FLOOR] = floor
+    precision = job.precision(config.precision)
+    extract = partial(extract_features, size=config.feature_size, precision=precision)
+    lite0 = _features(job, sets, "lite0", extract)
     inception = None
     if config.inception_weights is not None:
         weights = find_inception_weights(config.inception_weights)
-        needed = {name: images for name, images in sets.items() if name != TEST or config.inception_reference is None}
+        needed = {name: sets[name] for name in (*PREFIXES, *([TEST] if config.inception_reference is None else []))}
         inception = _features(job, needed, "inception", partial(inception_features, weights=weights))
     predicted = _predictions(job, samples)
     if lite0 is None or predicted is None:  # the first process has them
         return
     metrics: dict[str, float] = {"samples": len(samples)}
-    for name, prefix in PREFIXES.items():
-        metrics |= _prefixed(prefix, sample_metrics(lite0[name], lite0[TEST], config))
+    for reference, against in REFERENCES.items():
+        for name, prefix in PREFIXES.items():
+            metrics |= _prefixed(against + prefix, sample_metrics(lite0[name], lite0[reference], config))
     if inception is not None:
         metrics |= _inception(job, inception)
     metrics["class_accuracy"] = _classify(job, samples, predicted)
-    write_json(job.work / "metrics.json", metrics)
+    drawn_in = read_manifest(job.root / "data/samples" / job.item)["precision"]
+    precisions = {NUMERIC_PRECISION: precision, f"samples_{NUMERIC_PRECISION}": drawn_in}
+    write_json(job.work / "metrics.json", metrics | precisions)
 
 
-def _shards(root: Path, model: str) -> tuple[ImageShards, ImageShards, ImageShards]:
-    """The samples, the train and the test images."""
-    images = root / "data/images"
-    return (
-        ImageShards(root / "data/samples" / model, "samples"),
-        ImageShards(images, "train"),
-        ImageShards(images, "test"),
-    )
+def _shards(root: Path, model: str) -> dict[str, ImageShards]:
+    """The samples, and the real images of each split."""
+    images = {split: ImageShards(root / "data/images", split) for split in (TRAIN, VALIDATION, TEST)}
+    return images | {SAMPLES: ImageShards(root / "data/samples" / model, SAMPLES)}
 
 
-def _check(config: Config, samples: int, train: int, test: int) -> None:
+def _check(config: Config, counts: Mapping[str, int]) -> None:
     """Everything that can be found wrong before the first image is looked at."""
     check_inception(config.evaluate)
-    check_sample_count(samples, config.generate.samples)
-    check_counts(config.evaluate, samples, train, test)
+    check_sample_count(counts[SAMPLES], config.generate.samples)
+    check_counts(config.evaluate, counts[SAMPLES], counts)
 
 
 def _features(job: Job, sets: ImageSets, extractor: str, extract: Extract) -> dict[str, Features] | None:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tokenbridge.config import Config
-from tokenbridge.data.shards import ImageShards
+from tokenbridge.data.shards import ImageShards, image_counts
 from tokenbridge.data.sources import fetch_images
 from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.inception import check_inception
@@ -32,8 +32,7 @@ def main() -> None:
 def _check(config: Config, manifest: dict[str, Any]) -> None:
     """What the evaluation at the other end of the pipeline needs: fails now rather than after training."""
     check_inception(config.evaluate)
-    counts = {split: content["count"] for split, content in manifest["splits"].items()}
-    check_counts(config.evaluate, config.generate.samples, counts["train"], counts["test"])
+    check_counts(config.evaluate, config.generate.samples, image_counts(manifest))
 
 
 def picture(images: ImageShards) -> Image.Image:

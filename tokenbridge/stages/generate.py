@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from tokenbridge.config import GenerateConfig
-from tokenbridge.data.shards import read_manifest
+from tokenbridge.data.shards import image_counts, read_manifest
+from tokenbridge.device import autocast
 from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.inception import check_inception
 from tokenbridge.generation import CHUNK, GRID_ROWS, draw_chunks, grid_indices, sample_chunks, write_samples
@@ -30,19 +31,21 @@ def work(job: Job) -> None:
     config = job.config
     pipeline = TokenBridgePipeline.from_pretrained(job.root / "models" / job.item).to(job.device)
     drawn, names = job.work / "drawn", pipeline.class_names
-    draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher, job.processes)
+    precision = job.precision(config.generate.precision)
+    with autocast(job.device, precision):
+        draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher, job.processes)
     if job.processes.first:
         count, data = config.generate.samples, config.data
-        write_samples(job.work / "samples", drawn, names, data.image_size, count, data.shard_size)
+        write_samples(job.work / "samples", drawn, names, data.image_size, count, data.shard_size, precision)
         _write_grid(config.generate, drawn, names, job.work / "grid.png")
 
 
 def _check(run: StageRun) -> None:
     """What evaluation will need: fails now rather than after sampling."""
     check_inception(run.config.evaluate)
-    splits = read_manifest(run.root / "data/images")["splits"]
-    counts = splits["train"]["count"], splits["test"]["count"]
-    check_counts(run.config.evaluate, run.config.generate.samples, *counts)
+    check_counts(
+        run.config.evaluate, run.config.generate.samples, image_counts(read_manifest(run.root / "data/images"))
+    )
 
 
 def _write_grid(config: GenerateConfig, drawn: Path, label_names: list[str], picture: Path) -> None:

@@ -16,14 +16,18 @@ from typing import Any
 
 import torch
 
-from tokenbridge.config import LOCAL, Config
-from tokenbridge.device import pick_device
+from tokenbridge.config import AUTO, BF16, LOCAL, Config
+from tokenbridge.device import device_name, emulation_cost, has_bf16, pick_device, resolve_precision
+from tokenbridge.errors import UserError
+from tokenbridge.files import atomic_write_text
 from tokenbridge.launching import launch
 from tokenbridge.launching.work import LOGS
 from tokenbridge.processes import ALONE, Processes
 from tokenbridge.stages.runtime import StageRun
 from tokenbridge.watching import MetricSink, Stop, never
 
+PRECISION = "precision"  # file in the work folder: what the stage computes in
+NUMERIC_PRECISION = "numeric_precision"  # the same in reports and in MLflow, where precision is a metric of samples
 METRICS = "metrics.jsonl"  # what the first of several processes measures while it trains
 LISTEN_SECONDS = 1.0
 LOG_SECONDS = 300.0  # between copies of the workers' output, as long as they work
@@ -46,6 +50,34 @@ class Job:
     def item(self) -> str:
         """What stands behind the @ in the stage's name."""
         return self.name.partition("@")[2]
+
+    def precision(self, setting: str) -> str:
+        """bf16 or fp32, alike in all processes: rank 0 resolves ``setting``, and a resumed stage keeps what it had.
+
+        Rank 0 prints the result, tags the run with it, and notes it in the work folder.
+
+        Raises:
+            UserError: if the stage was begun in bf16, and is resumed on a device that only emulates it.
+        """
+        chosen = self.processes.first_says(self._begun_in() or resolve_precision(setting, self.device))
+        emulated = chosen == BF16 and not has_bf16(self.device)
+        if emulated and setting == AUTO:
+            raise UserError(
+                f"{self.work} was begun in bf16, which {device_name(self.device)} only emulates: resume on a machine "
+                "that has bf16 in hardware, or delete that folder to start this stage again in float32"
+            )
+        if self.processes.first:
+            if emulated:
+                print(f"{self.name}: {emulation_cost('precision', self.device)}", flush=True)
+            print(f"{self.name}: computing in {chosen} on {device_name(self.device)}", flush=True)
+            self.tracker.tags({NUMERIC_PRECISION: chosen})
+            atomic_write_text(self.work / PRECISION, chosen)
+        return chosen
+
+    def _begun_in(self) -> str | None:
+        """The precision of the interrupted run that this one resumes."""
+        noted = self.work / PRECISION
+        return noted.read_text() if noted.exists() else None
 
 
 def compute(run: StageRun, work: Callable[[Job], None], *, alone: bool = False) -> None:
@@ -72,8 +104,14 @@ class MetricFile:
     path: Path
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        self._append("metrics", values=values, step=step)
+
+    def tags(self, values: dict[str, str]) -> None:
+        self._append("tags", values=values)
+
+    def _append(self, kind: str, **fields: Any) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps({"values": values, "step": step}) + "\n")
+            file.write(json.dumps({"type": kind} | fields) + "\n")
 
 
 @contextmanager
@@ -100,7 +138,8 @@ def _metrics_passed_on(path: Path, tracker: MetricSink) -> AbstractContextManage
                 last_time = ended.is_set()
                 *lines, rest = (rest + file.read()).split("\n")
                 for record in filter(None, map(_record, lines)):
-                    tracker.metrics(**record)
+                    kind = record.pop("type")
+                    (tracker.tags if kind == "tags" else tracker.metrics)(**record)
                 if last_time:
                     return
                 ended.wait(LISTEN_SECONDS)

@@ -6,10 +6,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch.utils.data import Dataset
 
 from tokenbridge.config import QuantizerConfig, ReconstructConfig
+from tokenbridge.data import TEST, VALIDATION
 from tokenbridge.data.shards import ImageShards
-from tokenbridge.evaluation.features import ShardImageDataset, extract_features
+from tokenbridge.device import autocast, resolve_precision
+from tokenbridge.evaluation.features import Features, ShardImageDataset, extract_features
 from tokenbridge.evaluation.metrics import frechet_distance
 from tokenbridge.evaluation.reconstruction import psnr, ssim
 from tokenbridge.figures import study_figure
@@ -18,12 +21,12 @@ from tokenbridge.levels import FIXED_FAMILIES
 from tokenbridge.moments import Moments, fitting_latents, sample_posterior
 from tokenbridge.plots import image_grid
 from tokenbridge.progress import Progress
-from tokenbridge.quantizer import fit_quantizer, to_maps, to_sequence
-from tokenbridge.stages.job import Job, compute
+from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer, to_maps, to_sequence
+from tokenbridge.stages.job import NUMERIC_PRECISION, Job, compute
 from tokenbridge.stages.runtime import stage_run
 from tokenbridge.vae import decode_images, encode_moments, load_vae
 
-PICTURED = 10  # test images in the picture
+PICTURED = 10  # images in the picture
 ORIGINAL, CONTINUOUS = "original", "continuous"  # titles of what is not quantized
 
 Studies = Mapping[str, list[QuantizerConfig]]
@@ -38,18 +41,25 @@ def main() -> None:
 
 
 def work(job: Job) -> None:
-    """Write ``report.json`` and the folder ``plots``."""
-    studies = study_variants(job.config.quantizer, job.config.reconstruct)
-    originals, latents, vae = _latents(job)
-    sets = {CONTINUOUS: latents} | _quantized(job, studies, latents)
-    metrics, pictures = _measure(job, originals, sets, vae)
+    """Write ``report.json`` and the folder ``plots``.
+
+    The study, from which a quantizer is chosen, is made on validation images. The test images give the figures of the
+    configured quantizer alone.
+    """
+    config = job.config.quantizer
+    studies = study_variants(config, job.config.reconstruct)
+    quantizers = _fitted(job, studies)
+    measure = Measure(job, load_vae(job.root / "models/vae").to(job.device), len(quantizers))
+    studied, pictures = measure.reconstructions(VALIDATION, quantizers)
+    tested, _ = measure.reconstructions(TEST, {title(config): quantizers[title(config)]})
     plots = job.work / "plots"
     plots.mkdir(exist_ok=True)
-    write_csv(plots / "table.csv", study_table(studies, metrics))
-    panels = {name: [(getattr(v, name), metrics[title(v)]) for v in each] for name, each in studies.items()}
-    study_figure(panels, metrics[CONTINUOUS]).savefig(plots / "study.png")
+    write_csv(plots / "table.csv", study_table(studies, studied))
+    panels = {name: [(getattr(v, name), studied[title(v)]) for v in each] for name, each in studies.items()}
+    study_figure(panels, studied[CONTINUOUS]).savefig(plots / "study.png")
     image_grid(np.concatenate(list(pictures.values())), PICTURED, list(pictures)).save(plots / "images.png")
-    write_json(job.work / "report.json", _summary(metrics, job.config.quantizer))
+    validation = {f"{VALIDATION}_{name}": value for name, value in _summary(studied, config).items()}
+    write_json(job.work / "report.json", _summary(tested, config) | validation | {NUMERIC_PRECISION: measure.precision})
 
 
 def study_variants(config: QuantizerConfig, wanted: ReconstructConfig) -> Studies:
@@ -78,49 +88,68 @@ def study_table(studies: Studies, metrics: Mapping[str, Mapping[str, float]]) ->
     return [{"quantizer": name, **row, **metrics[name]} for name, row in settings.items()]
 
 
-def _latents(job: Job) -> tuple[np.ndarray, torch.Tensor, AutoencoderKL]:
-    """The test images and their posterior means [N, C0, H, W] in VAE units."""
-    images = ImageShards(job.root / "data/images", "test")
-    originals, _ = images.read(0, min(job.config.reconstruct.images, len(images)))
-    vae = load_vae(job.root / "models/vae").to(job.device)
-    batches = torch.from_numpy(np.arange(len(originals))).split(job.config.launcher.batch_size)
-    means = [sample_posterior(encode_moments(vae, originals[batch.numpy()])).cpu() for batch in batches]
-    return originals, torch.cat(means), vae
-
-
-def _quantized(job: Job, studies: Studies, latents: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The latents after a trip through the tokens of each distinct variant, by title."""
+def _fitted(job: Job, studies: Studies) -> dict[str, DimensionwiseQuantizer]:
+    """Each distinct variant, fitted to the training images' moments, by title."""
     config = job.config.quantizer
     fitting = fitting_latents(Moments(job.root / "data/moments"), config.fit_images, job.config.seed)
     distinct = {title(variant): variant for variants in studies.values() for variant in variants}
-    quantized = {}
-    for name, variant in distinct.items():
-        quantizer = fit_quantizer(fitting, variant)
-        normalized = quantizer.normalize(latents)
-        levels = quantizer.decode(quantizer.encode(to_sequence(normalized)))
-        quantized[name] = quantizer.denormalize(to_maps(levels, *normalized.shape[-2:]))
-    return quantized
+    return {name: fit_quantizer(fitting, variant) for name, variant in distinct.items()}
 
 
-def _measure(
-    job: Job, originals: np.ndarray, sets: Mapping[str, torch.Tensor], vae: AutoencoderKL
-) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-    """Metrics of the images of each set of latents, and the first images for the picture, by title."""
-    size, batch_size = job.config.evaluate.feature_size, job.config.launcher.batch_size
-    progress = Progress("reconstruct", len(sets) + 1, "sets", job.config.launcher.log_seconds)
-    reference = extract_features(ShardImageDataset(ImageShards(job.root / "data/images", "test")), size)
-    progress.advance(1)
-    metrics, pictures = {}, {ORIGINAL: originals[:PICTURED]}
-    for name, latents in sets.items():
-        images = np.concatenate([decode_images(vae, batch) for batch in latents.split(batch_size)])
-        metrics[name] = {
-            "psnr": psnr(images, originals),
-            "ssim": ssim(images, originals),
-            f"fd_efficientnet_lite0_{size}px": frechet_distance(extract_features(images, size), reference),
-        }
-        pictures[name] = images[:PICTURED]
-        progress.advance(1)
-    return metrics, pictures
+class Measure:
+    """Measures how well images of a split pass through the VAE, and through the tokens of each quantizer."""
+
+    def __init__(self, job: Job, vae: AutoencoderKL, variants: int) -> None:
+        self.job, self.vae = job, vae
+        self.precision = job.precision(job.config.reconstruct.precision)
+        self.progress = Progress("reconstruct", variants + 5, "sets", job.config.launcher.log_seconds)
+
+    def reconstructions(
+        self, split: str, quantizers: Mapping[str, DimensionwiseQuantizer]
+    ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+        """Metrics of each set of reconstructions, and its first images for the picture, by title."""
+        images = ImageShards(self.job.root / "data/images", split)
+        originals, _ = images.read(0, min(self.job.config.reconstruct.images, len(images)))
+        reference = self._features(ShardImageDataset(images))
+        latents = self._latents(originals)
+        metrics, pictures = {}, {ORIGINAL: originals[:PICTURED]}
+        sets = {CONTINUOUS: latents} | {name: _through_tokens(each, latents) for name, each in quantizers.items()}
+        for name, passed in sets.items():
+            rebuilt = self._decode(passed)
+            distance = frechet_distance(self._features(rebuilt), reference)
+            metrics[name] = {
+                "psnr": psnr(rebuilt, originals),
+                "ssim": ssim(rebuilt, originals),
+                f"fd_efficientnet_lite0_{self.job.config.evaluate.feature_size}px": distance,
+            }
+            pictures[name] = rebuilt[:PICTURED]
+        return metrics, pictures
+
+    def _features(self, images: Dataset[torch.Tensor] | np.ndarray) -> Features:
+        config = self.job.config.evaluate
+        precision = resolve_precision(config.precision, self.job.device)
+        features = extract_features(images, config.feature_size, precision=precision)
+        self.progress.advance(1)
+        return features
+
+    def _latents(self, originals: np.ndarray) -> torch.Tensor:
+        """Posterior means [N, C0, H, W] in VAE units."""
+        batch_size = self.job.config.launcher.batch_size
+        batches = [originals[start : start + batch_size] for start in range(0, len(originals), batch_size)]
+        with autocast(self.job.device, self.precision):
+            return torch.cat([sample_posterior(encode_moments(self.vae, batch)).cpu() for batch in batches])
+
+    def _decode(self, latents: torch.Tensor) -> np.ndarray:
+        with autocast(self.job.device, self.precision):
+            batches = latents.split(self.job.config.launcher.batch_size)
+            return np.concatenate([decode_images(self.vae, batch) for batch in batches])
+
+
+def _through_tokens(quantizer: DimensionwiseQuantizer, latents: torch.Tensor) -> torch.Tensor:
+    """The latents after a trip through the tokens."""
+    normalized = quantizer.normalize(latents)
+    levels = quantizer.decode(quantizer.encode(to_sequence(normalized)))
+    return quantizer.denormalize(to_maps(levels, *normalized.shape[-2:]))
 
 
 def _summary(metrics: Mapping[str, Mapping[str, float]], config: QuantizerConfig) -> dict[str, float]:

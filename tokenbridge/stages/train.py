@@ -4,6 +4,7 @@ A model with ``pretrained`` set is taken from there instead, such as one that `t
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tokenbridge.config import MOMENTS, ConfigError, ModelConfig
@@ -14,7 +15,7 @@ from tokenbridge.moments import Moments
 from tokenbridge.numerics import REPORT
 from tokenbridge.pipeline import TokenBridgePipeline
 from tokenbridge.quantizer import DimensionwiseQuantizer
-from tokenbridge.stages.job import Job, compute
+from tokenbridge.stages.job import NUMERIC_PRECISION, Job, compute
 from tokenbridge.stages.runtime import stage_run
 from tokenbridge.tokens import StoredTokens
 from tokenbridge.training import BAD_STEP, token_shape, train
@@ -56,6 +57,8 @@ def _training_data(job: Job, quantizer: DimensionwiseQuantizer) -> TrainingData:
 
 
 def _train(job: Job, config: ModelConfig, data: TrainingData, quantizer: DimensionwiseQuantizer) -> None:
+    recipe = replace(config.train, precision=job.precision(config.train.precision))
+    config = replace(config, train=recipe)
     model, history = train(
         config,
         data,
@@ -70,7 +73,7 @@ def _train(job: Job, config: ModelConfig, data: TrainingData, quantizer: Dimensi
     if job.processes.first:
         label_names = read_manifest(job.root / "data/images")["label_names"]
         pipeline = TokenBridgePipeline(load_vae(job.root / "models/vae"), model, quantizer, label_names)
-        _write(job, pipeline, {"loss": history[-1]["loss"]})
+        _write(job, pipeline, {"loss": history[-1]["loss"], NUMERIC_PRECISION: recipe.precision})
         write_csv(job.work / "loss.csv", history)
 
 
@@ -88,7 +91,7 @@ def _take(job: Job, folder: Path, shape: dict[str, int]) -> None:
     atomic_write_text(job.work / "loss.csv", "step,images,loss\n")  # DVC wants the file; nothing was trained
 
 
-def _write(job: Job, pipeline: TokenBridgePipeline, metrics: dict[str, float]) -> None:
+def _write(job: Job, pipeline: TokenBridgePipeline, metrics: dict[str, float | str]) -> None:
     with atomic_path(job.work / "pipeline") as target:
         pipeline.save_pretrained(target)
     parameters = sum(parameter.numel() for parameter in pipeline.transformer.parameters())
