@@ -37,7 +37,7 @@ class Report:
 
     title: str
     path: str
-    metrics: Mapping[str, float] | None
+    metrics: Mapping[str, float | str] | None
     absence: str = ""
 
 
@@ -169,7 +169,7 @@ def _data(data: Mapping[str, Any]) -> str:
 def _report(report: Report) -> str:
     if report.metrics is None:
         return f"**{report.title}.** {report.absence}"
-    rows = [f"| `{name}` | {_number(value)} |" for name, value in report.metrics.items()]
+    rows = [f"| `{name}` | {_shown(value)} |" for name, value in report.metrics.items()]
     return "\n".join([f"**{report.title}** (`{report.path}`)", "", "| metric | value |", "|---|---|", *rows])
 
 
@@ -205,5 +205,7 @@ def _settings(values: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}` {value}" for name, value in values.items() if value is not None)
 
 
-def _number(value: float) -> str:
+def _shown(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
