@@ -1,5 +1,6 @@
 """Checkpoints of a training."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tokenbridge.checkpoints import PREFIX, PROGRESS, CheckpointError, Checkpoints, State, live_tensors
+from tokenbridge.checkpoints import (
+    LONGEST,
+    PREFIX,
+    PROGRESS,
+    CheckpointError,
+    Checkpoints,
+    Pace,
+    State,
+    live_tensors,
+)
 from tokenbridge.ema import Ema
 from tokenbridge.files import read_json
 from tokenbridge.optim import build_optimizers, update_weights
@@ -132,3 +142,98 @@ def test_its_manifest_tells_the_sizes_of_its_files(tmp_path: Path) -> None:
     folder = tmp_path / f"{PREFIX}{7:08d}"
     files = read_json(folder / PROGRESS)["files"]
     assert files == {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+
+
+class Clock:
+    """Stands still unless it is told to go on."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def until_due(self, pace: Pace) -> float:
+        """Let it go on until a checkpoint is due; the seconds that it took."""
+        began = self.seconds
+        while not pace.due:
+            self.seconds += 1
+        return self.seconds - began
+
+    def stand_still(self, pace: Pace, seconds: float, *, saving: bool = True) -> None:
+        with pace.standing_still(saving=saving):
+            self.seconds += seconds
+
+
+@pytest.mark.parametrize(
+    ("stood", "apart"),
+    [
+        (0.0, 20),  # costs nothing: the least
+        (0.25, 20),
+        (2.0, 100),  # 50 times as long
+        (12.0, 600),
+        (100.0, LONGEST),  # so much is lost at most by a kill
+    ],
+)
+def test_the_next_one_is_due_after_50_times_what_the_last_one_cost(stood: float, apart: float) -> None:
+    clock = Clock()
+    pace = Pace(20, 0.02, clock)
+    assert clock.until_due(pace) == 20
+    clock.stand_still(pace, stood)
+    assert clock.until_due(pace) == apart
+
+
+def test_what_stands_still_after_it_is_counted_and_is_no_training() -> None:
+    clock = Clock()
+    pace = Pace(20, 0.02, clock)
+    clock.stand_still(pace, 1)
+    clock.seconds += 10
+    clock.stand_still(pace, 3, saving=False)
+    assert clock.until_due(pace) == (1 + 3) * 50 - 10
+
+
+def test_only_the_last_one_counts() -> None:
+    clock = Clock()
+    pace = Pace(20, 0.02, clock)
+    clock.stand_still(pace, 30)
+    clock.stand_still(pace, 1)
+    assert clock.until_due(pace) == 50
+
+
+def test_more_seconds_apart_than_half_an_hour_are_kept() -> None:
+    clock = Clock()
+    assert clock.until_due(Pace(2 * LONGEST, 0.02, clock)) == 2 * LONGEST
+
+
+@given(costs=st.lists(st.floats(0.01, 36), min_size=1, max_size=20))
+def test_no_more_than_its_share_of_the_time_is_lost(costs: list[float]) -> None:
+    """As long as one takes less than 2 % of half an hour."""
+    clock = Clock()
+    pace = Pace(20, 0.02, clock)
+    for cost in costs:
+        clock.stand_still(pace, cost)
+        clock.until_due(pace)
+    assert sum(costs) <= 0.02 * clock.seconds
+
+
+def test_a_large_state_costs_little(tmp_path: Path) -> None:
+    """Of 300 MB, the copy and the wait for its publication; the clock of the training jumps instead of training."""
+    state = {"model": nn.ModuleList([nn.Linear(1024, 1024) for _ in range(72)])}
+    checkpoints, jumped = Checkpoints(tmp_path), 0.0
+    pace = Pace(0.01, 0.02, lambda: time.monotonic() + jumped)
+    stood = 0.0
+    for step in range(1, 4):
+        began = time.monotonic()
+        with pace.standing_still(saving=True):
+            checkpoints.save(step, state, {})
+        stood += time.monotonic() - began
+        while checkpoints.writing:
+            time.sleep(0.001)  # the training would go on
+        began = time.monotonic()
+        with pace.standing_still(saving=False):
+            checkpoints.publish_finished()
+        stood += time.monotonic() - began
+        while not pace.due:
+            jumped += 0.01
+    assert checkpoints.steps() == [2, 3]
+    assert stood <= 0.03 * (jumped + stood)

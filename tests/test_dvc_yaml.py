@@ -37,6 +37,7 @@ INFRASTRUCTURE = {
     "storage/bucket.py",
     "storage/client.py",
     "storage/paths.py",
+    "straight_writer.py",
     "watching.py",
 }
 APART = ("launching/", "tracking/")  # folders of the same kind

@@ -7,9 +7,11 @@ renamed when it is whole. What n processes wrote, m can read.
 
 import json
 import shutil
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -26,10 +28,12 @@ from torch.distributed.tensor import DTensor
 from tokenbridge.errors import UserError
 from tokenbridge.files import DiskFullError, is_full, read_json, write_json
 from tokenbridge.processes import ALONE, PATIENCE, Processes
+from tokenbridge.straight_writer import StraightWriter
 
 PROGRESS = "progress.json"
 FAILURES = (Exception, CheckpointException)  # torch's own is no Exception
 PREFIX, UNFINISHED = "step-", ".unfinished-"
+LONGEST = 30 * 60.0  # seconds between two, whatever one costs, unless more are set
 # that one process is alone, which torch is told; checkpoints are written in a thread, so for all of the process
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
@@ -83,6 +87,34 @@ def live_tensors(state: State) -> dict[str, Tensor]:
             optimizer_tensors(each) if isinstance(each, torch.optim.Optimizer) else each.state_dict()
         ).items()
     }
+
+
+class Pace:
+    """When the next checkpoint is due, by how long the last one made the training stand still.
+
+    Args:
+        least: seconds of training between two, at least.
+        share: of the time, that standing still may take: the training runs 1 / ``share`` times as long between.
+    """
+
+    def __init__(self, least: float, share: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.least, self.share, self.now = least, share, now
+        self.stood = 0.0  # for the last one: while it was copied, then while it was let count
+        self.running_since = now()  # later by what it stood still since then
+
+    @property
+    def due(self) -> bool:
+        gap = max(self.least, min(self.stood / self.share, LONGEST))
+        return self.now() - self.running_since >= gap
+
+    @contextmanager
+    def standing_still(self, *, saving: bool) -> Iterator[None]:
+        """Time what the training waits for: the beginning of a checkpoint, or the rest of the last one."""
+        began = self.now()
+        yield
+        ended = self.now()
+        self.stood = ended - began + (0.0 if saving else self.stood)
+        self.running_since = ended if saving else self.running_since + ended - began
 
 
 class Checkpoints:
@@ -139,19 +171,23 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.processes.wait()
         self._unpublished = aside, json.loads(json.dumps(progress))  # as it is now; written later, it may have moved on
-        writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
         tensors = self._own(live_tensors(state))
         try:
             alone = self._group is None
-            saving = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=alone)
+            saving = async_save(tensors, storage_writer=StraightWriter(aside), process_group=self._group, no_dist=alone)
             assert isinstance(saving, Future)
             self._saving = saving
         except FAILURES as error:
             raise self._failure(error) from error
 
+    @property
+    def writing(self) -> bool:
+        """Whether this process is writing one, which the next would have to wait for."""
+        return self._saving is not None and not self._saving.done()
+
     def publish_finished(self) -> None:
         """Let a checkpoint count as soon as it is written; called now and then, by any process."""
-        if self._saving is not None and self._saving.done():
+        if not self.writing:
             self.finish()
 
     def finish(self) -> None:

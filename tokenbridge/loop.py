@@ -1,13 +1,12 @@
 """The loop that every trained part shares: seeded steps, progress, metrics, and checkpoints to resume from."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from tokenbridge.checkpoints import CheckpointError, Checkpoints, State
+from tokenbridge.checkpoints import CheckpointError, Checkpoints, Pace, State
 from tokenbridge.config import LauncherConfig
 from tokenbridge.progress import Progress
 from tokenbridge.seeding import derive_seed
@@ -65,7 +64,7 @@ def run_steps(
     start, history, window = resumed["step"], resumed["history"], Window(resumed["window"])
     every = max(1, math.ceil(total_steps / HISTORY_ROWS))
     progress = Progress(label, total_steps, "steps", launcher.log_seconds, start) if processes.first else None
-    saved = time.monotonic()
+    pace = Pace(launcher.checkpoint_seconds, launcher.checkpoint_share)
     for step in range(start, total_steps):
         torch.manual_seed(derive_seed(seed, label, step))
         window.add(step_fn(step))
@@ -75,13 +74,13 @@ def run_steps(
             history.append({"step": done, "images": done * images_per_step, **means})
             if processes.first:
                 tracker.metrics(means, step=done)
-        overdue = done == total_steps or time.monotonic() - saved > launcher.checkpoint_seconds
+        overdue = done == total_steps or (pace.due and not checkpoints.writing)
         overdue, stopping = processes.any(overdue and processes.first, stop())
-        if overdue or stopping:
-            progress_made = {"step": done, "precision": precision, "history": history, "window": window.sums}
-            checkpoints.save(done, state, progress_made)
-            saved = time.monotonic()
-        checkpoints.publish_finished()
+        with pace.standing_still(saving=overdue or stopping):
+            if overdue or stopping:
+                reached = {"step": done, "precision": precision, "history": history, "window": window.sums}
+                checkpoints.save(done, state, reached)
+            checkpoints.publish_finished()
         if progress:
             progress.advance(1, _note(history))
         if stopping and done < total_steps:

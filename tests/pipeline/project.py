@@ -41,7 +41,12 @@ class Project:
     can be recovered from. 500 samples are two chunks.
     """
 
-    launching = ("launcher.checkpoint_seconds=0.2", "launcher.log_seconds=0.5", "launcher.threads=1")
+    launching = (
+        "launcher.checkpoint_seconds=0.2",
+        "launcher.checkpoint_share=1",
+        "launcher.log_seconds=0.5",
+        "launcher.threads=1",
+    )
     overrides = ("experiment=smoke", "train.epochs=3", "generate.samples=500", *launching)
     settled = False  # whether the last command was a ``repro`` of these settings that ended well
 

@@ -23,7 +23,8 @@ from tokenbridge.vae_training import build_vae
 
 from .conftest import ROOT
 
-SETTINGS = ["experiment=smoke", "train.epochs=30", "train.warmup_epochs=1", "launcher.checkpoint_seconds=0.01"]
+OFTEN = ["launcher.checkpoint_seconds=0.01", "launcher.checkpoint_share=1"]
+SETTINGS = ["experiment=smoke", "train.epochs=30", "train.warmup_epochs=1", *OFTEN]
 
 
 @pytest.fixture

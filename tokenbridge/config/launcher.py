@@ -83,7 +83,8 @@ class LauncherConfig:
     threads: int  # CPU threads of each process; 0: all cores, shared among them, to train; chunks.THREADS for chunks
     batch_size: int  # images per batch wherever nothing is learnt
     log_seconds: float  # between progress lines
-    checkpoint_seconds: float  # between checkpoints
+    checkpoint_seconds: float  # of training between checkpoints, at least
+    checkpoint_share: float  # of the time, that a training may stand still for checkpoints
     gpu_group: str  # flows train one at a time on the machines of a group
     slurm: SlurmConfig | None = None
     kubernetes: KubernetesConfig | None = None
@@ -92,7 +93,7 @@ class LauncherConfig:
         require_choice("launcher.kind", self.kind, (LOCAL, SLURM, KUBERNETES))
         require_choice("launcher.strategy", self.strategy, (DDP, FSDP))
         counts = ("nodes", "processes", "accumulation", "keep_checkpoints", "batch_size")
-        names = (*counts, "log_seconds", "checkpoint_seconds")
+        names = (*counts, "log_seconds", "checkpoint_seconds", "checkpoint_share")
         require_positive("launcher", **{name: getattr(self, name) for name in names})
         for name in ("max_restarts", "keep_every", "threads"):
             require(getattr(self, name) >= 0, f"launcher.{name} is {getattr(self, name)}: 0 is the least")

@@ -117,8 +117,9 @@ def cost_lines(plan: Plan, config: Config) -> list[Line]:
     schedule, step, settings = plan.schedule, plan.schedule.step, config.plan
     spent = f"compute {duration(step.compute)}, waiting {duration(step.waiting)}, update {duration(step.update)}"
     gradients = f"{scaled(step.exchanged, 'B')} a step and GPU, {duration(step.exchange)}"
-    share = schedule.checkpoint / (schedule.checkpoint + config.launcher.checkpoint_seconds)
-    checkpoint = f"{scaled(plan.volumes.checkpoint, 'B')}, {duration(schedule.checkpoint)}, {share:.1%} of the time"
+    share = config.launcher.checkpoint_share
+    written = f"{scaled(plan.volumes.checkpoint, 'B')}, written in {duration(schedule.checkpoint)} beside the training"
+    checkpoint = f"{written}, which stands still for {share:.1%} of the time at most"
     return [
         ("a step", f"{duration(step.total)}: {spent}"),
         ("exchange", f"{gradients}, hidden from {step.bandwidth:.3g} GB/s on"),
