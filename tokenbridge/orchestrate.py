@@ -23,6 +23,7 @@ from tokenbridge.freshness import is_of, is_stale, note_fetched
 from tokenbridge.locks import only_pipeline
 from tokenbridge.machine import installed_packages, processor
 from tokenbridge.params import PARAMS_FILE, compose_config, flatten, load_params, validate, write_params
+from tokenbridge.precision_check import check_precision
 from tokenbridge.promotion.registration import register_models
 from tokenbridge.repository import RepositoryError, checkout, git, uncommitted
 from tokenbridge.stage_graph import LOCK_FILE, mend_lock_file, read_stages, share_cache
@@ -180,6 +181,7 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
             _record_origin(tracker, root)
             run = PipelineRun(root, tracker)
             try:
+                check_precision(root, config)
                 yield run
             finally:
                 run.end()

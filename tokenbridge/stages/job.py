@@ -59,25 +59,35 @@ class Job:
         Raises:
             UserError: if the stage was begun in bf16, and is resumed on a device that only emulates it.
         """
-        chosen = self.processes.first_says(self._begun_in() or resolve_precision(setting, self.device))
-        emulated = chosen == BF16 and not has_bf16(self.device)
-        if emulated and setting == AUTO:
-            raise UserError(
-                f"{self.work} was begun in bf16, which {device_name(self.device)} only emulates: resume on a machine "
-                "that has bf16 in hardware, or delete that folder to start this stage again in float32"
-            )
+        chosen = self.processes.first_says(begun_in(self.work) or resolve_precision(setting, self.device))
+        if setting == AUTO:
+            check_resumable(self.work, chosen, self.device)
         if self.processes.first:
-            if emulated:
+            if chosen == BF16 and not has_bf16(self.device):
                 print(f"{self.name}: {emulation_cost('precision', self.device)}", flush=True)
             print(f"{self.name}: computing in {chosen} on {device_name(self.device)}", flush=True)
             self.tracker.tags({NUMERIC_PRECISION: chosen})
             atomic_write_text(self.work / PRECISION, chosen)
         return chosen
 
-    def _begun_in(self) -> str | None:
-        """The precision of the interrupted run that this one resumes."""
-        noted = self.work / PRECISION
-        return noted.read_text() if noted.exists() else None
+
+def begun_in(work: Path) -> str | None:
+    """The precision of the interrupted run that left this work folder; None if there is nothing to resume."""
+    noted = work / PRECISION
+    return noted.read_text() if noted.exists() else None
+
+
+def check_resumable(work: Path, precision: str, device: torch.device) -> None:
+    """Refuse to resume, in a precision that ``device`` only emulates, what was begun where ``auto`` chose it.
+
+    Raises:
+        UserError: saying what to do.
+    """
+    if precision == BF16 and not has_bf16(device):
+        raise UserError(
+            f"{work} was begun in bf16, which {device_name(device)} only emulates: resume on a machine that has bf16 "
+            "in hardware, or delete that folder to start this stage again in float32"
+        )
 
 
 def compute(run: StageRun, work: Callable[[Job], None], *, alone: bool = False) -> None:
