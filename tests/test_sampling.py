@@ -77,6 +77,7 @@ def test_settings_come_from_the_configuration() -> None:
         temperature=0.8,
         top_p=0.7,
         order="raster",
+        precision="auto",
         grid_per_class=2,
     )
     assert SamplingSettings.from_config(config) == SamplingSettings(5, 3.0, "cosine", [0.1, 0.9], 0.8, 0.7, "raster")

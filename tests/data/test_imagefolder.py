@@ -145,10 +145,43 @@ def test_a_setting_that_disagrees_is_named(folder_config: Make, settings: dict[s
         load_imagefolder(folder_config(**settings))
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_folder_for_validation_is_used(folder_config: Make, image_root: Path, tmp_path: Path, name: str) -> None:
+    root = tmp_path / "divided"
+    for split in ("train", "test", name):
+        shutil.copytree(image_root, root / split)
+    (root / name / "Bag" / "0.jpg").unlink()
+    _, splits = load_imagefolder(folder_config(root=str(root)))
+    assert {split: len(images.labels) for split, images in splits.items()} == {
+        "train": 15,
+        "test": 15,
+        "validation": 14,
+    }
+
+
+def test_a_folder_that_test_is_a_link_to_is_not_for_validation(
+    folder_config: Make, image_root: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "ILSVRC2012"
+    for split in ("train", "val"):
+        shutil.copytree(image_root, root / split)
+    (root / "test").symlink_to("val")
+    _, splits = load_imagefolder(folder_config(root=str(root)))
+    assert set(splits) == {"train", "test"}
+
+
+def test_two_folders_for_validation_are_one_too_many(folder_config: Make, image_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "divided"
+    for split in ("train", "test", "val", "valid"):
+        shutil.copytree(image_root, root / split)
+    with pytest.raises(DataError, match=r"val, .*valid are both folders of validation images: keep one"):
+        load_imagefolder(folder_config(root=str(root)))
+
+
 def test_splits_with_different_classes_are_refused(folder_config: Make, image_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "divided"
     shutil.copytree(image_root, root / "train")
     shutil.copytree(image_root, root / "test")
     (root / "test" / "Bag").rename(root / "test" / "Hat")
-    with pytest.raises(DataError, match=r"train and .*test differ in their class folders \(Bag, Hat\)"):
+    with pytest.raises(DataError, match=r"splits train and test of .* differ in their class folders \(Bag, Hat\)"):
         load_imagefolder(folder_config(root=str(root)))

@@ -76,7 +76,12 @@ def pixels(folder: Path, split: str) -> dict[bytes, int]:
 def expected(photos: Photographs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[bytes, int]]:
     root = tmp_path_factory.mktemp("expected")
     fetch_images(config_of(folder(photos, root / "source")), root / "images")
-    return {split: pixels(root / "images", split) for split in ("train", "test")}
+    return whole_splits(root / "images")
+
+
+def whole_splits(folder: Path) -> dict[str, dict[bytes, int]]:
+    """Training images with those cut for validation, which depend on the order of the layout; and test images."""
+    return {"train": pixels(folder, "train") | pixels(folder, "validation"), "test": pixels(folder, "test")}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -85,12 +90,13 @@ def test_every_layout_gives_the_same_images_and_leaves_out_the_same_broken_ones(
 ) -> None:
     manifest = fetch_images(config_of(layout(photos, tmp_path / "source")), tmp_path / "images")
     assert manifest["label_names"] == NAMES
-    assert {split: entry["count"] for split, entry in manifest["splits"].items()} == {"train": 72, "test": 24}
-    assert len(manifest["left_out"]["train"]) == 3
+    counts = {split: entry["count"] for split, entry in manifest["splits"].items()}
+    assert list(counts) == ["train", "validation", "test"]
+    assert (counts["train"] + counts["validation"], counts["test"]) == (72, 24)
+    assert sum(len(manifest["left_out"][split]) for split in ("train", "validation")) == 3
     assert manifest["left_out"]["test"] == []
-    for split, images in expected.items():
-        assert len(images) == manifest["splits"][split]["count"]
-        assert pixels(tmp_path / "images", split) == images
+    assert {split: len(images) for split, images in expected.items()} == {"train": 72, "test": 24}
+    assert whole_splits(tmp_path / "images") == expected
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -98,7 +104,10 @@ def test_every_layout_gives_the_same_images_and_leaves_out_the_same_broken_ones(
     ("share", "message"),
     [
         (0.0, r"is corrupt or truncated|is not an image"),
-        (0.03, r"split train has more than 2 broken images, which data\.max_broken \(0\.03 of all\) allows"),
+        (
+            0.03,
+            r"split (train|validation) has more than 2 broken images, which data\.max_broken \(0\.03 of all\) allows",
+        ),
     ],
 )
 def test_more_broken_images_than_allowed_stop_the_fetch_of_every_layout(
@@ -118,12 +127,13 @@ def test_broken_images_are_named_as_they_are_found(
     assert len(said) == 3
     for name in photos.broken:
         assert any(f"{name} is " in line for line in said)
-        assert any(path.endswith(name) for path in manifest["left_out"]["train"])
+        left_out = manifest["left_out"]["train"] + manifest["left_out"]["validation"]
+        assert any(path.endswith(name) for path in left_out)
 
 
 def test_the_last_image_of_a_class_cannot_be_left_out(photos: Photographs, tmp_path: Path) -> None:
-    lonely = {WNIDS[0]: {"broken.JPEG": b""}}
-    with pytest.raises(DataError, match=r"broken\.JPEG was the last image of its class in split train"):
+    lonely = {WNIDS[0]: {"broken.JPEG": b"", "other.JPEG": b""}}
+    with pytest.raises(DataError, match=r"(broken|other)\.JPEG was the last image of its class in split train"):
         fetch_images(
             config_of(folder(Photographs(photos.train | lonely, photos.validation, []), tmp_path / "source")),
             tmp_path / "images",
@@ -152,7 +162,7 @@ def test_an_interrupted_fetch_goes_on_after_its_last_whole_shard(
         fetch_images(config, images, resume=True)
     left = 100
     fetch_images(config, images, resume=True)
-    assert left == 100 - (6 - 3)  # of four shards of train and two of test
+    assert left == 100 - (7 - 3)  # of four shards of train, one of validation and two of test
     assert sha256_tree(images) == sha256_tree(tmp_path / "at once")
 
 
@@ -179,4 +189,4 @@ def test_webdataset_on_s3_is_the_same(
     roots = {"root": f"{s3_place.uri}/train-*.tar", "test_root": f"{s3_place.uri}/test-*.tar"}
     config = config_of({"source": "webdataset", "label_names": NAMES, **roots})
     fetch_images(config, tmp_path / "images", storage=s3_place.config)
-    assert pixels(tmp_path / "images", "train") == expected["train"]
+    assert whole_splits(tmp_path / "images") == expected

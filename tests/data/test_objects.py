@@ -36,7 +36,11 @@ def test_given_splits_are_used(folder_config: Make, image_root: Path, s3_place: 
     for split in ("train", "test"):
         s3_place.fill(image_root, below=f"{split}/")
     manifest = fetch_images(folder_config(source="s3", root=s3_place.uri), tmp_path / "i", storage=s3_place.config)
-    assert {split: entry["count"] for split, entry in manifest["splits"].items()} == {"train": 15, "test": 15}
+    assert {split: entry["count"] for split, entry in manifest["splits"].items()} == {
+        "train": 12,
+        "validation": 3,
+        "test": 15,
+    }
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from tokenbridge.config import ConfigError, DataConfig, MirrorConfig
 from tokenbridge.data import DataError
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.data.sources import fetch_images
+from tokenbridge.data.splits import cut_validation
 from tokenbridge.files import sha256_tree
 from tokenbridge.params import compose_config, validate
 
@@ -22,19 +23,22 @@ def test_idx_becomes_padded_rgb(idx_config: Make, pixels: dict[str, np.ndarray],
     manifest = fetch_images(idx_config(), tmp_path / "images")
     assert {split: entry["count"] for split, entry in manifest["splits"].items()} == {"train": 25, "test": 7}
     assert (manifest["name"], manifest["licence"], manifest["citation"]) == ("tiny_idx", "MIT", "nobody")
-    for split, grey in pixels.items():
+    cut = cut_validation(np.arange(25) % 3, 2000, 0)
+    wanted = {"train": ~cut, "validation": cut, "test": np.full(7, True)}
+    for split, chosen in wanted.items():
+        grey = pixels["test" if split == "test" else "train"][chosen]
         images, labels = ImageShards(tmp_path / "images", split).read(0, len(grey))
         assert images.shape == (len(grey), 3, 8, 8)
         np.testing.assert_array_equal(images[:, :, 1:-1, 1:-1], np.repeat(grey[:, None], 3, axis=1))
         assert images[:, :, 0].max() == 0
-        np.testing.assert_array_equal(labels, np.arange(len(grey)) % 3)
+        np.testing.assert_array_equal(labels, np.flatnonzero(chosen) % 3)
 
 
 def test_imagefolder_is_cropped_when_read(folder_config: Make, tmp_path: Path) -> None:
     manifest = fetch_images(folder_config(), tmp_path / "images")
     assert manifest["label_names"] == CLASSES
     train = ImageShards(tmp_path / "images", "train")
-    assert train.read(0, len(train))[0].shape == (12, 3, 8, 8)
+    assert train.read(0, len(train))[0].shape == (9, 3, 8, 8)
 
 
 @pytest.mark.parametrize("make", ["idx_config", "folder_config"])
@@ -50,7 +54,7 @@ def test_fetching_again_gives_the_same_bytes(make: str, tmp_path: Path, request:
 @pytest.mark.parametrize("make", ["idx_config", "folder_config"])
 def test_limits_keep_balanced_classes(make: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     fetch_images(request.getfixturevalue(make)(max_train=6, max_test=3), tmp_path / "images")
-    for split, expected in (("train", [2, 2, 2]), ("test", [1, 1, 1])):
+    for split, expected in (("train", [1, 1, 1]), ("validation", [1, 1, 1]), ("test", [1, 1, 1])):
         shards = ImageShards(tmp_path / "images", split)
         assert np.bincount(shards.labels).tolist() == expected
         np.testing.assert_array_equal(shards.read(0, len(shards))[1], shards.labels)

@@ -14,7 +14,7 @@ from tokenbridge.evaluation.classifier import ImageClassifier, class_accuracy
 from tokenbridge.evaluation.classifier_training import shift_images, train_classifier
 from tokenbridge.loop import History
 
-CONFIG = ClassifierConfig(width=8, epochs=6, batch_size=30, learning_rate=0.01)
+CONFIG = ClassifierConfig(width=8, epochs=6, batch_size=30, learning_rate=0.01, precision="fp32")
 LAUNCHER = replace(conftest.LAUNCHER, batch_size=50, log_seconds=60, checkpoint_seconds=1e-9)
 
 

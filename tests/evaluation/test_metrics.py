@@ -17,7 +17,12 @@ from tokenbridge.evaluation.metrics import (
 )
 
 CONFIG = EvaluateConfig(
-    feature_size=32, kid_subset_size=20, kid_subsets=5, inception_weights=None, inception_reference=None
+    feature_size=32,
+    kid_subset_size=20,
+    kid_subsets=5,
+    inception_weights=None,
+    inception_reference=None,
+    precision="fp32",
 )
 SUFFIX = "efficientnet_lite0_32px"
 
@@ -101,18 +106,23 @@ def test_copies_of_one_real_image_have_precision_but_no_recall(
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ((19, 60, 60), "kid_subset_size is 20 but there are only 19 samples"),
-        ((40, 60, 19), "kid_subset_size is 20 but there are only 19 test images"),
-        ((61, 60, 60), "only 60 train images"),
+        ((19, 60, 60, 60), "kid_subset_size is 20 but there are only 19 samples"),
+        ((40, 60, 60, 19), "kid_subset_size is 20 but there are only 19 test images"),
+        ((40, 60, 19, 60), "kid_subset_size is 20 but there are only 19 validation images"),
+        ((61, 60, 60, 60), "only 60 train images"),
     ],
 )
-def test_counts_that_cannot_be_evaluated_are_named(counts: tuple[int, int, int], message: str) -> None:
+def test_counts_that_cannot_be_evaluated_are_named(counts: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(EvaluationError, match=message):
-        check_counts(CONFIG, *counts)
+        check_counts(CONFIG, counts[0], images(*counts[1:]))
+
+
+def images(train: int, validation: int, test: int) -> dict[str, int]:
+    return {"train": train, "validation": validation, "test": test}
 
 
 def test_enough_images_pass() -> None:
-    check_counts(replace(CONFIG, kid_subset_size=60), 60, 60, 60)
+    check_counts(replace(CONFIG, kid_subset_size=60), 60, images(60, 60, 60))
 
 
 def test_another_number_of_samples_than_asked_is_an_error() -> None:

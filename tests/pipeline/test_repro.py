@@ -34,7 +34,8 @@ def test_every_declared_output_is_there(project: Project) -> None:
 def test_the_images_are_real_and_whole(project: Project) -> None:
     images = ImageShards(project.root / "data/images", "train")
     pixels, labels = images.read(0, 50)
-    assert (len(images), images.label_names[9]) == (600, "Ankle boot")
+    assert (len(images), images.label_names[9]) == (540, "Ankle boot")
+    assert len(ImageShards(project.root / "data/images", "validation")) == 60
     assert pixels.shape == (50, 3, 32, 32)
     assert set(labels.tolist()) == set(range(10))
     assert pixels.std() > 50
@@ -47,6 +48,7 @@ def test_the_report_names_its_features(project: Project) -> None:
     assert {f"floor_{name}_efficientnet_lite0_32px" for name in measured} <= set(report)
     assert "class_accuracy" in report
     assert not any("fid" in name for name in report)  # that name is Inception's
+    assert {f"validation_{name}_efficientnet_lite0_32px" for name in measured} <= set(report)
     assert report["samples"] == 500
     assert report["floor_fd_efficientnet_lite0_32px"] < report["fd_efficientnet_lite0_32px"]
 

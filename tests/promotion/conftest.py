@@ -128,7 +128,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images.mkdir(parents=True)
     splits = {
         split: write_shards(images, split, draw_images(count), NAMES, count, count)
-        for split, count in (("train", 40), ("test", 32))
+        for split, count in (("train", 40), ("validation", 32), ("test", 20))
     }
     write_manifest(images, name="shapes", image_size=SIDE, label_names=NAMES, splits=splits)
     save_classifier(ImageClassifier(width=4, label_names=NAMES), root / "models/classifier")

@@ -23,10 +23,11 @@ NAMES = ["light", "dark"]
 
 @pytest.mark.parametrize(("limit", "encoded"), [("null", 10), ("7", 7)])
 def test_moments_of_the_first_images_asked_for(repository: Path, limit: str, encoded: int) -> None:
-    settings = [f"encode.images={limit}", "encode.flip=true", "launcher.batch_size=4"]
+    settings = [f"encode.images={limit}", "encode.flip=true", "encode.precision=fp32", "launcher.batch_size=4"]
     OmegaConf.save(compose_config(settings, ROOT / "conf"), repository / PARAMS_FILE)
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8), dtype=np.uint8)
-    save_shards(repository / "data/images", {"train": (images, np.arange(10) % 2)}, NAMES)
+    splits = {"train": (images, np.arange(10) % 2), "validation": (images[::-1], np.arange(1, 11) % 2)}
+    save_shards(repository / "data/images", splits, NAMES)
     torch.manual_seed(0)
     vae = build_vae(replace(VAE, dimensions=4), 8).eval()
     vae.save_pretrained(repository / "models/vae")
@@ -34,6 +35,9 @@ def test_moments_of_the_first_images_asked_for(repository: Path, limit: str, enc
     moments = Moments(repository / "data/moments")
     assert (len(moments), moments.flips, moments.num_classes) == (encoded, 2, 2)
     assert moments.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 1][:encoded]
+    validation = Moments(repository / "data/validation_moments")
+    assert (len(validation), validation.labels.tolist()) == (10, [1, 0, 1, 0, 1, 0, 1, 0, 1, 0])
+    torch.testing.assert_close(validation.read(torch.tensor([9])), moments.read(torch.tensor([0])))
     indices = torch.tensor([6, 0])
     for flip, pixels in enumerate((images, images[..., ::-1].copy())):
         expected = encode_moments(vae, pixels[indices.numpy()])

@@ -38,7 +38,7 @@ SETTINGS = [
     "data.num_classes=3",
     "data.image_size=8",
     "generate.steps=1",
-    "generate.samples=9",
+    "generate.samples=6",
     "evaluate.kid_subset_size=3",
 ]
 
@@ -70,7 +70,7 @@ def run_stage(repository: Path) -> subprocess.CompletedProcess[str]:
 def test_the_stage_writes_shards_and_a_picture(repository: Path) -> None:
     done = run_stage(repository)
     assert done.returncode == 0, done.stderr
-    assert len(ImageShards(repository / "data/images", "train")) == 9
+    assert len(ImageShards(repository / "data/images", "train")) == 6
     assert Image.open(repository / "reports/fetch/images.png").width > 640
 
 

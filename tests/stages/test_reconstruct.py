@@ -23,7 +23,9 @@ from tokenbridge.vae_training import build_vae
 
 from .conftest import ROOT
 
-STUDY = ReconstructConfig(levels=[16, 4], ranges=[3.0, 5.0], families=["lloyd_max", "gaussian"], images=10)
+STUDY = ReconstructConfig(
+    levels=[16, 4], ranges=[3.0, 5.0], families=["lloyd_max", "gaussian"], images=10, precision="fp32"
+)
 
 
 def test_each_study_changes_one_setting_and_holds_the_configured_quantizer() -> None:
@@ -70,7 +72,11 @@ def test_the_stage_measures_continuous_and_quantized_reconstructions(repository:
     changes = [f"quantizer.patch_size={patch_size}", "quantizer.levels=8", "quantizer.fit_images=64"]
     changes += ["reconstruct.levels=[2]", "reconstruct.ranges=[5]", "reconstruct.families=[gaussian,lloyd_max]"]
     OmegaConf.save(compose_config([*changes, "generate.steps=1"], ROOT / "conf"), repository / PARAMS_FILE)
-    save_shards(repository / "data/images", {"train": draw_shapes(12), "test": draw_shapes(24, 1)}, ["a", "b", "c"])
+    save_shards(
+        repository / "data/images",
+        {"train": draw_shapes(12), "validation": draw_shapes(20, 2), "test": draw_shapes(24, 1)},
+        ["a", "b", "c"],
+    )
     torch.manual_seed(0)
     build_vae(replace(VAE, dimensions=4), 32).save_pretrained(repository / "models/vae")
     write_moments(repository / "data/moments", torch.randn(64, 4, 16, 16))
@@ -78,7 +84,8 @@ def test_the_stage_measures_continuous_and_quantized_reconstructions(repository:
 
     report = read_json(repository / "reports/reconstruct.json")
     metrics = {"psnr", "ssim", "fd_efficientnet_lite0_32px"}
-    assert set(report) == {f"{kind}_{name}" for kind in ("continuous", "quantized") for name in metrics}
+    kinds = [f"{split}{kind}" for split in ("", "validation_") for kind in ("continuous", "quantized")]
+    assert set(report) == {f"{kind}_{name}" for kind in kinds for name in metrics} | {"numeric_precision"}
     with (repository / "reports/reconstruct/table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["quantizer", "family", "levels", "range", "psnr", "ssim", "fd_efficientnet_lite0_32px"]
@@ -87,6 +94,6 @@ def test_the_stage_measures_continuous_and_quantized_reconstructions(repository:
         "gaussian, 8 levels, +-5",
         "lloyd_max, 8 levels",
     ]
-    assert float(rows[2]["psnr"]) == report["quantized_psnr"]
+    assert float(rows[2]["psnr"]) == report["validation_quantized_psnr"]
     for picture in ("images.png", "study.png"):
         assert Image.open(repository / "reports/reconstruct" / picture).width > 200

@@ -24,7 +24,9 @@ def work_of(repository: Path) -> list[Path]:
 def write_moments(run: StageRun) -> None:
     (run.work / "moments").mkdir()
     (run.work / "moments/shard.npy").write_bytes(b"1234")
+    (run.work / "validation_moments").mkdir()
     run.publish(run.work / "moments", "data/moments")
+    run.publish(run.work / "validation_moments", "data/validation_moments")
 
 
 def test_what_is_published_replaces_what_was_there_and_the_work_goes(repository: Path) -> None:
@@ -41,7 +43,10 @@ def test_parameters_inputs_and_outs_are_recorded(repository: Path) -> None:
     with stage_run("encode") as run:
         write_moments(run)
     recorded = events(repository)
-    assert {"type": "params", "values": {"encode": {"images": None, "flip": False}}}.items() <= recorded[1].items()
+    assert {
+        "type": "params",
+        "values": {"encode": {"images": None, "flip": False, "precision": "auto"}},
+    }.items() <= recorded[1].items()
     tags = {k: v for event in recorded if event["type"] == "tags" for k, v in event["values"].items()}  # type: ignore[attr-defined]
     assert tags["dep.models/vae"] == "absent"
     assert tags["out.data/moments"].endswith(" 4 bytes")

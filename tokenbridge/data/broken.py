@@ -21,10 +21,20 @@ class Tolerance:
     """
 
     def __init__(self, split: str, share: float, labels: Labels, left_out: Iterable[LeftOut] = ()) -> None:
-        self.split, self.share, self.limit = split, share, int(share * len(labels))
+        self.split, self.share, self.count, self.elsewhere = split, share, len(labels), 0
         self.left_out = list(left_out)
         self.remaining = np.bincount(labels)
         np.subtract.at(self.remaining, [label for _, label in self.left_out], 1)
+
+    @property
+    def limit(self) -> int:
+        """How many images may be left out."""
+        return int(self.share * self.count)
+
+    def share_with(self, count: int, left_out: int) -> None:
+        """Take the share of both this split and another one, which was cut from the same ``count`` more images."""
+        self.count += count
+        self.elsewhere = left_out
 
     def whole(self, examples: Iterable[tuple[Encoded, str, int]]) -> Iterator[Example]:
         """Raises DataError: at the first broken image if none may be left out, at the first too many, or at a class's
@@ -41,7 +51,7 @@ class Tolerance:
         print(f"left out: {broken}", flush=True)
         self.left_out.append((path, label))
         self.remaining[label] -= 1
-        if len(self.left_out) > self.limit:
+        if len(self.left_out) + self.elsewhere > self.limit:
             shown = ", ".join(path for path, _ in self.left_out[-SHOWN:])
             raise DataError(
                 f"split {self.split} has more than {self.limit} broken images, which data.max_broken ({self.share:g} "

@@ -91,6 +91,7 @@ def open_idx(config: DataConfig, scratch: Path) -> tuple[list[str], dict[str, Sp
 def write_images(
     config: DataConfig, folder: Path, label_names: list[str], splits: dict[str, Split], every: float, notes: Notes
 ) -> dict[str, Any]:
+    cut = VALIDATION not in splits
     splits, chosen = choose_images(config, splits)
     total = sum(len(indices) for indices in chosen.values())
     progress = Progress(f"fetch {config.name}", total, every=every, done=notes.seen)
@@ -98,6 +99,8 @@ def write_images(
     for split, images in splits.items():
         indices = chosen[split]
         tolerance = Tolerance(split, config.max_broken, images.labels[indices], notes.left_out(split))
+        if cut and split == VALIDATION:
+            tolerance.share_with(len(chosen[TRAIN]), len(notes.left_out(TRAIN)))
         for file, span in shard_spans(split, len(indices), config.shard_size).items():
             if file not in notes.done:
                 known = len(tolerance.left_out)
