@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro flow ui sample stack stack-status stack-down test test-fast lint format params lock clean clean-all
+.PHONY: help env repro flow ui sample stack stack-status stack-down system test test-fast lint format params lock clean clean-all
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,7 +52,10 @@ stack-status: env ## how each of them is
 stack-down: env ## stop them; their data stay
 	@python docker/stack.py down
 
-test: env ## every test, the slow ones too (small pipelines on real images, real servers): about 25 minutes
+system: env ## the programs that tests need (PostgreSQL, Chromium, Slurm): installed by root where apt-get is
+	@python -m tests.programs
+
+test: env system ## every test, the slow ones too (small pipelines on real images, real servers): about 25 minutes
 	@python -m pytest -n 3 --dist loadscope
 
 test-fast: env ## the tests that need no server and no download
