@@ -11,7 +11,7 @@ from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
 from tokenbridge.training import NOT_OF_THE_MODEL
 
-pytest_plugins = ["tests.services", "tests.slurm", "tests.pipeline.fixtures"]
+pytest_plugins = ["pytester", "tests.programs", "tests.services", "tests.slurm", "tests.pipeline.fixtures"]
 
 LAUNCHER = LauncherConfig(
     kind="local",

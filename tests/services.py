@@ -1,7 +1,6 @@
 """Real servers for tests, on free ports of 127.0.0.1, and a disk that gets full."""
 
 import json
-import os
 import random
 import secrets
 import socket
@@ -21,6 +20,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.programs import require_rights
 from tokenbridge.config import StorageConfig
 from tokenbridge.storage.bucket import S3Folder
 
@@ -234,8 +234,7 @@ class SmallDisk:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        pytest.skip("only root may mount a file system")
+    require_rights()
     folder = tmp_path / "disk"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)

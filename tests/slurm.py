@@ -4,7 +4,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.programs import require, require_rights
 
 NODES = ("n1", "n2")
 PATIENCE = 30  # seconds; a cluster that needs more has failed
@@ -182,11 +183,9 @@ def _namespace(process: int) -> str | None:
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     """Tests may leave jobs; they are ended with the cluster."""
-    if shutil.which("slurmctld") is None or shutil.which("unshare") is None:
-        assert "CI" not in os.environ, "what CI installs is not found"
-        pytest.skip("needs Slurm: apt-get install slurm-wlm")
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("a network of its own needs root")
+    require("slurmctld")
+    require("ip")
+    require_rights()
     cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
     try:
         cluster.up()

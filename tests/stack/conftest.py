@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.pipeline.project import Project
+from tests.programs import require
 from tests.services import GRPC_OFFSET, free_ports
 from tests.stack.team import LENIENT, State, run_deployment
 
@@ -90,6 +91,7 @@ def home() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """All services up, once for all tests."""
+    require("initdb")
     folder = Path(tempfile.mkdtemp(prefix="tokenbridge-stack-"))
     folder.chmod(0o711)
     stack = Stack(folder)

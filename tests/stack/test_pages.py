@@ -16,12 +16,12 @@ from PIL import Image
 from playwright.sync_api import Page, Request, expect, sync_playwright
 
 from tests.pipeline.project import STAGES, Project, wait_for
+from tests.programs import require
 from tests.stack.team import MODEL, State
 from tokenbridge.tracking.pages import run_page, version_page
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = Path("/usr/bin/chromium")  # Debian's; playwright's own would be another download
 QUIET = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", *QUIET]  # root has no sandbox
 PATIENCE = 60_000  # milliseconds
@@ -60,12 +60,18 @@ class Visitor:
         shot.quantize(COLOURS).save(self.pictures / f"pages-{name}.png", optimize=True)
 
 
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """The system's, because playwright's own would be another download. Asked for before anything is trained."""
+    return require("chromium")
+
+
 @pytest.fixture(scope="module")
-def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
+def visitor(chromium: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
     pictures = Path(os.environ.get("TOKENBRIDGE_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     pictures.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         context = browser.new_context(viewport={"width": 1500, "height": 800})
         context.add_init_script(ASSISTANT_SEEN)
         context.set_default_timeout(PATIENCE)

@@ -15,6 +15,7 @@ from native.services import Service
 from native.settings import Settings
 from native.team import Team
 
+from tests.programs import require
 from tokenbridge.errors import UserError
 from tokenbridge.files import read_json, write_json
 
@@ -153,6 +154,7 @@ def test_data_of_another_postgresql_are_left_alone(tmp_path: Path) -> None:
 
 def test_root_is_told_where_postgresql_cannot_go(home: Path, settings: Settings) -> None:
     """Everybody else runs it as themselves."""
+    require("initdb")
     home.chmod(0o700)
     environment = {**Team(settings).services["postgres"].environment, "PGDATA": str(home / "postgres")}
     if os.geteuid() == 0:

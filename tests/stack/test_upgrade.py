@@ -10,6 +10,7 @@ from native.backup import run_as_role
 from native.settings import Settings
 from native.team import Team
 
+from tests.programs import require
 from tests.stack.conftest import Stack
 from tokenbridge.errors import UserError
 
@@ -31,6 +32,7 @@ with sqlalchemy.create_engine(url).begin() as connection:
 
 @pytest.fixture
 def team(home: Path, monkeypatch: pytest.MonkeyPatch) -> Team:
+    require("initdb")
     stack = Stack(home)
     for name, value in stack.environment.items():
         monkeypatch.setenv(name, value)
