@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 from dvc.dependency.param import ParamsDependency
-from dvc.lock import LockError, make_lock
+from dvc.exceptions import DvcException
+from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from omegaconf import OmegaConf
@@ -76,14 +77,14 @@ def read_graph(root: Path) -> dict[str, list[str]]:
 def stale_stages(root: Path) -> list[str]:
     """The stages that may have to run, dependencies first: those that DVC finds changed, and all that need them.
 
-    Every stage, if another command of DVC is at work.
+    Every stage, if DVC cannot tell, as while another command of it is at work.
     """
     with Repo(str(root)) as repo:
         graph = repo.index.graph
         order = _dependencies_first(graph)
         try:
             changed = set(repo.status())
-        except LockError:
+        except DvcException:
             return [stage.name for stage in order]
         stale: list[str] = []
         for stage in order:
