@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tokenbridge.stage_graph import mend_lock_file, read_graph, read_stages
+from tokenbridge.stage_graph import mend_lock_file, read_graph, read_stages, stale_stages
 
 DVC_YAML = {
     "stages": {
@@ -60,6 +60,18 @@ def test_an_input_made_by_a_stage_counts_by_its_md5_in_the_lock_file(repository:
     stage = read_stages(repository)["middle"]
     assert stage.deps == {"first.txt": "a" * 32}
     assert stage.key != before
+
+
+def test_stale_is_what_changed_and_all_that_needs_it(repository: Path) -> None:
+    assert stale_stages(repository) == ["first", "middle", "last"]
+    for out in ("first.txt", "middle.txt", "last.json"):
+        (repository / out).write_text("{}")
+    subprocess.run([sys.executable, "-m", "dvc", "commit", "--quiet", "--force"], cwd=repository, check=True)
+    assert stale_stages(repository) == []
+    (repository / "params.yaml").write_text("seed: 1\ngroup: {a: 1, b: [2, 3]}\n")
+    assert stale_stages(repository) == ["last"]
+    (repository / "params.yaml").write_text("seed: 0\ngroup: {a: 2}\n")
+    assert stale_stages(repository) == ["first", "middle", "last"]
 
 
 @pytest.mark.parametrize("torn", ["", '{"read": {"a'])

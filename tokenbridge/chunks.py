@@ -13,9 +13,10 @@ from tokenbridge.config import LauncherConfig
 from tokenbridge.device import limit_threads
 from tokenbridge.files import clear_scratch
 from tokenbridge.processes import Processes
-from tokenbridge.progress import Progress
+from tokenbridge.progress import RECENT_SECONDS, Progress
 
 LOOK_SECONDS = 1.0  # between looks at the others' files
+SHARED_SECONDS = 600.0  # that a rate is taken of, where the others' images come a whole chunk at a time
 THREADS = 2  # of each process, unless the launcher sets a number; more cores are used by more processes
 
 Advance = Callable[[int], None]
@@ -63,7 +64,8 @@ def make_chunks(
         processes.wait()
         return
     total, left = _images(chunks), _images(missing)
-    progress = Progress(label, total, every=launcher.log_seconds, done=total - left)
+    recent = RECENT_SECONDS if processes.world == 1 else SHARED_SECONDS
+    progress = Progress(label, total, every=launcher.log_seconds, done=total - left, recent=recent)
     others = Others([chunk for chunk in missing if chunk not in own])
     for chunk in own:
         make(chunk, lambda count: progress.advance(count + others.news()))

@@ -19,6 +19,7 @@ from tokenbridge.config import Config
 from tokenbridge.data.state import source_state
 from tokenbridge.errors import UserError
 from tokenbridge.files import read_json, sha256_file
+from tokenbridge.forecast import Forecast, forecast
 from tokenbridge.freshness import is_of, is_stale, note_fetched
 from tokenbridge.locks import only_pipeline
 from tokenbridge.machine import installed_packages, processor
@@ -62,29 +63,41 @@ class PipelineRun:
     tracker: Tracker
     outcomes: dict[str, str] = field(default_factory=dict)  # stage -> ran | skipped | cached | failed
     source_state: str | None = None  # of the images, if it was asked
+    forecast: Forecast | None = None  # from the first command on
     _command: Command | None = None  # the last one
     _ended: bool = False
     _starting: threading.Lock = field(default_factory=threading.Lock)
 
     def dvc(self, arguments: Sequence[str], on_line: Callable[[str], None]) -> None:
-        """Run a dvc command, passing on its output and noting what it says of stages.
+        """Run a dvc command, passing on its output, noting what it says of stages and telling which are to come.
 
         Raises:
             StageFailedError: if it fails.
         """
+        coming = self.forecast = self.forecast or forecast(self.root)
 
         def note(line: str) -> None:
+            news = coming.listen(line)
             for stage, outcome in read_outcome(line).items():
                 if (self.outcomes.get(stage), outcome) != (RAN, SKIPPED):  # asked twice in this run
                     self.outcomes[stage] = outcome
+                news = foresee(coming, stage, outcome)
             on_line(line)
+            if news:
+                on_line(news)
 
         environment = {PARENT_VARIABLE: self.tracker.id}
         with self._starting:
             if self._ended:
                 raise StageFailedError(ENDED)
             self._command = Command([sys.executable, "-m", "dvc", *arguments], self.root, environment)
-        self._command.follow(note)
+        try:
+            self._command.follow(note)
+        except BaseException:
+            coming.fail()
+            raise
+        if news := coming.end():
+            on_line(news)
 
     def end(self) -> None:
         """No command starts after this; one that another thread left at work, as in a cancelled flow, is ended."""
@@ -106,6 +119,7 @@ class PipelineRun:
             return  # if fetch has to run, it says what is wrong
         if is_stale(self.root, config, state):
             on_line("the source of the images is not what it was, or nobody noted what it was: fetching it anew")
+            self.forecast = forecast(self.root, everything=True)
             self.dvc(["--wait-for-lock", "repro", "--force", "--single-item", FETCH], on_line)
         self.source_state = state
 
@@ -158,6 +172,18 @@ def read_outcome(line: str) -> dict[str, str]:
         if match := re.match(pattern, line):
             return {match[1]: outcome}
     return {}
+
+
+def foresee(coming: Forecast, stage: str, outcome: str) -> str | None:
+    """Let the forecast know what became of a stage; the line to show, if one begins to run."""
+    if outcome == RAN:
+        return coming.start(stage)
+    if outcome == FAILED:
+        coming.fail()
+    else:
+        coming.finish()
+        coming.skip(stage)
+    return None
 
 
 @contextmanager

@@ -1,7 +1,14 @@
 """Progress as plain lines (done, rate, time left) that read the same in a terminal, a log and a flow."""
 
+import re
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import TextIO
+
+RESUMING = "resuming at"
+RECENT_SECONDS = 60.0  # of which the rate is taken
+FINEST = 100  # moments kept of them
 
 
 def clock(seconds: float) -> str:
@@ -9,33 +16,81 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+def read_left(line: str) -> float | None:
+    """Seconds that a line of progress says are left; None of any other line."""
+    match = re.search(r"(?:/s|each)  (\d+(?::\d\d)+) left", line)
+    if match is None:
+        return None
+    seconds = 0
+    for part in match[1].split(":"):
+        seconds = 60 * seconds + int(part)
+    return float(seconds)
+
+
+class Rate:
+    """How much was done a second in the last ``recent`` seconds, or in one step if that took longer."""
+
+    def __init__(self, done: int, now: float, recent: float = RECENT_SECONDS) -> None:
+        self.recent = recent
+        self.moments = deque([(now, done)])  # the oldest one is where the rate begins
+
+    def at(self, done: int, now: float) -> float:
+        moments = self.moments
+        if len(moments) < 2 or now - moments[-2][0] >= self.recent / FINEST:
+            moments.append((now, done))
+        else:
+            moments[-1] = (now, done)  # too near to the one before to be kept beside it
+        while len(moments) > 2 and now - moments[1][0] >= self.recent:
+            moments.popleft()
+        began, before = moments[0]
+        return (done - before) / max(now - began, 1e-9)
+
+
+def rate_words(rate: float) -> str:
+    number, words = (1 / rate, " s each") if 0 < rate < 1 else (rate, "/s")
+    return f"{number:,.0f}{words}" if number >= 100 else f"{number:.3g}{words}"
+
+
 class Progress:
-    """Prints at most one line per ``every`` seconds, and a last one at the end.
+    """Prints at most one line per ``every`` seconds, and a last one at the end. The time left follows the rate of late.
 
     Args:
         done: what an earlier, interrupted run had finished already; not counted in the rate.
+        recent: seconds that the rate is taken of.
     """
 
     def __init__(
-        self, label: str, total: int, unit: str = "images", every: float = 5.0, done: int = 0, out: TextIO | None = None
+        self,
+        label: str,
+        total: int,
+        unit: str = "images",
+        every: float = 5.0,
+        done: int = 0,
+        out: TextIO | None = None,
+        recent: float = RECENT_SECONDS,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.label, self.total, self.unit, self.every, self.out = label, total, unit, every, out
+        self.label, self.total, self.unit, self.every, self.out, self.now = label, total, unit, every, out, now
         self.done = self.resumed = done
-        self.started = self.printed = time.monotonic()
+        self.started = self.printed = now()
+        self.rate = Rate(done, self.started, recent)
         if done:
-            print(f"{label}: resuming at {done:,} of {total:,} {unit}", flush=True, file=out)
+            print(f"{label}: {RESUMING} {done:,} of {total:,} {unit}", flush=True, file=out)
 
     def advance(self, count: int, note: str = "") -> None:
         self.done += count
-        now = time.monotonic()
+        now = self.now()
+        recent = self.rate.at(self.done, now)
         if now - self.printed < self.every and self.done < self.total:
             return
         self.printed = now
-        elapsed = max(now - self.started, 1e-9)
-        rate = (self.done - self.resumed) / elapsed
-        left = "done in " + clock(elapsed) if self.done >= self.total else f"{clock(self.left(rate))} left"
-        line = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}  {rate:,.0f}/s  {left}"
+        line = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}  {self._pace(recent, now)}"
         print(f"{line}  {note}".rstrip(), flush=True, file=self.out)
 
-    def left(self, rate: float) -> float:
-        return (self.total - self.done) / max(rate, 1e-9)
+    def _pace(self, recent: float, now: float) -> str:
+        if self.done >= self.total:
+            elapsed = max(now - self.started, 1e-9)
+            return f"{rate_words((self.done - self.resumed) / elapsed)}  done in {clock(elapsed)}"
+        if recent <= 0:
+            return f"nothing in the last {clock(self.rate.recent)}"
+        return f"{rate_words(recent)}  {clock((self.total - self.done) / recent)} left"

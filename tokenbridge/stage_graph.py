@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from dvc.dependency.param import ParamsDependency
+from dvc.exceptions import DvcException
 from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
@@ -71,6 +72,25 @@ def read_graph(root: Path) -> dict[str, list[str]]:
     with Repo(str(root)) as repo:
         graph = repo.index.graph
         return {s.name: sorted(d.name for d in graph.successors(s)) for s in _dependencies_first(graph)}
+
+
+def stale_stages(root: Path) -> list[str]:
+    """The stages that may have to run, dependencies first: those that DVC finds changed, and all that need them.
+
+    Every stage, if DVC cannot tell, as while another command of it is at work.
+    """
+    with Repo(str(root)) as repo:
+        graph = repo.index.graph
+        order = _dependencies_first(graph)
+        try:
+            changed = set(repo.status())
+        except DvcException:
+            return [stage.name for stage in order]
+        stale: list[str] = []
+        for stage in order:
+            if stage.addressing in changed or any(needed.name in stale for needed in graph.successors(stage)):
+                stale.append(stage.name)
+        return stale
 
 
 def read_lock(root: Path) -> dict[str, LockedStage]:

@@ -104,8 +104,14 @@ def test_a_second_repro_does_nothing_and_links_the_runs_that_did(project: Projec
 
 def test_a_changed_parameter_runs_only_what_depends_on_it(project: Project) -> None:
     project.settle()
-    changed = outcomes(project.repro("generate.temperature=0.9"))
-    assert {stage for stage, outcome in changed.items() if outcome == "ran"} == {"generate@tiny", "evaluate@tiny"}
+    output = project.repro("generate.temperature=0.9")
+    assert {stage for stage, outcome in outcomes(output).items() if outcome == "ran"} == {
+        "generate@tiny",
+        "evaluate@tiny",
+    }
+    told = [line for line in output.splitlines() if line.startswith("pipeline: ")]
+    assert told[0].startswith("pipeline: 0 of 2 stages done; still to come: generate@tiny (")
+    assert told[-1] == "pipeline: 2 of 2 stages done"
     assert "generate.temperature: 0.9" not in project.run("git", "show", "HEAD:params.yaml")
 
     restored = outcomes(project.repro())
