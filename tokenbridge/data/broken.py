@@ -21,7 +21,8 @@ class Tolerance:
     """
 
     def __init__(self, split: str, share: float, labels: Labels, left_out: Iterable[LeftOut] = ()) -> None:
-        self.split, self.share, self.count, self.elsewhere = split, share, len(labels), 0
+        self.split, self.share, self.count = split, share, len(labels)
+        self.elsewhere, self.every_class = 0, True
         self.left_out = list(left_out)
         self.remaining = np.bincount(labels)
         np.subtract.at(self.remaining, [label for _, label in self.left_out], 1)
@@ -32,7 +33,7 @@ class Tolerance:
         return int(self.share * self.count)
 
     def share_with(self, count: int, left_out: int) -> None:
-        """Take the share of both this split and another one, which was cut from the same ``count`` more images."""
+        """Take the share of this split together with ``count`` images more, of which so many are left out already."""
         self.count += count
         self.elsewhere = left_out
 
@@ -57,5 +58,5 @@ class Tolerance:
                 f"split {self.split} has more than {self.limit} broken images, which data.max_broken ({self.share:g} "
                 f"of all) allows; the last are {shown}: replace or delete them, or allow more"
             )
-        if self.remaining[label] == 0:
+        if self.every_class and self.remaining[label] == 0:
             raise DataError(f"{path} was the last image of its class in split {self.split}, and is broken: replace it")

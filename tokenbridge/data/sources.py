@@ -99,8 +99,10 @@ def write_images(
     for split, images in splits.items():
         indices = chosen[split]
         tolerance = Tolerance(split, config.max_broken, images.labels[indices], notes.left_out(split))
-        if cut and split == VALIDATION:
-            tolerance.share_with(len(chosen[TRAIN]), len(notes.left_out(TRAIN)))
+        if cut and split != TEST:
+            other = VALIDATION if split == TRAIN else TRAIN
+            tolerance.share_with(len(chosen[other]), len(notes.left_out(other)))
+            tolerance.every_class = split == TRAIN  # which has the rest of what was cut
         for file, span in shard_spans(split, len(indices), config.shard_size).items():
             if file not in notes.done:
                 known = len(tolerance.left_out)
