@@ -51,6 +51,7 @@ def run(checkpoint: Path, stop_at: int | None = None) -> tuple[Tensor, History]:
         checkpoints=Checkpoints(checkpoint),
         launcher=LAUNCHER,
         tracker=Silent(),
+        precision="fp32",
     )
     return model.weight.detach().clone(), history
 
