@@ -70,6 +70,8 @@ RECIPE = TrainConfig(
     mask_ratio_std=0.25,
     mask_ratio_min=0.7,
     precision="fp32",
+    evaluations=2,
+    sample_grids=False,
 )
 MODEL = ModelConfig(
     pretrained=None,
@@ -121,6 +123,8 @@ class Silent:
         self.rows.append((step, values))
 
     def tags(self, values: dict[str, str]) -> None: ...
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
 
 
 def small_model(**changes: object) -> TokenBridgeTransformer:

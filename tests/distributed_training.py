@@ -95,8 +95,9 @@ class Run:
     def train(self, steps: int | None = None) -> None:
         """Train to the end, or for so many steps; losses and averaged weights are written if it ends."""
         left = iter(range(steps or STEPS))
-        model, history = train(
+        model, history, evaluations = train(
             self.config,
+            self.data,
             self.data,
             self.quantizer,
             folder=self.out,
@@ -108,6 +109,7 @@ class Run:
         )
         if self.processes.first:
             (self.out / "losses.json").write_text(json.dumps([row["loss"] for row in history]))
+            (self.out / "evaluations.json").write_text(json.dumps(evaluations))
             save_file(dict(model.state_dict()), self.out / "weights.safetensors")
 
     def write(self, name: str, tensors: dict[str, Tensor]) -> None:

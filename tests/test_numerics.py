@@ -8,12 +8,13 @@ import torch
 
 from tests.conftest import LAUNCHER, MODEL, RECIPE
 from tests.small_data import write_moments
+from tokenbridge.batches import Batch, batch_loss
 from tokenbridge.loading import load_whole
 from tokenbridge.numerics import SETTLING, LossWatch, load_bad_step
 from tokenbridge.optim import NonFiniteError
 from tokenbridge.processes import ALONE
 from tokenbridge.quantizer import DimensionwiseQuantizer
-from tokenbridge.training import BAD_STEP, Batch, Trainer, batch_loss
+from tokenbridge.training import BAD_STEP, Trainer
 from tokenbridge.training_data import FreshTokens
 
 CPU = torch.device("cpu")

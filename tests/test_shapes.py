@@ -70,9 +70,11 @@ def test_it_trains_a_step_and_samples(case: Case, tmp_path: Path) -> None:
     quantizer = fit_quantizer(fitting_latents(moments, IMAGES, seed=0), config)
 
     recipe = replace(MODEL.train, batch_size=IMAGES)
-    model, history = train(
+    data = FreshTokens(moments, quantizer)
+    model, history, _ = train(
         replace(MODEL, train=recipe),
-        FreshTokens(moments, quantizer),
+        data,
+        data,
         quantizer,
         folder=tmp_path,
         launcher=LAUNCHER,

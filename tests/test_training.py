@@ -11,11 +11,12 @@ import torch
 
 from tests.conftest import LAUNCHER, MODEL, QUANTIZER, RECIPE, SHAPE, Silent
 from tests.small_data import store_tokens, write_moments
+from tokenbridge.batches import draw_batch, num_masked_positions
 from tokenbridge.config import ModelConfig
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
 from tokenbridge.seeding import generator
-from tokenbridge.training import build_model, draw_batch, num_masked_positions, train
+from tokenbridge.training import build_model, train
 from tokenbridge.training_data import FreshTokens, TrainingData
 
 CPU = torch.device("cpu")
@@ -34,7 +35,9 @@ def run(
     checkpoint_seconds: float = LAUNCHER.checkpoint_seconds,
 ) -> tuple[TokenBridgeTransformer, list[float]]:
     launcher = replace(LAUNCHER, checkpoint_seconds=checkpoint_seconds)
-    model, history = train(config, data, quantizer, folder=folder, launcher=launcher, tracker=Silent(), device=CPU)
+    model, history, _ = train(
+        config, data, data, quantizer, folder=folder, launcher=launcher, tracker=Silent(), device=CPU
+    )
     return model, [row["loss"] for row in history]
 
 

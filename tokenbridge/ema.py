@@ -1,5 +1,8 @@
 """Exponential moving average of a model's weights (paper Table 4: 0.9999)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -34,6 +37,23 @@ class Ema:
     def state_dict(self) -> dict[str, Tensor]:
         """The very tensors."""
         return {"updates": self.updates} | {f"average/{name}": each for name, each in self.averages.items()}
+
+    @contextmanager
+    def swapped_into(self, model: nn.Module) -> Iterator[None]:
+        """Within it, ``model`` has the averages for weights, and the weights are kept in their place."""
+        self._swap(model)
+        try:
+            yield
+        finally:
+            self._swap(model)
+
+    @torch.no_grad()
+    def _swap(self, model: nn.Module) -> None:
+        for average, parameter in zip(self.averages.values(), model.parameters(), strict=True):
+            ours, theirs = held_here(average), held_here(parameter.detach())
+            kept = ours.clone()
+            ours.copy_(theirs)
+            theirs.copy_(kept)
 
     def apply(self, model: nn.Module) -> None:
         """Give ``model`` the averages for weights, in place: the training is over."""

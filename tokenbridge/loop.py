@@ -23,6 +23,26 @@ class InterruptedTrainingError(RuntimeError):
 History = list[dict[str, float]]
 
 
+class Evaluations:
+    """Measurements during a training, evenly spread over its steps, the last one after the last step.
+
+    Args:
+        measure: a function of the number of steps done, called by every process.
+        times: how many measurements; at most one after each step.
+
+    Attributes:
+        rows: what was measured so far, with ``step`` and ``images``.
+    """
+
+    def __init__(self, measure: Callable[[int], dict[str, float]], times: int) -> None:
+        self.measure, self.times = measure, times
+        self.rows: History = []
+
+    def due(self, done: int, total: int) -> bool:
+        """Whether to measure after ``done`` of ``total`` steps."""
+        return done * self.times // total > (done - 1) * self.times // total
+
+
 def cosine_factor(step: int, total: int, warmup: int) -> float:
     """Share of the peak learning rate at ``step``: linear warm-up, then a cosine to 0 at ``total`` (paper Table 4)."""
     if step < warmup:
@@ -43,6 +63,7 @@ def run_steps(
     tracker: MetricSink,
     precision: str,
     stop: Stop = never,
+    evaluations: Evaluations | None = None,
 ) -> History:
     """Run ``step_fn(step)`` for every step not yet in a checkpoint; the same bits however often it was killed.
 
@@ -50,6 +71,7 @@ def run_steps(
 
     Args:
         precision: bf16 or fp32; kept in every checkpoint.
+        evaluations: its rows are filled, and kept in every checkpoint.
 
     Returns:
         Rows of the metrics' means over equal windows of steps, with ``step`` and ``images``.
@@ -59,9 +81,12 @@ def run_steps(
         InterruptedTrainingError: when ``stop`` became true in one of the processes; a checkpoint has been saved.
     """
     processes = checkpoints.processes
-    resumed = checkpoints.load(state) or {"step": 0, "precision": precision, "history": [], "window": {}}
+    blank: dict[str, Any] = {"step": 0, "precision": precision, "history": [], "window": {}, "evaluations": []}
+    evaluations = evaluations or Evaluations(lambda _: {}, 0)
+    resumed = checkpoints.load(state) or blank
     _check_precision(resumed["precision"], precision)
     start, history, window = resumed["step"], resumed["history"], Window(resumed["window"])
+    evaluations.rows = resumed["evaluations"]
     every = max(1, math.ceil(total_steps / HISTORY_ROWS))
     progress = Progress(label, total_steps, "steps", launcher.log_seconds, start) if processes.first else None
     pace = Pace(launcher.checkpoint_seconds, launcher.checkpoint_share)
@@ -74,15 +99,20 @@ def run_steps(
             history.append({"step": done, "images": done * images_per_step, **means})
             if processes.first:
                 tracker.metrics(means, step=done)
+        if evaluations.due(done, total_steps):
+            measured = evaluations.measure(done)
+            evaluations.rows.append({"step": done, "images": done * images_per_step, **measured})
+            if processes.first:
+                tracker.metrics(measured, step=done)
         overdue = done == total_steps or (pace.due and not checkpoints.writing)
         overdue, stopping = processes.any(overdue and processes.first, stop())
         with pace.standing_still(saving=overdue or stopping):
             if overdue or stopping:
                 reached = {"step": done, "precision": precision, "history": history, "window": window.sums}
-                checkpoints.save(done, state, reached)
+                checkpoints.save(done, state, reached | {"evaluations": evaluations.rows})
             checkpoints.publish_finished()
         if progress:
-            progress.advance(1, _note(history))
+            progress.advance(1, _note(history[-1:] + evaluations.rows[-1:]))
         if stopping and done < total_steps:
             checkpoints.finish()
             raise InterruptedTrainingError(f"{label}: asked to stop, saved at step {done:,} of {total_steps:,}")
@@ -116,6 +146,6 @@ class Window:
         return taken
 
 
-def _note(history: History) -> str:
-    last = history[-1] if history else {}
-    return "  ".join(f"{name} {value:.4g}" for name, value in last.items() if name not in ("step", "images"))
+def _note(rows: History) -> str:
+    values = {name: value for row in rows for name, value in row.items() if name not in ("step", "images")}
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -64,6 +64,19 @@ def gradients_stay(model: nn.Module) -> Iterator[None]:
             model.set_requires_gradient_sync(True)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it, the model has no dropout and no gradients; afterwards it trains on, sharded as it was."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()  # the outermost part's weights stay whole after a forward pass
+        model.train()
+
+
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors on the CPU, each put together from its parts; called by every process."""
     return {

@@ -1,53 +1,46 @@
-"""Training of one autoregressive model on tokens (paper Sec. 3.3 and Table 4).
+"""Training of one autoregressive model on tokens (paper Sec. 3.3 and Table 4)."""
 
-Shapes: N images, S positions, C dimensions.
-"""
-
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
-from torch.distributions import Normal
 
+from tokenbridge.batches import Batch, batch_loss, draw_batch
 from tokenbridge.checkpoints import Checkpoints, State
 from tokenbridge.config import FSDP, LauncherConfig, ModelConfig, TrainConfig, require
 from tokenbridge.device import autocast
 from tokenbridge.ema import Ema
-from tokenbridge.loop import History, cosine_factor, run_steps
+from tokenbridge.loop import Evaluations, History, cosine_factor, run_steps
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.numerics import BadStep, LossWatch, keep_bad_step
 from tokenbridge.optim import NonFiniteError, build_optimizers, update_weights
-from tokenbridge.parallel import distribute, gradients_stay, whole
+from tokenbridge.parallel import distribute, evaluating, gradients_stay, whole
 from tokenbridge.processes import ALONE, Processes
 from tokenbridge.quantizer import DimensionwiseQuantizer
 from tokenbridge.seeding import EpochOrder, derive_seed, generator
-from tokenbridge.training_data import ALL, Ahead, TrainingData
+from tokenbridge.training_data import Ahead, TrainingData
+from tokenbridge.validation import Validation
 from tokenbridge.watching import MetricSink, Stop, never
 
 NOT_OF_THE_MODEL = ("train", "pretrained")  # the fields of ModelConfig that say where weights come from
 CHECKPOINTS = "checkpoints"  # folder of a training's checkpoints
 BAD_STEP = "bad-step"  # folder of a step whose loss or gradient is not finite
+SAMPLES = "samples"  # folder of the grids of samples that were drawn during the training
+
+DrawGrid = Callable[[TokenBridgeTransformer], Image]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one step sees; ``draw_batch`` is the only place where its randomness is drawn."""
+class Trained(NamedTuple):
+    """What a training gives."""
 
-    tokens: Tensor  # [N, S, C], dimensions in natural order
-    labels: Tensor  # [N]; num_classes where the class was dropped
-    order: Tensor  # [N, S]
-    num_masked: int  # one number for the whole batch, as in MAR
-
-    def to(self, device: torch.device) -> "Batch":
-        tokens, labels, order = (each.to(device, non_blocking=True) for each in (self.tokens, self.labels, self.order))
-        return Batch(tokens, labels, order, self.num_masked)
-
-    def split(self, count: int) -> list["Batch"]:
-        """``count`` parts of it, one after the other."""
-        tokens, labels, order = (each.tensor_split(count) for each in (self.tokens, self.labels, self.order))
-        return [Batch(*part, self.num_masked) for part in zip(tokens, labels, order, strict=True)]
+    model: TokenBridgeTransformer  # with the averaged (EMA) weights
+    history: History  # rows of the training loss
+    evaluations: History  # rows of the validation loss
 
 
 def build_model(config: ModelConfig, data: TrainingData, quantizer: DimensionwiseQuantizer) -> TokenBridgeTransformer:
@@ -70,37 +63,6 @@ def token_shape(data: TrainingData, quantizer: DimensionwiseQuantizer) -> dict[s
     }
 
 
-def num_masked_positions(uniform: Tensor, positions: int, config: TrainConfig) -> int:
-    """ceil(S r), with r from a normal truncated to [mask_ratio_min, 1], by inversion of ``uniform`` (MAR)."""
-    normal = Normal(config.mask_ratio_mean, config.mask_ratio_std)
-    low, high = normal.cdf(torch.tensor(config.mask_ratio_min)), normal.cdf(torch.tensor(1.0))
-    ratio = normal.icdf(low + uniform * (high - low)).clamp(config.mask_ratio_min, 1.0)
-    return int((positions * ratio).ceil())
-
-
-def draw_batch(
-    data: TrainingData, indices: Tensor, config: TrainConfig, random: torch.Generator, part: slice = ALL
-) -> Batch:
-    """Tokens, class dropout and masks of images ``indices`` [N]; with ``part``, those of that part of them.
-
-    Whatever the part, all is drawn for the whole batch from ``random``: what an image gets depends on its place there.
-    """
-    count, positions = len(indices), data.height * data.width
-    tokens = data.draw(indices, random, part)
-    dropped = torch.rand(count, generator=random) < config.label_dropout
-    labels = torch.where(dropped, data.num_classes, data.labels[indices])
-    order = torch.rand(count, positions, generator=random)[part].argsort(dim=1)
-    num_masked = num_masked_positions(torch.rand((), generator=random), positions, config)
-    return Batch(tokens, labels[part], order, num_masked)
-
-
-def batch_loss(model: nn.Module, quantizer: DimensionwiseQuantizer, batch: Batch) -> Tensor:
-    """Cross-entropy per dimension, in nats, of one batch."""
-    values, targets = quantizer.decode(batch.tokens), quantizer.to_head_order(batch.tokens)
-    loss: Tensor = model(values, targets, batch.labels, batch.order, batch.num_masked)
-    return loss
-
-
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """The linear layers inside blocks, which Muon trains when it is chosen.
 
@@ -113,6 +75,7 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 def train(
     config: ModelConfig,
     data: TrainingData,
+    validation_data: TrainingData,
     quantizer: DimensionwiseQuantizer,
     *,
     folder: Path,
@@ -121,10 +84,14 @@ def train(
     device: torch.device,
     processes: Processes = ALONE,
     stop: Stop = never,
-) -> tuple[TokenBridgeTransformer, History]:
-    """Train a model, or go on from ``folder``/checkpoints; the averaged (EMA) model and its loss history.
+    draw_grid: DrawGrid | None = None,
+) -> Trained:
+    """Train a model, or go on from ``folder``/checkpoints.
 
     Only rank 0's return value is meaningful. ``config.train.precision`` must be resolved: bf16 or fp32.
+
+    Args:
+        draw_grid: draws the picture of samples that is logged at each evaluation; None: there are no pictures.
 
     Raises:
         ConfigError: if batch and processes do not fit together.
@@ -134,6 +101,14 @@ def train(
     recipe = config.train
     check_processes(recipe, launcher, processes.world)
     trainer = Trainer(config, data, quantizer.to(device), folder, launcher, device, processes)
+    validation = Validation(validation_data, quantizer, processes)
+
+    def evaluate(step: int) -> dict[str, float]:
+        if draw_grid:
+            trainer.log_grid(draw_grid, step, tracker)
+        return {"validation_loss": trainer.validation_loss(validation)}
+
+    evaluations = Evaluations(evaluate, recipe.evaluations)
     history = run_steps(
         label="train",
         state=trainer.state,
@@ -148,8 +123,9 @@ def train(
         tracker=tracker,
         precision=recipe.precision,
         stop=stop,
+        evaluations=evaluations,
     )
-    return trainer.averaged_model(), history
+    return Trained(trainer.averaged_model(), history, evaluations.rows)
 
 
 def check_processes(recipe: TrainConfig, launcher: LauncherConfig, world: int) -> None:
@@ -253,6 +229,21 @@ class Trainer:
                 (loss if weight == 1 else loss * weight).backward()
             losses.append(loss.detach() * (len(part.labels) / len(batch.labels)))
         return torch.stack(losses).sum()
+
+    def validation_loss(self, validation: Validation) -> float:
+        """Of the averaged weights. The training goes on with the same bits as without this measurement."""
+        with self.ema.swapped_into(self.model), evaluating(self.model), autocast(self.device, self.recipe.precision):
+            return validation.loss(self.model)
+
+    def log_grid(self, draw_grid: DrawGrid, step: int, tracker: MetricSink) -> None:
+        """Draw a picture of samples with the averaged weights, and log it: in the first process."""
+        model = self.averaged_model()
+        if self.processes.first:
+            path = self.folder / SAMPLES / f"step-{step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            with autocast(self.device, self.recipe.precision):
+                draw_grid(model).save(path)
+            tracker.artifact(path, SAMPLES)
 
     def averaged_model(self) -> TokenBridgeTransformer:
         """The model with the averaged weights, for use: in the first process. The others only give their parts."""

@@ -1,15 +1,18 @@
 """What a long computation reports to those who watch it, and what they may ask of it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 
 class MetricSink(Protocol):
-    """Where metrics and tags go while a stage works; ``tokenbridge.tracking.spool.Tracker`` is one."""
+    """Where metrics, tags and files go while a stage works; ``tokenbridge.tracking.spool.Tracker`` is one."""
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
 
     def tags(self, values: dict[str, str]) -> None: ...
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
 
 
 Stop = Callable[[], bool]

@@ -36,6 +36,8 @@ class Silent:
 
     def tags(self, values: dict[str, str]) -> None: ...
 
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+
 
 def main(arguments: list[str]) -> None:
     name, root, work = arguments[0], Path(arguments[1]), Path(arguments[2])

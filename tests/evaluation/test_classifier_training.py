@@ -33,6 +33,10 @@ class Sink:
         if self.seen == self.stop:
             raise Killed
 
+    def tags(self, values: dict[str, str]) -> None: ...
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+
 
 def run_training(checkpoint: Path, sink: Sink | None = None, epochs: int = 6) -> tuple[ImageClassifier, History]:
     images, labels = draw_shapes(180)

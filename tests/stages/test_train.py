@@ -40,6 +40,7 @@ def test_a_pretrained_model_is_taken_as_it_is(project: Path, quantizer: Dimensio
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert read_json(project / "reports/train/tiny.json") == {"parameters": parameters}
     assert (project / "reports/train/tiny/loss.csv").read_text() == "step,images,loss\n"
+    assert (project / "reports/train/tiny/validation.csv").read_text() == "step,images,validation_loss\n"
 
 
 def test_one_that_does_not_fit_is_refused(

@@ -33,6 +33,8 @@ class TrainConfig:
     mask_ratio_std: float
     mask_ratio_min: float
     precision: str
+    evaluations: int  # of the validation loss; the last one is after the last step
+    sample_grids: bool  # draw a picture of samples at each evaluation, too
 
     def __post_init__(self) -> None:
         require_choice("train.precision", self.precision, PRECISIONS)
@@ -44,6 +46,7 @@ class TrainConfig:
             learning_rate=self.learning_rate,
             clip_norm=self.clip_norm,
             mask_ratio_std=self.mask_ratio_std,
+            evaluations=self.evaluations,
         )
         require_between("train", 0.0, 1.0, label_dropout=self.label_dropout, mask_ratio_min=self.mask_ratio_min)
         require_between("train", 0.0, 0.999999, beta1=self.beta1, beta2=self.beta2, ema_decay=self.ema_decay)

@@ -14,11 +14,11 @@ from itertools import pairwise
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tokenbridge.batches import num_masked_positions
 from tokenbridge.config import Config, TrainConfig
 from tokenbridge.model.layers import MLP_RATIO
 from tokenbridge.planning.sizes import Sizes, meta_vae
 from tokenbridge.sampling import SamplingSettings, guidance_at, masked_counts
-from tokenbridge.training import num_masked_positions
 
 BLOCK = 2 * (3 + 1 + 2 * MLP_RATIO)  # of a block's linear layers, for each token and D squared: qkv, out, MLP
 MODULATION = 2 * 6  # of a head block's condition, likewise

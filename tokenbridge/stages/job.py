@@ -109,7 +109,7 @@ def compute(run: StageRun, work: Callable[[Job], None], *, alone: bool = False) 
 
 @dataclass
 class MetricFile:
-    """A metric sink that another process reads."""
+    """A metric sink that another process reads; the files that it names lie beside it or below."""
 
     path: Path
 
@@ -118,6 +118,9 @@ class MetricFile:
 
     def tags(self, values: dict[str, str]) -> None:
         self._append("tags", values=values)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        self._append("artifact", path=str(path.relative_to(self.path.parent)), folder=folder)
 
     def _append(self, kind: str, **fields: Any) -> None:
         with self.path.open("a") as file:
@@ -148,13 +151,22 @@ def _metrics_passed_on(path: Path, tracker: MetricSink) -> AbstractContextManage
                 last_time = ended.is_set()
                 *lines, rest = (rest + file.read()).split("\n")
                 for record in filter(None, map(_record, lines)):
-                    kind = record.pop("type")
-                    (tracker.tags if kind == "tags" else tracker.metrics)(**record)
+                    _pass_on(record, path.parent, tracker)
                 if last_time:
                     return
                 ended.wait(LISTEN_SECONDS)
 
     return _meanwhile(listen)
+
+
+def _pass_on(record: dict[str, Any], work: Path, tracker: MetricSink) -> None:
+    match record.pop("type"):
+        case "metrics":
+            tracker.metrics(**record)
+        case "tags":
+            tracker.tags(**record)
+        case "artifact":
+            tracker.artifact(work / record["path"], record["folder"])
 
 
 def _output_passed_on(run: StageRun) -> AbstractContextManager[None]:
