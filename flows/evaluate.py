@@ -16,7 +16,7 @@ from tokenbridge.promotion.evaluation import evaluate_version
 
 @flow(name="evaluate", flow_run_name="evaluate {model}")
 def evaluate(model: str, version: int | None = None, changes: Sequence[str] = (), root: str = ".") -> State[Any]:
-    """Draw and measure samples of a version of the registry, against this project's test images.
+    """Draw and measure samples of a version of the registry, against this project's validation images.
 
     Args:
         model: its key in params.yaml, such as tiny.
