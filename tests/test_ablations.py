@@ -27,12 +27,12 @@ RESULT = {
     "data": "fashion_mnist",
     "epochs": 0.5,
     "parameters": 2358816,
-    "loss": 2.5,
-    "psnr": 26.0,
-    "fd_efficientnet_lite0_32px": 9.25,
-    "kid_efficientnet_lite0_32px": 0.006,
-    "precision_efficientnet_lite0_32px": 0.5,
-    "recall_efficientnet_lite0_32px": 0.5,
+    "validation_loss": 2.5,
+    "validation_psnr": 26.0,
+    "validation_fd_efficientnet_lite0_32px": 9.25,
+    "validation_kid_efficientnet_lite0_32px": 0.006,
+    "validation_precision_efficientnet_lite0_32px": 0.5,
+    "validation_recall_efficientnet_lite0_32px": 0.5,
     "class_accuracy": 0.875,
     "commit": "abc1234",
     "minutes": 2.5,
@@ -64,7 +64,7 @@ def test_the_table_shows_seeds_beside_each_other(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "base.yaml").write_text("# @package _global_\n# Where it starts.\n")
     (tmp_path / TABLE).parent.mkdir()
-    rows = [{"ablation": "base", "seed": seed} | RESULT | {"loss": 2.5 + seed} for seed in (0, 1)]
+    rows = [{"ablation": "base", "seed": seed} | RESULT | {"validation_loss": 2.5 + seed} for seed in (0, 1)]
     write_csv(tmp_path / TABLE, rows)
     (tmp_path / PAGE).write_text(f"before\n{START}\nold\n{END}\nafter\n")
     write_page(tmp_path, read_table(tmp_path))

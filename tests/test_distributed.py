@@ -12,9 +12,11 @@ from tests.conftest import QUANTIZER
 from tests.distributed_training import BATCH, HALF, PLAIN, STEPS
 from tests.parallel_runs import run_processes
 from tests.small_data import write_moments
+from tokenbridge.checkpoints import Checkpoints, read_tensors
 from tokenbridge.processes import Processes
 from tokenbridge.quantizer import fit_quantizer
 from tokenbridge.seeding import EpochOrder
+from tokenbridge.training import CHECKPOINTS
 
 pytestmark = pytest.mark.slow
 
@@ -79,9 +81,27 @@ def test_losses_are_those_of_one_process(folder: Path, run: str) -> None:
     torch.testing.assert_close(losses(folder, run), losses(folder, "ddp/1"), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("run", [*SAME_MATHS, "fsdp_interrupted/2-2", *RESUMED])
+def test_validation_losses_are_those_of_one_process(folder: Path, run: str) -> None:
+    ours, theirs = (json.loads((folder / each / "evaluations.json").read_text()) for each in (run, "ddp/1"))
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    values = (torch.tensor([row["validation_loss"] for row in rows]) for rows in (ours, theirs))
+    torch.testing.assert_close(*values, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("run", ["bf16/2", "fsdp_bf16/2"])
 def test_in_bf16_they_are_those_of_one_process_as_far_as_bf16_goes(folder: Path, run: str) -> None:
     torch.testing.assert_close(losses(folder, run), losses(folder, "bf16/1"), rtol=1e-2, atol=0)
+
+
+def test_one_process_reads_the_averages_of_any_checkpoint(folder: Path) -> None:
+    for run in ("ddp_interrupted/2", "fsdp_interrupted/2"):
+        saved = {key: each for key, each in tensors(folder, run, "saved").items() if key.startswith("ema/average/")}
+        newest = Checkpoints(folder / run / CHECKPOINTS).newest()
+        assert newest is not None
+        read = {key: torch.zeros_like(each) for key, each in saved.items()}
+        assert read_tensors(newest, read)["step"] == HALF
+        assert equal(read, saved)
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_is_told_alike(folder: Path) -> None:

@@ -49,6 +49,19 @@ def test_its_state_is_all_that_it_knows() -> None:
     assert torch.equal(first.averages["weight"], second.averages["weight"])
 
 
+def test_it_is_swapped_into_the_model_and_back_bit_for_bit() -> None:
+    model = nn.Linear(3, 3)
+    ema = Ema(model, 0.7, warmup=False)
+    nn.init.normal_(model.weight)
+    ema.update(model)
+    weight, average = model.weight.detach().clone(), ema.averages["weight"].clone()
+    with pytest.raises(KeyboardInterrupt), ema.swapped_into(model):
+        assert torch.equal(model.weight, average)
+        raise KeyboardInterrupt
+    assert torch.equal(model.weight, weight)
+    assert torch.equal(ema.averages["weight"], average)
+
+
 def test_it_becomes_the_model() -> None:
     model = nn.Linear(2, 2)
     ema = Ema(model, 0.5, warmup=False)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 FIGURES = {
     "reports/evaluate/tiny.json": {"samples": 4, "fd_efficientnet_lite0_32px": 6.25},
     "reports/reconstruct.json": {"quantized_psnr": 26.5},
-    "reports/train/tiny.json": {"loss": 1.75, "parameters": 1000},
+    "reports/train/tiny.json": {"validation_loss": 1.75, "parameters": 1000},
 }
 
 
@@ -132,7 +132,7 @@ def test_the_card_shows_reports_data_settings_and_digests(project: Path) -> None
     for told in (
         "| `fd_efficientnet_lite0_32px` | 6.25 |",
         "| `quantized_psnr` | 26.5 |",
-        "| `loss` | 1.75 |",
+        "| `validation_loss` | 1.75 |",
         "64 in `train`, 16 in `test`",
         "licence: MIT, the tests",
         "0 Sneaker, 1 Bag, 2 Ankle boot",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.conftest import LAUNCHER, Silent
 from tokenbridge.checkpoints import Checkpoints
-from tokenbridge.loop import History, cosine_factor, run_steps
+from tokenbridge.loop import Evaluations, History, cosine_factor, run_steps
 from tokenbridge.optim import build_optimizers, update_weights
 
 STEPS = 12
@@ -19,7 +19,7 @@ class Interrupted(Exception):
     """Stands for a kill between two steps."""
 
 
-def run(checkpoint: Path, stop_at: int | None = None) -> tuple[Tensor, History]:
+def run(checkpoint: Path, stop_at: int | None = None, evaluations: Evaluations | None = None) -> tuple[Tensor, History]:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     optimizers = build_optimizers(
@@ -52,6 +52,7 @@ def run(checkpoint: Path, stop_at: int | None = None) -> tuple[Tensor, History]:
         launcher=LAUNCHER,
         tracker=Silent(),
         precision="fp32",
+        evaluations=evaluations,
     )
     return model.weight.detach().clone(), history
 
@@ -75,6 +76,30 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 def test_history_counts_images(tmp_path: Path) -> None:
     _, history = run(tmp_path / "history.pt")
     assert [row["images"] for row in history] == [4 * (i + 1) for i in range(STEPS)]
+
+
+@pytest.mark.parametrize("times", [1, 5, 8, STEPS, 100])
+def test_evaluations_are_evenly_spread_and_end_with_the_last_step(times: int) -> None:
+    evaluations = Evaluations(lambda _: {}, times)
+    due = [step for step in range(1, STEPS + 1) if evaluations.due(step, STEPS)]
+    assert len(due) == min(times, STEPS)
+    assert due[-1] == STEPS
+    gaps = {later - earlier for earlier, later in pairwise([0, *due])}
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_evaluations_survive_a_kill(tmp_path: Path) -> None:
+    def measured() -> Evaluations:
+        return Evaluations(lambda step: {"quality": step / 8}, 3)
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_at=6, evaluations=measured())
+    resumed = measured()
+    run(tmp_path, evaluations=resumed)
+    assert resumed.rows == [{"step": step, "images": 4 * step, "quality": step / 8} for step in (4, 8, 12)]
+    ended = Evaluations(lambda _: pytest.fail("it was measured before"), 3)
+    run(tmp_path, evaluations=ended)
+    assert ended.rows == resumed.rows
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:

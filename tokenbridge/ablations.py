@@ -23,11 +23,11 @@ WORKTREE = Path(".work/ablations")
 MODEL = "tiny"
 BASE = "base"
 START, END = "<!-- table -->", "<!-- end of table -->"
-METRICS = (  # of reports/evaluate, in the table
-    "fd_efficientnet_lite0_32px",
-    "kid_efficientnet_lite0_32px",
-    "precision_efficientnet_lite0_32px",
-    "recall_efficientnet_lite0_32px",
+METRICS = (  # of reports/evaluate, in the table; by the validation images, since choices are made by them
+    "validation_fd_efficientnet_lite0_32px",
+    "validation_kid_efficientnet_lite0_32px",
+    "validation_precision_efficientnet_lite0_32px",
+    "validation_recall_efficientnet_lite0_32px",
     "class_accuracy",
 )
 Row = dict[str, object]
@@ -90,8 +90,8 @@ def _read_row(worktree: Path, name: str, seed: int) -> Row:
         "data": config.data.name,
         "epochs": config.models[MODEL].train.epochs,
         "parameters": training["parameters"],
-        "loss": training["loss"],
-        "psnr": read_json(reports / "reconstruct.json")["quantized_psnr"],
+        "validation_loss": training["validation_loss"],
+        "validation_psnr": read_json(reports / "reconstruct.json")["validation_quantized_psnr"],
         **{metric: evaluation[metric] for metric in METRICS},
         "commit": git(worktree, "rev-parse", "--short", "HEAD"),
     }
@@ -108,8 +108,8 @@ def write_page(root: Path, table: Sequence[Row]) -> None:
 def markdown_table(root: Path, table: Sequence[Row]) -> str:
     """One line for each ablation, in the order of ``ablation_names``; values of several seeds beside each other."""
     lines = [
-        "| ablation | what is changed | seeds | loss | Fréchet distance | class accuracy | precision | recall "
-        "| parameters | minutes |",
+        "| ablation | what is changed | seeds | validation loss | Fréchet distance | class accuracy | precision "
+        "| recall | parameters | minutes |",
         "|" + "---|" * 10,
     ]
     for name in ablation_names(root):
@@ -125,7 +125,7 @@ def _markdown_line(name: str, description: str, rows: Sequence[Row]) -> str:
 
     fd, _, precision, recall, accuracy = METRICS
     columns = [(fd, 2), (accuracy, 3), (precision, 2), (recall, 2)]
-    cells = [f"`{name}`", description, values("seed", 0), values("loss", 3)]
+    cells = [f"`{name}`", description, values("seed", 0), values("validation_loss", 3)]
     cells += [values(column, digits) for column, digits in columns]
     cells += [f"{int(str(rows[0]['parameters'])):,}", values("minutes", 1)]
     return f"| {' | '.join(cells)} |"

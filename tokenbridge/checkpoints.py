@@ -142,7 +142,7 @@ class Checkpoints:
         Raises:
             CheckpointError: if it does not hold just this state.
         """
-        newest = self.processes.first_says(self._newest())
+        newest = self.processes.first_says(self.newest())
         if newest is None:
             return None
         reader = HuggingFaceStorageReader(str(newest))
@@ -202,6 +202,10 @@ class Checkpoints:
         except FAILURES as error:
             raise self._failure(error) from error
 
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole."""
+        return next((path for path in map(self._path, reversed(self.steps())) if _is_whole(path)), None)
+
     def steps(self) -> list[int]:
         """Of the checkpoints that are there, oldest first."""
         return sorted(int(path.name.removeprefix(PREFIX)) for path in self.folder.glob(f"{PREFIX}*"))
@@ -217,9 +221,6 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{PREFIX}{step:08d}"
-
-    def _newest(self) -> Path | None:
-        return next((path for path in map(self._path, reversed(self.steps())) if _is_whole(path)), None)
 
     def _publish(self) -> None:
         assert self._unpublished is not None
@@ -253,6 +254,21 @@ class Checkpoints:
             f"a checkpoint could not be written to {self.folder} ({type(error).__name__}: {error}). Those of these "
             f"steps are whole: {kept}. See that the folder can be written, and repeat: the work goes on from there"
         )
+
+
+def read_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Fill ``tensors`` from the checkpoint at ``path``, which may hold more of them; its progress.
+
+    Raises:
+        CheckpointError: if it lacks one of them, or a training removed it meanwhile.
+    """
+    try:
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+        return dict(read_json(path / PROGRESS)["progress"])
+    except FAILURES as error:
+        if not path.exists():
+            raise CheckpointError(f"{path} was removed while it was read, for a newer one: repeat") from error
+        raise CheckpointError(f"{path} cannot be read as this model ({type(error).__name__}: {error})") from error
 
 
 def _is_whole(path: Path) -> bool:

@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="copy a trained model into a folder with a model card")
     export.add_argument("model", help="its key in params.yaml, such as tiny")
     export.add_argument("--out", type=Path, required=True, help="folder to write")
+    export.add_argument(
+        "--checkpoint", action="store_true", help="the newest checkpoint of a training that has not ended"
+    )
     export.set_defaults(command=_export)
 
     ablations = commands.add_parser(
@@ -222,6 +225,12 @@ def _released_config() -> Config:
 
 
 def _export(options: argparse.Namespace) -> None:
+    if options.checkpoint:
+        from tokenbridge.preview import export_checkpoint
+
+        export_checkpoint(Path.cwd(), options.model, options.out)
+        print(f"{options.out} written: `tokenbridge sample --model {options.out}` draws with it")
+        return
     from tokenbridge.export import export_model
 
     export_model(Path.cwd(), options.model, options.out)

@@ -82,7 +82,8 @@ def test_training_is_recorded_with_its_curve_plots_and_model(project: Project, f
     client = connect(project.root).client
     curve = client.get_metric_history(run.info.run_id, "loss")
     assert len({metric.step for metric in curve}) > 10
-    assert "reports/train/tiny/loss.csv" in project.artifacts(run)
+    assert len(client.get_metric_history(run.info.run_id, "validation_loss")) == 2  # as experiment=smoke evaluates
+    assert {"reports/train/tiny/loss.csv", "reports/train/tiny/validation.csv"} <= set(project.artifacts(run))
     model = client.get_logged_model(run.data.tags["model.tokenbridge-tiny"].removeprefix("models:/"))
     assert str(model.status) == "READY"
     assert {"reports/quantizer/levels.png", "reports/quantizer/order.png"} <= set(

@@ -47,9 +47,10 @@ def test_an_interrupted_training_goes_on_by_itself_and_ends_with_the_same_weight
         assert re.search(r"train: asked to stop, saved at step \d+ of \d+", output), output
         assert output.count(RESUMING) == 2
         assert {out: login_node.digest(out) for out in learnt_by_two} == learnt_by_two
-        loss = read_json(login_node.root / "reports/train/tiny.json")["loss"]
+        loss = read_json(login_node.root / "reports/train/tiny.json")["validation_loss"]
     run = login_node.runs("train@tiny")[-1]
-    assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", loss)  # from the nodes, by way of the stage
+    # from the nodes, by way of the stage
+    assert (run.info.status, run.data.metrics["validation_loss"]) == ("FINISHED", loss)
     assert run.data.metrics.keys() >= {"gradient_norm", "gradient_norm_max", "loss_spikes", "learning_rate"}
     assert [path for path in login_node.artifacts(run) if path.startswith("workers/workers-")]
 

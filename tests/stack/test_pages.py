@@ -113,7 +113,7 @@ def test_the_runs_table_shows_what_a_newcomer_looks_for(team: Project, pipeline:
     for column, value in {
         f"metrics.`{DISTANCE}`": str(run.data.metrics[DISTANCE])[:6],
         "metrics.`class_accuracy`": str(run.data.metrics["class_accuracy"])[:5],
-        "metrics.`loss`": str(run.data.metrics["loss"])[:5],
+        "metrics.`validation_loss`": str(run.data.metrics["validation_loss"])[:5],
         "params.`data`": "fashion_mnist",
         "params.`models`": "tiny",
         "tags.`git.commit`": run.data.tags["git.commit"][:7],

@@ -9,6 +9,7 @@ import pytest
 from tests.pipeline.project import wait_for
 from tokenbridge.stages import job
 from tokenbridge.stages.runtime import StageRun
+from tokenbridge.watching import MetricSink
 
 
 def test_what_workers_write_is_recorded_while_they_work_and_whole_at_the_end(
@@ -25,3 +26,24 @@ def test_what_workers_write_is_recorded_while_they_work_and_whole_at_the_end(
         wait_for(lambda: len(recorded) > 1, "copy")
         log.write_text("one\ntwo\n")
     assert recorded[-1] == ("one\ntwo\n", "workers")
+
+
+def test_what_a_worker_measures_and_its_files_reach_the_driver_wherever_the_folder_lies(tmp_path: Path) -> None:
+    told: list[object] = []
+
+    def tags(values: dict[str, str]) -> None:
+        told.append(values)
+
+    tracker = SimpleNamespace(
+        metrics=lambda values, step: told.append((values, step)),
+        tags=tags,
+        artifact=lambda path, folder: told.append((path.read_text(), folder)),
+    )
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/grid.png").write_text("a picture")
+    sink = job.MetricFile(tmp_path / job.METRICS)
+    with job._metrics_passed_on(sink.path, cast(MetricSink, tracker)):
+        sink.metrics({"loss": 2.0}, step=3)
+        sink.tags({"precision": "fp32"})
+        sink.artifact(tmp_path / "samples/grid.png", "samples")
+    assert told == [({"loss": 2.0}, 3), {"precision": "fp32"}, ("a picture", "samples")]

@@ -19,6 +19,8 @@ def test_a_view_selects_its_columns_in_their_order() -> None:
     tag = json.loads(VIEWS["trainings"].as_tag())
     state = json.loads(tag["state"])
     assert tag["name"] == "Trainings"
-    assert state["selectedColumns"][1:4] == ["metrics.`loss`", "metrics.`gradient_norm`", "metrics.`parameters`"]
+    metrics = VIEWS["trainings"].metrics
+    assert metrics[0] == "validation_loss"
+    assert state["selectedColumns"][1:4] == [f"metrics.`{name}`" for name in metrics]
     assert state["columnOrder"][-6:] == state["selectedColumns"][-6:]
     assert state["searchFilter"] == "tags.stage LIKE 'train@%'"

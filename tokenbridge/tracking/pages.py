@@ -18,7 +18,7 @@ Menu **Views**: `Pipelines` has the columns that matter, `Trainings` leaves trai
 |---|---|
 | `fd_efficientnet_lite0_...`, `fid_inception` | distance of generated from real images; lower is better |
 | `class_accuracy` | share of generated images that a classifier finds to be of the class asked for |
-| `loss` | cross-entropy per dimension in training, in nats |
+| `validation_loss` | cross-entropy per dimension on validation images, in nats; lower is better |
 | parameter `overrides` | the settings that the run was told, which are in its name, too |
 | tag `model` | on a pipeline row: the model that the metrics are of, the best by distance if there are several |
 | tag `stage` | which stage a row is of, such as `train@tiny` |
@@ -37,7 +37,7 @@ DURATION = "attributes.`Duration`"
 # by the ids that MLflow's table gives them, and their widths in pixels
 FIRST_COLUMNS = {"attributes.`Run Name`": 260, "runDateAndNestInfo": 140, "duration": 80}
 MARGIN, LETTER, NARROWEST = 20, 7, 11  # pixels around a name and of a letter; letters of the narrowest column
-HEADLINES = (*DISTANCES, "class_accuracy", "loss")  # of a pipeline: what one would compare it by
+HEADLINES = (*DISTANCES, "class_accuracy", "validation_loss")  # of a pipeline: what one would compare it by
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ VIEWS = {
     "trainings": View(
         name="Trainings",
         filter="tags.stage LIKE 'train@%'",
-        metrics=("loss", "gradient_norm", "parameters"),
+        metrics=("validation_loss", "gradient_norm", "parameters"),
         params=("train_on",),
         tags=("stage.key", "git.commit"),
     ),
