@@ -13,22 +13,20 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import Silent, random_model
-from tests.small_data import write_moments
-from tests.small_pipeline import NAMES, build_pipeline
+from tests.conftest import Silent
+from tests.small_pipeline import NAMES
+from tests.small_project import ROOT, write_inputs
 from tokenbridge import preview
 from tokenbridge.cli import main
-from tokenbridge.data.shards import write_manifest
 from tokenbridge.loop import InterruptedTrainingError
 from tokenbridge.moments import Moments
-from tokenbridge.params import PARAMS_FILE, compose_config, load_params
+from tokenbridge.params import PARAMS_FILE, load_params
 from tokenbridge.pipeline import TokenBridgePipeline
 from tokenbridge.quantizer import DimensionwiseQuantizer
 from tokenbridge.stage_graph import read_stages
 from tokenbridge.training import CHECKPOINTS, train
 from tokenbridge.training_data import FreshTokens
 
-ROOT = Path(__file__).parent.parent
 DONE, TOTAL = 6, 16  # steps of 32 images; an evaluation every four
 
 
@@ -39,14 +37,7 @@ def project(
     """A project with all that the stage ``train@tiny`` needs, which is the current folder."""
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
-    overrides = ["experiment=smoke", "train.epochs=8", "train.evaluations=4", "train.precision=fp32"]
-    OmegaConf.save(compose_config(overrides, ROOT / "conf"), tmp_path / PARAMS_FILE)
-    for folder in ("moments", "validation_moments"):
-        write_moments(tmp_path / "data" / folder, vae_latents)
-    (tmp_path / "data/images").mkdir()
-    write_manifest(tmp_path / "data/images", name="shapes", image_size=8, label_names=NAMES, splits={})
-    build_pipeline(random_model(), quantizer).vae.save_pretrained(tmp_path / "models/vae")
-    quantizer.save_pretrained(tmp_path / "models/quantizer")
+    write_inputs(tmp_path, vae_latents, quantizer, ["train.epochs=8", "train.evaluations=4"])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

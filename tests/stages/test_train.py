@@ -1,15 +1,18 @@
 """Stage ``train``: what it trains on, and models that it takes as they are."""
 
+import csv
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from tests.conftest import random_model
 from tests.small_data import write_moments
 from tests.small_pipeline import build_pipeline
+from tests.small_project import write_inputs
 from tokenbridge.files import read_json
 from tokenbridge.params import PARAMS_FILE, compose_config
 from tokenbridge.pipeline import TokenBridgePipeline
@@ -58,3 +61,20 @@ def test_a_folder_that_is_no_pipeline_is_refused(project: Path, capsys: pytest.C
     with pytest.raises(SystemExit):
         train.main()
     assert "given is no trained pipeline" in capsys.readouterr().err
+
+
+def test_a_training_reports_its_validation_loss_and_logs_pictures_of_samples(
+    repository: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_inputs(repository, vae_latents, quantizer, ["train.sample_grids=true", "generate.samples=12"])
+    monkeypatch.setattr(sys, "argv", ["train", "tiny"])
+    train.main()
+    with (repository / "reports/train/tiny/validation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["images"]) for row in rows] == [("1", "32"), ("2", "64")]
+    report = read_json(repository / "reports/train/tiny.json")
+    assert report["validation_loss"] == float(rows[-1]["validation_loss"])
+    assert "loss" not in report
+    pictures = sorted((repository / ".spool").rglob("step-*.png"))
+    assert [picture.name for picture in pictures] == ["step-00000001.png", "step-00000002.png"]
+    assert Image.open(pictures[0]).height > 3 * 64  # a row for each of three classes
