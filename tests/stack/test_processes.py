@@ -51,7 +51,9 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def service() -> Make:
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.setattr(postgres, "program_folder", lambda: tmp_path)  # none of PostgreSQL's programs is run
+
     def make(code: str, **changes: object) -> Service:
         given = {"name": "demo", "environment": {}, "check": ["true"], "patience": 5.0, "after": [], "ports": {}}
         given |= {"command": [sys.executable, "-c", code], "stop_signal": "SIGTERM", "grace": 0.5}
@@ -147,6 +149,7 @@ def test_without_postgresql_the_package_is_named(tmp_path: Path, monkeypatch: py
 
 
 def test_data_of_another_postgresql_are_left_alone(tmp_path: Path) -> None:
+    require("initdb")
     (tmp_path / "PG_VERSION").write_text("9\n")
     with pytest.raises(UserError, match="made by PostgreSQL 9"):
         postgres.make_cluster({"PGDATA": str(tmp_path)})
