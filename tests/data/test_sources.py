@@ -21,7 +21,8 @@ Make = Callable[..., DataConfig]
 
 def test_idx_becomes_padded_rgb(idx_config: Make, pixels: dict[str, np.ndarray], tmp_path: Path) -> None:
     manifest = fetch_images(idx_config(), tmp_path / "images")
-    assert {split: entry["count"] for split, entry in manifest["splits"].items()} == {"train": 25, "test": 7}
+    counts = {split: entry["count"] for split, entry in manifest["splits"].items()}
+    assert counts == {"train": 22, "validation": 3, "test": 7}
     assert (manifest["name"], manifest["licence"], manifest["citation"]) == ("tiny_idx", "MIT", "nobody")
     cut = cut_validation(np.arange(25) % 3, 2000, 0)
     wanted = {"train": ~cut, "validation": cut, "test": np.full(7, True)}
