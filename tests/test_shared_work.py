@@ -24,7 +24,7 @@ from tokenbridge.vae_training import build_vae
 
 pytestmark = pytest.mark.slow
 
-TRAIN, TEST, SAMPLES = 44, 28, 34  # images: none fills its last file
+TRAIN, VALIDATION, TEST, SAMPLES = 44, 22, 28, 34  # images: none fills its last file
 BATCH = 4  # images at once: more than one batch in a file, and the last one smaller
 SETTINGS = [
     "experiment=smoke",
@@ -39,11 +39,13 @@ SETTINGS = [
 ]
 # what processes share, by the folder and the name's beginning of its files: images in all, and what progress calls it
 KINDS = {
-    "encode/moments/shard": (TRAIN, "encode"),
+    "encode/moments/shard": (TRAIN, "encode train"),
+    "encode/validation_moments/shard": (VALIDATION, "encode validation"),
     "tokenize/tokens/shard": (TRAIN, "tokenize"),
     "evaluate/lite0/samples": (SAMPLES, "features of samples"),
     "evaluate/lite0/floor": (SAMPLES, "features of floor"),
     "evaluate/lite0/test": (TEST, "features of test"),
+    "evaluate/lite0/validation": (VALIDATION, "features of validation"),
     "evaluate/classes/": (SAMPLES, "classes"),
 }
 
@@ -74,8 +76,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that the stages read; weights are random."""
     root = tmp_path_factory.mktemp("shared")
     OmegaConf.save(compose_config(SETTINGS, ROOT / "conf"), root / PARAMS_FILE)
-    save_shards(root / "data/images", {"train": draw_shapes(TRAIN, 0), "test": draw_shapes(TEST, 1)}, LABEL_NAMES)
-    save_shards(root / "data/samples/tiny", {"samples": draw_shapes(SAMPLES, 2)}, LABEL_NAMES)
+    counts = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+    images = {split: draw_shapes(count, seed) for seed, (split, count) in enumerate(counts.items())}
+    save_shards(root / "data/images", images, LABEL_NAMES)
+    save_shards(root / "data/samples/tiny", {"samples": draw_shapes(SAMPLES, 3)}, LABEL_NAMES, precision="fp32")
     torch.manual_seed(0)
     build_vae(replace(VAE, dimensions=4), SIDE).save_pretrained(root / "models/vae")
     save_classifier(ImageClassifier(width=8, label_names=LABEL_NAMES), root / "models/classifier")

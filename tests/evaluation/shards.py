@@ -9,7 +9,7 @@ from tests.evaluation.conftest import Shapes
 from tokenbridge.data.shards import write_manifest, write_shards
 
 
-def save_shards(folder: Path, splits: dict[str, Shapes], label_names: list[str]) -> None:
+def save_shards(folder: Path, splits: dict[str, Shapes], label_names: list[str], precision: str | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for split, (images, labels) in splits.items():
@@ -19,4 +19,5 @@ def save_shards(folder: Path, splits: dict[str, Shapes], label_names: list[str])
             Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
             examples.append((buffer.getvalue(), f"{number}.png", int(label)))
         written[split] = write_shards(folder, split, examples, label_names, 10000, len(examples))
-    write_manifest(folder, name="shapes", image_size=images.shape[-1], label_names=label_names, splits=written)
+    size = images.shape[-1]
+    write_manifest(folder, name="shapes", image_size=size, label_names=label_names, splits=written, precision=precision)
