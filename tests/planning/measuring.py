@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from tests.small_data import write_moments
-from tokenbridge.config import Config
+from tokenbridge.config import AUTO, Config
+from tokenbridge.device import resolve_precision
 from tokenbridge.ema import held_here
 from tokenbridge.planning.cluster import Cluster
 from tokenbridge.planning.memory import MemoryModel
@@ -25,6 +26,8 @@ from tokenbridge.training_data import FreshTokens
 WIDE = ["model=tiny", "models.tiny.width=256", "models.tiny.head_width=256", "models.tiny.encoder_depth=1"]
 # every position masked in every step: the mask that the plan takes, which needs most
 WIDE += ["models.tiny.decoder_depth=2", "train.mask_ratio_min=1.0"]
+# what this processor computes without emulation; the plan itself takes auto for bf16
+WIDE += [f"train.precision={resolve_precision(AUTO, torch.device('cpu'))}"]
 
 
 def planned(config: Config, cluster: Cluster) -> MemoryModel:
