@@ -37,7 +37,8 @@ def project(
 ) -> Path:
     """A repository with all that `train` needs; .work is a link to a small disk."""
     OmegaConf.save(compose_config(SETTINGS, ROOT / "conf"), repository / PARAMS_FILE)
-    write_moments(repository / "data/moments", vae_latents)
+    for folder in ("moments", "validation_moments"):
+        write_moments(repository / "data" / folder, vae_latents)
     quantizer.save_pretrained(repository / "models/quantizer")
     build_vae(replace(VAE, dimensions=4), 8).save_pretrained(repository / "models/vae")
     write_json(repository / "data/images/manifest.json", {"label_names": ["Sneaker", "Bag", "Ankle boot"]})

@@ -75,6 +75,6 @@ def test_a_training_reports_its_validation_loss_and_logs_pictures_of_samples(
     report = read_json(repository / "reports/train/tiny.json")
     assert report["validation_loss"] == float(rows[-1]["validation_loss"])
     assert "loss" not in report
-    pictures = sorted((repository / ".spool").rglob("step-*.png"))
+    pictures = sorted((repository / ".spool").rglob("step-*.png"), key=lambda picture: picture.name)
     assert [picture.name for picture in pictures] == ["step-00000001.png", "step-00000002.png"]
     assert Image.open(pictures[0]).height > 3 * 64  # a row for each of three classes
