@@ -240,7 +240,7 @@ class Trainer:
         model = self.averaged_model()
         if self.processes.first:
             path = self.folder / SAMPLES / f"step-{step:08d}.png"
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with autocast(self.device, self.recipe.precision):
                 draw_grid(model).save(path)
             tracker.artifact(path, SAMPLES)
