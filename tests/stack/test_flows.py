@@ -130,7 +130,8 @@ def test_another_clone_pulls_the_data_and_reproduces_a_run_without_computing(
     assert "Running stage" not in output
     rebuilt = clone.root / ".work/reproduce" / recorded.info.run_id
     assert sha256_tree(rebuilt / "models/tiny") == team.digest("models/tiny")
-    for name, value in read_json(rebuilt / "reports/evaluate/tiny.json").items():
+    report = read_json(rebuilt / "reports/evaluate/tiny.json")
+    for name, value in ((name, value) for name, value in report.items() if not isinstance(value, str)):
         assert recorded.data.metrics[f"evaluate_tiny/{name}"] == value
 
 
