@@ -43,6 +43,7 @@ SETTINGS = [
     "data.root=source",
     "data.max_train=null",
     "data.max_test=null",
+    f"data.validation_images={CLASSES}",  # as many of every set: the loss on them needs memory for a batch
     "vae.block_widths=[8,8,8]",  # halves the sides twice
     f"vae.dimensions={DIMENSIONS}",
     "generate.samples=10",
@@ -69,7 +70,7 @@ def prepare(root: Path, images: int) -> None:
     shutil.copy(PROJECT / "dvc.yaml", root)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=root, check=True)
     write_images(root / "source", images)
-    epochs = STEPS * BATCH / (images * 0.9)  # the rest is the test split
+    epochs = STEPS * BATCH / (images * 0.9 - CLASSES)  # the rest is for test and validation
     OmegaConf.save(compose_config([*SETTINGS, f"train.epochs={epochs}"], PROJECT / "conf"), root / PARAMS_FILE)
     torch.manual_seed(0)
     build_vae(load_params(root).vae, SIZE).save_pretrained(root / "models/vae")
