@@ -65,7 +65,7 @@ def is_complete(team: Project) -> bool:
     }
     files = [file.path for file in client(team).list_artifacts(run.info.run_id, "reports/train/tiny")]
     assert logged == pytest.approx(dict(zip(curve["step"], curve["loss"], strict=True)))
-    assert files == ["reports/train/tiny/loss.csv"]
+    assert files == ["reports/train/tiny/loss.csv", "reports/train/tiny/validation.csv"]
     assert "model.tokenbridge-tiny" in run.data.tags
     parent = client(team).get_run(run.data.tags["mlflow.parentRunId"])
     return bool(run.info.status == parent.info.status == "FINISHED")
