@@ -40,14 +40,14 @@ def load_huggingface(config: DataConfig, storage: StorageConfig) -> tuple[list[s
     files = [file for file in list_files(config.root, storage) if file.name.endswith(SUFFIX)]
     train = HubSplit(config, files, config.hub.train)
     names = label_names(config, train)
-    if config.hub.test is not None:
-        wanted = {TEST: config.hub.test, VALIDATION: config.hub.validation}
-        others = {name: HubSplit(config, files, split).split() for name, split in wanted.items() if split is not None}
+    wanted = {TEST: config.hub.test, VALIDATION: config.hub.validation}
+    others = {name: HubSplit(config, files, split).split() for name, split in wanted.items() if split is not None}
+    if TEST in others:
         return names, {TRAIN: train.split()} | others
     if config.test_fraction == 0:
         raise DataError("data.hub.test is null and data.test_fraction is 0: set one, data.test_fraction=0.1")
     aside = held_out(train.labels, config.test_fraction)
-    return names, {TRAIN: train.split(np.flatnonzero(~aside)), TEST: train.split(np.flatnonzero(aside))}
+    return names, {TRAIN: train.split(np.flatnonzero(~aside)), TEST: train.split(np.flatnonzero(aside))} | others
 
 
 class HubSplit:
