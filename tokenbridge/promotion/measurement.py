@@ -113,8 +113,8 @@ class Bench:
             self.validation.digest,
             asdict(self.config.evaluate),
             sha256_tree(self.classifier_folder),
+            self.precision,
         ]
-        about.append(self.precision)
         kept = self.folder / f"evaluation-{digest_of(about, self._code('evaluate'))}"
         if not kept.exists():
             with atomic_path(kept) as target:
@@ -128,10 +128,8 @@ class Bench:
     def reference(self) -> Features:
         """Features of the validation images."""
         size = self.config.evaluate.feature_size
-        kept = (
-            self.folder
-            / f"{VALIDATION}-{digest_of(self.validation.digest, register(size), self.precision)}.safetensors"
-        )
+        digest = digest_of(self.validation.digest, register(size), self.precision)
+        kept = self.folder / f"{VALIDATION}-{digest}.safetensors"
         if not kept.exists():
             print("promotion: features of the validation images", flush=True)
             with atomic_path(kept) as target:
