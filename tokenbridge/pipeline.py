@@ -1,7 +1,7 @@
 """TokenBridgePipeline: a trained model as diffusers users expect it.
 
 pipeline = TokenBridgePipeline.from_pretrained("models/tiny")
-pipeline(class_labels=[7], num_inference_steps=16, guidance_scale=2.0, generator=generator).images
+pipeline(class_labels=[7], num_inference_steps=16, guidance_scale=3.0, generator=generator).images
 """
 
 from collections.abc import Callable, Sequence

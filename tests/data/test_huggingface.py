@@ -113,6 +113,10 @@ def test_a_file_tells_its_split_by_its_name(name: str, split: str, expected: boo
         ({"hub": HubConfig(test="test")}, r"has no \.parquet files of split 'test' \(found: data/train-00000"),
         ({"hub": HubConfig(image="img")}, r"has the columns image, label, not img: correct data\.hub\.image"),
         ({"num_classes": 5}, r"split 'train' has the labels 0, 1, .* but data\.num_classes is 5"),
+        (
+            {"hub": HubConfig(validation="train")},
+            r"data\.hub\.train, test and validation are train, validation, train: name",
+        ),
         ({"hub": HubConfig(test=None)}, r"data\.hub\.test is null and data\.test_fraction is 0"),
     ],
 )

@@ -11,10 +11,7 @@ from tokenbridge.config import EvaluateConfig
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.evaluation.checks import check_counts, check_sample_count
 from tokenbridge.evaluation.features import Features, ImageTensorDataset, extract_features, register
-from tokenbridge.evaluation.metrics import (
-    frechet_distance,
-    sample_metrics,
-)
+from tokenbridge.evaluation.metrics import frechet_distance, inception_score, sample_metrics
 
 CONFIG = EvaluateConfig(
     feature_size=32,
@@ -70,7 +67,7 @@ def test_every_number_is_what_torch_fidelity_reports(
         save_cpu_ram=True,
         verbose=False,
     )
-    assert sample_metrics(generated, reference, CONFIG) == pytest.approx(
+    assert sample_metrics(generated, reference, CONFIG) | inception_score(generated, CONFIG) == pytest.approx(
         {
             f"fd_{SUFFIX}": expected["frechet_inception_distance"],
             f"kid_{SUFFIX}": expected["kernel_inception_distance_mean"],

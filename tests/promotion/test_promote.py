@@ -15,7 +15,9 @@ from mlflow import pyfunc
 from PIL import Image
 
 from tests.promotion.conftest import NAME, Project, small
+from tokenbridge.data.shards import MANIFEST
 from tokenbridge.errors import UserError
+from tokenbridge.files import read_json, write_json
 from tokenbridge.params import load_params
 from tokenbridge.promotion import PromotionError
 from tokenbridge.promotion.commands import add_commands
@@ -225,6 +227,9 @@ def test_the_workspaces_samples_are_taken_if_they_are_this_models(arena: Project
     assert samples_from() == workspace
     assert samples_from("seed=3") != workspace
     (workspace / "note").write_text("another folder now")
+    assert samples_from() == drawn
+    write_json(workspace / MANIFEST, read_json(workspace / MANIFEST) | {"precision": "another"})
+    record_samples(arena.root, md5)
     assert samples_from() == drawn
     shutil.rmtree(workspace)
     (arena.root / "dvc.lock").unlink()

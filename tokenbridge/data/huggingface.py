@@ -37,6 +37,12 @@ def load_huggingface(config: DataConfig, storage: StorageConfig) -> tuple[list[s
     """
     if config.root is None:
         raise DataError("data.root is not set: name a data set, data.root=hf://datasets/owner/name, or its folder")
+    named = [split for split in (config.hub.train, config.hub.test, config.hub.validation) if split is not None]
+    if len({*named}) < len(named):
+        raise DataError(
+            f"data.hub.train, test and validation are {', '.join(named)}: name different splits, or set test or "
+            "validation to null, and it is cut from the training images"
+        )
     files = [file for file in list_files(config.root, storage) if file.name.endswith(SUFFIX)]
     train = HubSplit(config, files, config.hub.train)
     names = label_names(config, train)

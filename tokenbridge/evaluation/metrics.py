@@ -27,7 +27,7 @@ def frechet_distance(generated: Features, reference: Features) -> float:
 
 
 def sample_metrics(generated: Features, reference: Features, config: EvaluateConfig) -> dict[str, float]:
-    """Every metric of a set of images against a reference set, under names that tell extractor and size.
+    """The metrics of a set of images against a reference set, under names that tell extractor and size.
 
     Precision: the share of generated images among the real ones; recall: the share of real images
     among the generated ones.
@@ -39,18 +39,27 @@ def sample_metrics(generated: Features, reference: Features, config: EvaluateCon
         "save_cpu_ram": True,
         "verbose": False,
     }
-    inception_score = isc_featuresdict_to_metric(generated, "logits", **settings)
     kernel_distance = kid_featuresdict_to_metric(generated, reference, "pooled", **settings)
     coverage = prc_featuresdict_to_metric(generated, reference, "pooled", **settings)
     metrics = {
         "fd": frechet_distance(generated, reference),
         "kid": kernel_distance["kernel_inception_distance_mean"],
         "kid_std": kernel_distance["kernel_inception_distance_std"],
-        "is": inception_score["inception_score_mean"],
         "precision": coverage["precision"],
         "recall": coverage["recall"],
     }
-    return {f"{name}_efficientnet_lite0_{config.feature_size}px": value for name, value in metrics.items()}
+    return {f"{name}_{extractor_name(config)}": value for name, value in metrics.items()}
+
+
+def inception_score(generated: Features, config: EvaluateConfig) -> dict[str, float]:
+    """IS of a set of images; it needs no reference."""
+    score = isc_featuresdict_to_metric(generated, "logits", save_cpu_ram=True, verbose=False)
+    return {f"is_{extractor_name(config)}": score["inception_score_mean"]}
+
+
+def extractor_name(config: EvaluateConfig) -> str:
+    """What names of metrics end with: extractor and size."""
+    return f"efficientnet_lite0_{config.feature_size}px"
 
 
 def inception_features(images: Dataset[Tensor], weights: Path, batch_size: int = 64) -> Features:

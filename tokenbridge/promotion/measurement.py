@@ -171,8 +171,9 @@ class Bench:
             if stage == name or record.deps.get(f"models/{name}") != md5:
                 continue
             params = {"seed": record.params["seed"], "generate": _of_samples(record.params["generate"])}
+            samples = self.root / "data/samples" / name
             if params == self.settings and _still_so(self.root, record, f"data/samples/{name}"):
-                return self.root / "data/samples" / name
+                return samples if read_manifest(samples)["precision"] == self.drawing_precision else None
         return None
 
     def _code(self, kind: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from tokenbridge.evaluation.inception import check_inception, find_inception_wei
 from tokenbridge.evaluation.metrics import (
     inception_features,
     inception_metrics,
+    inception_score,
     inception_statistics,
     sample_metrics,
 )
@@ -68,8 +69,9 @@ def work(job: Job) -> None:
     if lite0 is None or predicted is None:  # the first process has them
         return
     metrics: dict[str, float] = {"samples": len(samples)}
-    for reference, against in REFERENCES.items():
-        for name, prefix in PREFIXES.items():
+    for name, prefix in PREFIXES.items():
+        metrics |= _prefixed(prefix, inception_score(lite0[name], config))
+        for reference, against in REFERENCES.items():
             metrics |= _prefixed(against + prefix, sample_metrics(lite0[name], lite0[reference], config))
     if inception is not None:
         metrics |= _inception(job, inception)

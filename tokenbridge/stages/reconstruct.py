@@ -13,7 +13,7 @@ from tokenbridge.data import TEST, VALIDATION
 from tokenbridge.data.shards import ImageShards
 from tokenbridge.device import autocast, resolve_precision
 from tokenbridge.evaluation.features import Features, ShardImageDataset, extract_features
-from tokenbridge.evaluation.metrics import frechet_distance
+from tokenbridge.evaluation.metrics import extractor_name, frechet_distance
 from tokenbridge.evaluation.reconstruction import psnr, ssim
 from tokenbridge.figures import study_figure
 from tokenbridge.files import write_csv, write_json
@@ -120,7 +120,7 @@ class Measure:
             metrics[name] = {
                 "psnr": psnr(rebuilt, originals),
                 "ssim": ssim(rebuilt, originals),
-                f"fd_efficientnet_lite0_{self.job.config.evaluate.feature_size}px": distance,
+                f"fd_{extractor_name(self.job.config.evaluate)}": distance,
             }
             pictures[name] = rebuilt[:PICTURED]
         return metrics, pictures
