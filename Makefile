@@ -56,7 +56,7 @@ system: env ## the programs that tests need (PostgreSQL, Chromium, Slurm): insta
 	@python -m tests.programs
 
 test: env system ## every test, the slow ones too (small pipelines on real images, real servers): about 25 minutes
-	@python -m pytest -n 3 --dist loadscope
+	@OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadscope  # many processes: none may wait for its threads by spinning
 
 test-fast: env ## the tests that need no server and no download
 	@python -m pytest -m "not slow"

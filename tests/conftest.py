@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from tokenbridge.config import LauncherConfig, ModelConfig, QuantizerConfig, TrainConfig
+from tokenbridge.config import BF16, FP32, LauncherConfig, ModelConfig, QuantizerConfig, TrainConfig
+from tokenbridge.device import has_bf16
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
 from tokenbridge.training import NOT_OF_THE_MODEL
 
 pytest_plugins = ["pytester", "tests.programs", "tests.services", "tests.slurm", "tests.pipeline.fixtures"]
 
+# what is tested in both precisions is not tested in one that this processor emulates, tens of times slower
+PRECISIONS = [FP32, BF16] if has_bf16(torch.device("cpu")) else [FP32]
 LAUNCHER = LauncherConfig(
     kind="local",
     nodes=1,
@@ -97,7 +100,12 @@ SHARING = ("stack", "pipeline")  # folders whose tests share one pipeline; they 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that nobody waits for them at the end."""
     places = {folder: place for place, folder in enumerate(SHARING)}
-    items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+    fast = len(places) + 1
+
+    def place(item: pytest.Item) -> int:
+        return places.get(item.path.parent.name, fast - 1 if item.get_closest_marker("slow") else fast)
+
+    items.sort(key=place)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import LAUNCHER, MODEL, QUANTIZER, RECIPE, SHAPE, Silent
+from tests.conftest import LAUNCHER, MODEL, PRECISIONS, QUANTIZER, RECIPE, SHAPE, Silent
 from tests.small_data import store_tokens, write_moments
 from tokenbridge.batches import draw_batch, num_masked_positions
 from tokenbridge.config import ModelConfig
@@ -83,7 +83,7 @@ def test_it_learns(data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_pat
     assert sum(losses[-20:]) / 20 < losses[0] - 0.5
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_same_seed_gives_the_same_bits(
     data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path, precision: str
 ) -> None:
@@ -120,7 +120,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from tests.conftest import MODEL, RECIPE
+from tests.conftest import MODEL, PRECISIONS, RECIPE
 from tests.test_training import run
 from tokenbridge.moments import Moments
 from tokenbridge.loading import load_whole
@@ -129,7 +129,7 @@ from tokenbridge.training_data import FreshTokens
 from dataclasses import replace
 folder = Path(sys.argv[1])
 quantizer = load_whole(DimensionwiseQuantizer, folder / "quantizer")
-config = replace(MODEL, dropout=0.1, train=replace(RECIPE, epochs=10, precision="bf16", optimizer="muon"))
+config = replace(MODEL, dropout=0.1, train=replace(RECIPE, epochs=10, precision=PRECISIONS[-1], optimizer="muon"))
 model, _ = run(config, FreshTokens(Moments(folder / "moments"), quantizer), quantizer, folder / sys.argv[2])
 torch.save(model.state_dict(), folder / f"{sys.argv[2]}.weights")
 """

@@ -1,5 +1,6 @@
 """One clone of this checkout, with a smoke pipeline on real images that has run to its end once."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.project import Project
+from tokenbridge.files import atomic_path
+from tokenbridge.stage_graph import LOCK_FILE
 
 CHECKOUT = Path(__file__).parents[2]
 TWO = ("launcher=multi_gpu", "launcher.processes=2", *Project.launching)
+CACHE = ".dvc/cache"
 TRAIN = ("python", "-m", "tokenbridge.stages.train", "tiny")
 
 
@@ -24,17 +28,31 @@ def copy_checkout(target: Path) -> None:
             shutil.copy2(CHECKOUT / name, target / name)
 
 
-@pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Every test leaves it able to go on: what it changed, the next ``repro`` puts right."""
-    root = tmp_path_factory.mktemp("clone")
+def new_clone(root: Path) -> Project:
+    """With the smoke settings, in which nothing has run yet."""
     copy_checkout(root)
     project = Project(root)
     project.run("git", "init", "--quiet")
     project.run("python", "-m", "tokenbridge.cli", "params", *project.overrides)
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message", "Smoke settings")
+    return project
+
+
+def shared_outs(factory: pytest.TempPathFactory) -> Path | None:
+    """Where the clone of tests/pipeline leaves what it made, for tests/stack; None if there is one worker for both."""
+    return factory.getbasetemp().parent / "smoke" if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else None
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Every test leaves it able to go on: what it changed, the next ``repro`` puts right."""
+    project = new_clone(tmp_path_factory.mktemp("clone"))
     project.repro()
+    if shared := shared_outs(tmp_path_factory):
+        with atomic_path(shared) as target:
+            shutil.copytree(project.root / CACHE, target / CACHE)
+            shutil.copy2(project.root / LOCK_FILE, target)
     return project
 
 

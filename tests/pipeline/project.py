@@ -53,6 +53,7 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_", "TOKENBRIDGE_"))}
+        inherited.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of many processes compiles the clone's modules again
         inherited.pop("SHELL", None)  # dvc then takes /bin/sh, which may stay between it and its stage, unlike bash
         path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
         self.environment = inherited | IDENTITY | {"PYTHONPATH": str(root), "PATH": path, "DVC_NO_ANALYTICS": "1"}

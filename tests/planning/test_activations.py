@@ -8,9 +8,10 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from tests.conftest import PRECISIONS
 from tests.planning.conftest import batch, composed
 from tests.planning.measuring import most_taken
-from tokenbridge.config import Config
+from tokenbridge.config import BF16, Config
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.planning.activations import Numerics, activations
 from tokenbridge.planning.sizes import Parameters, Sizes, fresh_model
@@ -50,9 +51,10 @@ def saved_bytes(model: TokenBridgeTransformer, sizes: Sizes, images: int, masked
     return sum(size for place, size in storages.items() if place not in own)
 
 
-@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_saved_for_an_image_is_the_formula(variant: str, bf16: bool) -> None:
+def test_what_is_saved_for_an_image_is_the_formula(variant: str, precision: str) -> None:
+    bf16 = precision == BF16
     model, sizes = built(composed(*VARIANTS[variant]))
     few, many, masked = 1, 2, sizes.positions * 3 // 4
     if sizes.positions > 16:
@@ -70,8 +72,9 @@ def peak_bytes(model: TokenBridgeTransformer, sizes: Sizes, images: int, bf16: b
 
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
-def test_the_peak_of_a_step_is_the_formula(bf16: bool, checkpointed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_peak_of_a_step_is_the_formula(precision: str, checkpointed: bool, tmp_path: Path) -> None:
+    bf16 = precision == BF16
     model, sizes = built(composed("model=tiny"))
     if checkpointed:
         for block in (*model.encoder, *model.decoder, *model.head.blocks):

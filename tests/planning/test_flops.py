@@ -91,10 +91,15 @@ def test_checkpointing_repeats_the_blocks_and_nothing_else(config: Config) -> No
     assert 0.9 * forward < again < forward
 
 
+@pytest.fixture(scope="module")
+def large() -> Sizes:
+    return parts(composed("experiment=imagenet_l"))[1]
+
+
 @settings(deadline=None, max_examples=20)
 @given(steps=st.integers(1, 256), start=st.floats(0, 0.9))
-def test_guidance_costs_where_it_acts_and_the_head_runs_once(steps: int, start: float) -> None:
-    _, sizes, _ = parts(composed("experiment=imagenet_l"))
+def test_guidance_costs_where_it_acts_and_the_head_runs_once(large: Sizes, steps: int, start: float) -> None:
+    sizes = large
     plain = SamplingSettings(steps=steps, guidance_scale=1)
     alone = sample_flops(sizes, plain)
     always = sample_flops(sizes, replace(plain, guidance_scale=3, guidance_schedule="constant"))

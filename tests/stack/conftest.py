@@ -15,7 +15,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.pipeline.project import Project
+from tests.pipeline.fixtures import new_clone, shared_outs
+from tests.pipeline.project import Project, wait_for
 from tests.programs import require
 from tests.services import GRPC_OFFSET, free_ports
 from tests.stack.team import LENIENT, State, run_deployment
@@ -102,6 +103,21 @@ def stack() -> Iterator[Stack]:
     finally:
         stack("down")
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone in which every stage is up to date: with the outs of the one of tests/pipeline, if it makes them now."""
+    project = new_clone(tmp_path_factory.mktemp("clone"))
+    shared = shared_outs(tmp_path_factory)
+    if shared is None or all("tests/pipeline" not in item.nodeid for item in request.session.items):
+        project.repro()
+        return project
+    wait_for(shared.exists, "outs of tests/pipeline")
+    shutil.copytree(shared, project.root, dirs_exist_ok=True)
+    project.run("dvc", "checkout")
+    project.settled = True
+    return project
 
 
 @pytest.fixture(scope="package")
