@@ -53,13 +53,13 @@ stack-down: env ## stop them; their data stay
 	@python docker/stack.py down
 
 system: env ## the programs that tests need (PostgreSQL, Chromium, Slurm): installed by root where apt-get is
-	@python -m tests.programs
+	@python -m tests.support.programs
 
 test: env system ## every test, the slow ones too (small pipelines on real images, real servers): about 25 minutes
 	@OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadscope  # many processes: none may wait for its threads by spinning
 
-test-fast: env ## the tests that need no server and no download
-	@python -m pytest -m "not slow"
+test-fast: env ## the tests that need no server and no download: about 4 minutes
+	@OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadscope -m "not slow"
 
 lint: env ## style and types
 	@ruff check .

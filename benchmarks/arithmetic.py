@@ -21,20 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.small_data import write_moments
+from tests.support.small_data import write_moments
+from tokenbridge.base.device import autocast, device_name
+from tokenbridge.base.distributed import SINGLE_PROCESS
+from tokenbridge.classifier.network import ImageClassifier, channels_last
 from tokenbridge.config import ClassifierConfig, Config, VaeConfig
-from tokenbridge.device import autocast, device_name
-from tokenbridge.evaluation.classifier import ImageClassifier, channels_last
+from tokenbridge.config.params import load_params
 from tokenbridge.evaluation.features import extract_features
-from tokenbridge.generation import draw_samples
-from tokenbridge.params import load_params
-from tokenbridge.pipeline import TokenBridgePipeline
-from tokenbridge.processes import ALONE
-from tokenbridge.quantizer import fit_quantizer
-from tokenbridge.training import Trainer
-from tokenbridge.training_data import FreshTokens
-from tokenbridge.vae import decode_images, encode_moments, to_unit_range
-from tokenbridge.vae_training import VaeTrainer, build_vae
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.sampling.samples import draw_samples
+from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.training.datasets import FreshTokens
+from tokenbridge.training.trainer import Trainer
+from tokenbridge.vae.autoencoder import decode_images, encode_moments, to_unit_range
+from tokenbridge.vae.training import VaeTrainer, build_vae
 
 PROJECT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -111,7 +111,7 @@ def works(config: Config, precision: str, folder: Path) -> Iterator[Work]:
     quantizer = fit_quantizer(latents, config.quantizer)
     data = FreshTokens(write_moments(folder / "moments", latents), quantizer)
     model = replace(config.models["tiny"], train=replace(config.models["tiny"].train, precision=precision))
-    trainer = Trainer(model, data, quantizer, folder, config.launcher, CPU, ALONE)
+    trainer = Trainer(model, data, quantizer, folder, config.launcher, CPU, SINGLE_PROCESS)
     yield "`train@tiny`", model.train.batch_size, lambda: trainer.step(0)
     pipeline = TokenBridgePipeline(vae, trainer.averaged_model(), quantizer, names)
     draw = partial(draw_samples, pipeline, list(range(BATCH)), 0, config.generate)

@@ -22,16 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenbridge.arrays import SHARD_ROWS, row_shards, write_manifest, write_shard
-from tokenbridge.files import sha256_tree
-from tokenbridge.moments import Moments
-from tokenbridge.tokens import StoredTokens, pack
+from tokenbridge.base.arrays import SHARD_ROWS, row_shards, write_manifest, write_shard
+from tokenbridge.base.files import sha256_tree
+from tokenbridge.tokenizer.moments import Moments
+from tokenbridge.tokenizer.tokens import StoredTokens, pack
 
 FLIPS, CHANNELS, SIDE = 2, 32, 16
 DIMENSIONS, LEVELS, BITS = 16, 64, 6
 CLASSES = 1000
 BATCH = 64  # of one process, as the released script's
-PRELOADED = ["tokenbridge.moments", "tokenbridge.tokens"]  # all the processes are forked off one that has them
+PRELOADED = [
+    "tokenbridge.tokenizer.moments",
+    "tokenbridge.tokenizer.tokens",
+]  # all the processes are forked off one that has them
 Reader = Callable[[Tensor, Tensor], Tensor]
 """From images [n] and flips [n] to moments [n, 32, 16, 16], float32, or tokens [n, 256, 16], int64."""
 

@@ -23,9 +23,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tokenbridge.params import PARAMS_FILE, compose_config, load_params
+from tokenbridge.config.params import PARAMS_FILE, compose_config, load_params
 from tokenbridge.stages.runtime import PARENT_VARIABLE
-from tokenbridge.vae_training import build_vae
+from tokenbridge.vae.training import build_vae
 
 PROJECT = Path(__file__).parents[1]
 CLASSES, SIZE = 10, 64

@@ -14,7 +14,7 @@ from native import processes
 from native.settings import CHECKOUT, Settings
 from native.team import ENDED, HEALTHY, UNHEALTHY, Team
 
-from tokenbridge.errors import UserError
+from tokenbridge.base.errors import UserError
 
 
 def up(team: Team) -> None:

@@ -16,15 +16,15 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from torch import Tensor
 from torch.distributions import Normal
 
-from tokenbridge.batches import num_masked_positions
+from tokenbridge.base.seeding import generator
 from tokenbridge.config import GUIDANCE_SCHEDULES, Config, QuantizerConfig, TrainConfig
-from tokenbridge.levels import OUTER_EDGE
+from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.transformer import split_order
-from tokenbridge.params import compose_config, validate
-from tokenbridge.quantizer import fit_quantizer, quantizer_report
-from tokenbridge.sampling import SamplingSettings, guidance_at, masked_counts
-from tokenbridge.seeding import generator
+from tokenbridge.sampling.sampler import SamplingSettings, guidance_at, masked_counts
+from tokenbridge.tokenizer.levels import OUTER_EDGE
+from tokenbridge.tokenizer.quantizer import fit_quantizer, quantizer_report
+from tokenbridge.training.batches import num_masked_positions
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs/images"

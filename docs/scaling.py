@@ -11,17 +11,17 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tokenbridge.base.files import atomic_write_text
 from tokenbridge.config import Config, PlanConfig, TrainConfig
-from tokenbridge.files import atomic_write_text
-from tokenbridge.params import compose_config, validate
-from tokenbridge.planning.cluster import Cluster
-from tokenbridge.planning.flops import sample_flops, vae_flops
-from tokenbridge.planning.memory import GIB, MemoryModel
-from tokenbridge.planning.plan import memory_limit, memory_model, work_of
-from tokenbridge.planning.report import duration, scaled
-from tokenbridge.planning.schedule import HOUR, Schedule, Work, peak_flops, schedule_of
-from tokenbridge.planning.volumes import Volumes
-from tokenbridge.sampling import SamplingSettings
+from tokenbridge.config.params import compose_config, validate
+from tokenbridge.ops.planning.cluster import Cluster
+from tokenbridge.ops.planning.flops import sample_flops, vae_flops
+from tokenbridge.ops.planning.memory import GIB, MemoryModel
+from tokenbridge.ops.planning.plan import memory_limit, memory_model, work_of
+from tokenbridge.ops.planning.report import duration, scaled
+from tokenbridge.ops.planning.schedule import HOUR, Schedule, Work, peak_flops, schedule_of
+from tokenbridge.ops.planning.volumes import Volumes
+from tokenbridge.sampling.sampler import SamplingSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PICTURE = ROOT / "docs/scaling.md", ROOT / "docs/images/scaling.png"

@@ -10,8 +10,8 @@ from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from tokenbridge.orchestrate import PipelineRun, title
-from tokenbridge.tracking.store import page_of
+from tokenbridge.infra.tracking.store import page_of
+from tokenbridge.ops.runs.pipeline_run import PipelineRun, title
 
 THUMBNAIL = 600  # pixels; the picture is stored inside the artifact
 

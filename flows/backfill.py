@@ -12,11 +12,11 @@ from prefect.states import Completed, Failed
 
 from flows.artifacts import titled
 from flows.slots import training_slot
-from tokenbridge.commands import StageFailedError
-from tokenbridge.errors import UserError
-from tokenbridge.files import read_json
-from tokenbridge.orchestrate import reproduce_aside
-from tokenbridge.params import compose_config, expand_sweep, validate
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import read_json
+from tokenbridge.base.subprocesses import StageFailedError
+from tokenbridge.config.params import compose_config, expand_sweep, validate
+from tokenbridge.ops.runs.pipeline_run import reproduce_in_worktree
 
 WORKTREE = Path(".work/backfill")
 REPORTS = Path("reports/evaluate")
@@ -27,7 +27,7 @@ def run_combination(label: str, overrides: Sequence[str], root: Path, gpu_group:
     """One pipeline; its state holds the metrics of every model, as ``<model>/<metric>``."""
     try:
         with training_slot(gpu_group):
-            worktree = reproduce_aside(root, WORKTREE, overrides, get_run_logger().info)
+            worktree = reproduce_in_worktree(root, WORKTREE, overrides, get_run_logger().info)
     except StageFailedError as error:
         return Failed(message=str(error))
     return Completed(data=_metrics(worktree))

@@ -10,8 +10,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.artifacts import artifact_key, publish_picture
-from tokenbridge.errors import UserError
-from tokenbridge.promotion.evaluation import evaluate_version
+from tokenbridge.base.errors import UserError
+from tokenbridge.ops.promotion.version_evaluation import evaluate_version
 
 
 @flow(name="evaluate", flow_run_name="evaluate {model}")

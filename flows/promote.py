@@ -10,11 +10,11 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.artifacts import artifact_key, publish_link, publish_picture
-from tokenbridge.errors import UserError
-from tokenbridge.promotion.promote import promote as decide
-from tokenbridge.promotion.promote import rollback as go_back
-from tokenbridge.tracking.pages import version_page
-from tokenbridge.tracking.store import tracking_uri
+from tokenbridge.base.errors import UserError
+from tokenbridge.infra.tracking.pages import version_page
+from tokenbridge.infra.tracking.store import tracking_uri
+from tokenbridge.ops.promotion.promote import promote as decide
+from tokenbridge.ops.promotion.promote import rollback as go_back
 
 
 @flow(name="promote", flow_run_name="promote {model}")

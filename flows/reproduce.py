@@ -10,9 +10,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.slots import training_slot
-from tokenbridge.errors import UserError
-from tokenbridge.params import load_params
-from tokenbridge.reproduction import report, reproduce_run
+from tokenbridge.base.errors import UserError
+from tokenbridge.config.params import load_params
+from tokenbridge.ops.runs.reproduction import report, reproduce_run
 
 
 @flow(name="reproduce", flow_run_name="reproduce {run_id}")

@@ -25,12 +25,12 @@ from prefect.utilities.annotations import quote
 from flows.artifacts import link_run, publish_run, titled
 from flows.server import wait_for_server
 from flows.slots import training_slot
-from tokenbridge.commands import StageFailedError
-from tokenbridge.errors import UserError
-from tokenbridge.freshness import nothing_new
-from tokenbridge.orchestrate import CACHED, ENDED, RAN, SKIPPED, PipelineRun, pipeline_run
-from tokenbridge.params import compose_config, load_params
-from tokenbridge.stage_graph import read_graph
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.subprocesses import StageFailedError
+from tokenbridge.config.params import compose_config, load_params
+from tokenbridge.infra.dvc import read_graph
+from tokenbridge.ops.runs.freshness import nothing_new
+from tokenbridge.ops.runs.pipeline_run import CACHED, ENDED, RAN, SKIPPED, PipelineRun, pipeline_run
 from tokenbridge.stages.runtime import MISTAKE_CODE
 
 RETRIES = 2

@@ -6,13 +6,19 @@ from typing import Any
 import pytest
 import torch
 
+from tokenbridge.base.device import has_bf16
 from tokenbridge.config import BF16, FP32, LauncherConfig, ModelConfig, QuantizerConfig, TrainConfig
-from tokenbridge.device import has_bf16
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer
-from tokenbridge.training import NOT_OF_THE_MODEL
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer
+from tokenbridge.training.trainer import NOT_MODEL_ARGUMENTS
 
-pytest_plugins = ["pytester", "tests.programs", "tests.services", "tests.slurm", "tests.pipeline.fixtures"]
+pytest_plugins = [
+    "pytester",
+    "tests.support.programs",
+    "tests.support.services",
+    "tests.support.slurm",
+    "tests.pipeline.fixtures",
+]
 
 # what is tested in both precisions is not tested in one that this processor emulates, tens of times slower
 PRECISIONS = [FP32, BF16] if has_bf16(torch.device("cpu")) else [FP32]
@@ -102,8 +108,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {folder: place for place, folder in enumerate(SHARING)}
     fast = len(places) + 1
 
-    def place(item: pytest.Item) -> int:
-        return places.get(item.path.parent.name, fast - 1 if item.get_closest_marker("slow") else fast)
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        folder = places.get(item.path.parent.name, fast - 1 if item.get_closest_marker("slow") else fast)
+        return folder, "team" in getattr(item, "fixturenames", ())  # its pipeline is made meanwhile, by another worker
 
     items.sort(key=place)
 
@@ -143,7 +150,7 @@ def small_model(**changes: object) -> TokenBridgeTransformer:
 
 def sizes_of(config: ModelConfig) -> dict[str, object]:
     """What a model's constructor takes of its configuration."""
-    return {name: value for name, value in vars(config).items() if name not in NOT_OF_THE_MODEL}
+    return {name: value for name, value in vars(config).items() if name not in NOT_MODEL_ARGUMENTS}
 
 
 def random_model(**changes: object) -> TokenBridgeTransformer:
@@ -178,7 +185,7 @@ def quantizer(vae_latents: torch.Tensor) -> DimensionwiseQuantizer:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store to copy: creating one takes seconds."""
-    from tokenbridge.tracking.store import create_database  # mlflow takes seconds too, and few tests need it
+    from tokenbridge.infra.tracking.store import create_database  # mlflow takes seconds too, and few tests need it
 
     folder = tmp_path_factory.mktemp("database")
     create_database(folder)

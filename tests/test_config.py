@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from tests.support.checkout import CHECKOUT
 from tokenbridge.config import ConfigError
-from tokenbridge.params import compose_config, flatten, load_params, validate, write_params
+from tokenbridge.config.params import compose_config, flatten, load_params, validate, write_params
 
-ROOT = Path(__file__).parent.parent
-CONF = ROOT / "conf"
+CONF = CHECKOUT / "conf"
 
 
 def test_params_yaml_is_what_conf_composes_to() -> None:
     composed = OmegaConf.to_yaml(compose_config(conf_dir=CONF))
-    assert (ROOT / "params.yaml").read_text() == composed, "run `make params` and commit params.yaml"
+    assert (CHECKOUT / "params.yaml").read_text() == composed, "run `make params` and commit params.yaml"
 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))

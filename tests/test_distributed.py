@@ -9,19 +9,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import PRECISIONS, QUANTIZER
-from tests.distributed_training import BATCH, HALF, PLAIN, STEPS
-from tests.parallel_runs import run_processes
-from tests.small_data import write_moments
-from tokenbridge.checkpoints import Checkpoints, read_tensors
+from tests.support.distributed_training import BATCH, HALF, PLAIN, STEPS
+from tests.support.parallel_runs import run_processes
+from tests.support.small_data import write_moments
+from tokenbridge.base.checkpoints import Checkpoints, read_tensors
+from tokenbridge.base.distributed import Processes
+from tokenbridge.base.seeding import EpochOrder
 from tokenbridge.config import BF16
-from tokenbridge.processes import Processes
-from tokenbridge.quantizer import fit_quantizer
-from tokenbridge.seeding import EpochOrder
-from tokenbridge.training import CHECKPOINTS
+from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.training.trainer import CHECKPOINTS
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = "tests.distributed_training"
+PROGRAM = "tests.support.distributed_training"
 CASES = {
     2: [
         *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "compiled", "fsdp_compiled"),

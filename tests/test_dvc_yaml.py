@@ -1,4 +1,4 @@
-"""dvc.yaml against the code: a stage depends on exactly the modules that decide what it writes."""
+"""dvc.yaml against the code: a stage depends on exactly the packages that decide what it writes."""
 
 import ast
 from pathlib import Path
@@ -6,52 +6,42 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "tokenbridge"
+from tests.support.checkout import CHECKOUT
+
+PACKAGE = CHECKOUT / "tokenbridge"
 
 # How a stage is run, watched and checked; none of it changes what a stage writes.
-INFRASTRUCTURE = {
-    "checkpoints.py",
-    "chunks.py",
-    "config/checks.py",
-    "config/data.py",
-    "config/launcher.py",
-    "config/model.py",
-    "config/planning.py",
-    "config/promotion.py",
-    "config/storage.py",
-    "config/tokenizer.py",
-    "device.py",
-    "errors.py",
-    "evaluation/checks.py",
-    "files.py",
-    "machine.py",
-    "parallel.py",
-    "params.py",
-    "processes.py",
-    "progress.py",
-    "repository.py",
-    "stage_graph.py",
-    "stages/job.py",
-    "stages/runtime.py",
-    "storage/bucket.py",
-    "storage/client.py",
-    "storage/paths.py",
-    "straight_writer.py",
-    "watching.py",
-}
-APART = ("launching/", "tracking/")  # folders of the same kind
-# `train` imports the pipeline only as the container of its weights: a change of the sampler must not retrain.
-# What draws its pictures during the training changes no out either, and a picture shows what `generate` would draw.
-# `fetch` and `generate` only ask whether `evaluate` will find its files.
-EXEMPT = {
-    "fetch": {"evaluation/inception.py"},
-    "generate": {"evaluation/inception.py"},
-    "train": {"generation.py", "pipeline.py", "plots.py", "sampling.py"},
-}
+RUNNING = ("base/", "config/", "infra/", "stages/")
+DECIDING = {f"base/{name}.py" for name in ("arrays", "figures", "image_grid", "loading", "seeding")}  # all the same
+# Packages that hold more than a stage needs: their modules are dependencies of their own.
+SHARED = {"base", "vae", "classifier"}
+# `train` takes the pipeline only as the container of its weights: a change of the sampler must not retrain. What draws
+# pictures during the training changes no out either. `fetch` and `generate` only ask whether `evaluate` will work.
+EXEMPT = {"fetch": ("evaluation/",), "generate": ("evaluation/",), "train": ("sampling/", "base/image_grid.py")}
 
-DEFINITIONS = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+DEFINITIONS = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text())["stages"]
 STAGES = {name: stage.get("do", stage) for name, stage in DEFINITIONS.items()}  # `do` stands below a `foreach`
+
+# An edit in the folder or file makes these stages stale; stages after them run again if an out changes.
+STALE = {
+    "base/progress.py": set(),
+    "config": set(),
+    "infra": set(),
+    "ops": set(),
+    "sources": {"fetch"},
+    "images": {"fetch", "classifier", "vae", "encode", "reconstruct", "train", "generate", "evaluate"},
+    "classifier/training.py": {"classifier"},
+    "classifier/network.py": {"classifier", "evaluate"},
+    "vae/training.py": {"vae"},
+    "vae/discriminator.py": {"vae"},
+    "vae/autoencoder.py": {"vae", "encode", "reconstruct", "train", "generate"},
+    "tokenizer": {"fit_quantizer", "tokenize", "reconstruct", "train", "generate"},
+    "model": {"train", "generate"},
+    "training": {"train"},
+    "engine": {"classifier", "vae", "train"},
+    "sampling": {"generate"},
+    "evaluation": {"reconstruct", "evaluate"},
+}
 
 
 def imported_modules(module: Path) -> set[Path]:
@@ -59,33 +49,60 @@ def imported_modules(module: Path) -> set[Path]:
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tokenbridge"):
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            found |= {path for name in names if (path := ROOT / (name.replace(".", "/") + ".py")).exists()}
-            found |= {path for name in names if (path := ROOT / name.replace(".", "/") / "__init__.py").exists()}
+            found |= {path for name in names if (path := CHECKOUT / (name.replace(".", "/") + ".py")).exists()}
+            found |= {path for name in names if (path := CHECKOUT / name.replace(".", "/") / "__init__.py").exists()}
     return found
 
 
 def needed_modules(stage: str) -> set[str]:
-    """Every module that the stage imports, directly or not, relative to the package."""
-    start = PACKAGE / "stages" / f"{stage}.py"
+    """Modules that the stage imports, directly or not, and that decide what it writes, relative to the package."""
+    own = f"stages/{stage}.py"
+    start = PACKAGE / own
     seen, todo = {start}, [start]
     while todo:
         fresh = imported_modules(todo.pop()) - seen
         seen |= fresh
         todo += fresh
-    names = {path.relative_to(PACKAGE).as_posix() for path in seen}
-    names = {name for name in names if not name.endswith("__init__.py") and not name.startswith(APART)}
-    return names - INFRASTRUCTURE - EXEMPT.get(stage, set())
+    names = {path.relative_to(PACKAGE).as_posix() for path in seen if path.name != "__init__.py"} & modules()
+    deciding = {name for name in names if name in DECIDING | {own} or not name.startswith(RUNNING)}
+    return {name for name in deciding if not name.startswith(EXEMPT.get(stage, ("none",)))}
+
+
+def modules() -> set[str]:
+    return {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+
+
+def declared(stage: str) -> set[str]:
+    return {dep.removeprefix("tokenbridge/") for dep in STAGES[stage]["deps"] if dep.startswith("tokenbridge/")}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_the_modules_it_imports(stage: str) -> None:
-    declared = {dep.removeprefix("tokenbridge/") for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
-    assert declared == needed_modules(stage)
+def test_a_stage_depends_on_the_packages_it_imports(stage: str) -> None:
+    packages = {
+        name if name.split("/")[0] in {*SHARED, "stages"} else name.split("/")[0] for name in needed_modules(stage)
+    }
+    whole = {package for package in SHARED if package in declared(stage)}  # where a stage needs all of a shared one
+    expected = {name for name in packages if name.split("/")[0] not in whole} | whole
+    assert declared(stage) == expected
+
+
+def test_a_whole_shared_package_is_needed_whole() -> None:
+    for stage in STAGES:
+        for package in SHARED & declared(stage):
+            parts = {name for name in modules() if name.startswith(f"{package}/") and not name.endswith("__init__.py")}
+            assert parts <= needed_modules(stage)
+
+
+@pytest.mark.parametrize("edited", STALE)
+def test_an_edit_makes_only_what_it_may_change_stale(edited: str) -> None:
+    assert (PACKAGE / edited).exists()
+    covering = {edited, *(parent.as_posix() for parent in Path(edited).parents)}
+    assert {stage for stage in STAGES if declared(stage) & covering} == STALE[edited]
 
 
 def test_where_things_run_and_lie_is_no_parameter_of_any_stage() -> None:
-    declared = [name for stage in STAGES.values() for name in stage["params"]]
-    assert not [name for name in declared if name.startswith(("launcher", "storage"))]
+    declared_parameters = [name for stage in STAGES.values() for name in stage["params"]]
+    assert not [name for name in declared_parameters if name.startswith(("launcher", "storage"))]
 
 
 def test_train_depends_on_its_own_model_only() -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.photographs import NAMES, WNIDS, photographs, write_tars
 from tests.pipeline.fixtures import copy_checkout
 from tests.pipeline.project import STAGES, Project, outcomes
-from tokenbridge.data.shards import image_counts
-from tokenbridge.files import read_json
-from tokenbridge.pipeline import TokenBridgePipeline
+from tests.support.photographs import NAMES, WNIDS, photographs, write_tars
+from tokenbridge.base.files import read_json
+from tokenbridge.images.shards import image_counts
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
 
 pytestmark = pytest.mark.slow
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import programs
-from tests.programs import Program
+from tests.support import programs
+from tests.support.programs import Program
 
 TESTS = """
-from tests.programs import require, require_rights
+from tests.support.programs import require, require_rights
 
 def test_of_what_is_there():
     assert require("hammer").name == "hammer"
@@ -52,7 +52,7 @@ def write(path: Path, script: str) -> None:
 @pytest.fixture
 def run(pytester: pytest.Pytester) -> pytest.RunResult:
     pytester.makepyfile(TESTS)
-    return pytester.runpytest_inprocess("-p", "tests.programs", "-ra")
+    return pytester.runpytest_inprocess("-p", "tests.support.programs", "-ra")
 
 
 def test_without_a_program_its_tests_are_skipped_and_named_at_the_end(run: pytest.RunResult) -> None:

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from tests.conftest import LAUNCHER, MODEL, QUANTIZER, SHAPE, Silent
-from tests.small_data import write_moments
-from tokenbridge.moments import fitting_latents
-from tokenbridge.pipeline import TokenBridgePipeline
-from tokenbridge.quantizer import fit_quantizer
-from tokenbridge.training import train
-from tokenbridge.training_data import FreshTokens
-from tokenbridge.vae import encode_moments
+from tests.support.small_data import write_moments
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.tokenizer.moments import fitting_latents
+from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.training.datasets import FreshTokens
+from tokenbridge.training.trainer import train
+from tokenbridge.vae.autoencoder import encode_moments
 
 IMAGES = 4
 CLASSES = [str(i) for i in range(SHAPE["num_classes"])]

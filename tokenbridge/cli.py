@@ -8,16 +8,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenbridge.base.errors import UserError
 from tokenbridge.config import GUIDANCE_SCHEDULES, REVEAL_ORDERS, Config
-from tokenbridge.errors import UserError
-from tokenbridge.planning import commands as planning
-from tokenbridge.promotion import commands as promotion
-from tokenbridge.storage import commands as storage
+from tokenbridge.infra.storage import cli as storage
+from tokenbridge.ops.planning import cli as planning
+from tokenbridge.ops.promotion import cli as promotion
 
 if TYPE_CHECKING:  # torch is slow to import, and most commands need none
     from _typeshed import DataclassInstance
 
-    from tokenbridge.sampling import SamplingSettings
+    from tokenbridge.sampling.sampler import SamplingSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -139,15 +139,15 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def _params(options: argparse.Namespace) -> None:
-    from tokenbridge.params import write_params
+    from tokenbridge.config.params import write_params
 
     write_params(options.overrides)
     print("params.yaml written; `dvc status` tells which stages it changes")
 
 
 def _repro(options: argparse.Namespace) -> None:
-    from tokenbridge.commands import StageFailedError
-    from tokenbridge.orchestrate import reproduce
+    from tokenbridge.base.subprocesses import StageFailedError
+    from tokenbridge.ops.runs.pipeline_run import reproduce
 
     try:
         reproduce(Path.cwd(), options.overrides)
@@ -156,7 +156,7 @@ def _repro(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    from tokenbridge.reproduction import report, reproduce_run
+    from tokenbridge.ops.runs.reproduction import report, reproduce_run
 
     result = reproduce_run(Path.cwd(), options.run_id, options.recompute)
     print(f"\n{report(result)}")
@@ -165,14 +165,14 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from tokenbridge.draw import draw_grid
+    from tokenbridge.ops.serving.draw import draw_grid
 
     settings = _sampling_settings(options)
     draw_grid(options.model, options.classes, options.count, options.out, seed=options.seed, settings=settings)
 
 
 def _edit(options: argparse.Namespace) -> None:
-    from tokenbridge.edit import draw_edits
+    from tokenbridge.ops.serving.edit import draw_edits
 
     draw_edits(
         options.model,
@@ -187,7 +187,7 @@ def _edit(options: argparse.Namespace) -> None:
 
 
 def _sampling_settings(options: argparse.Namespace) -> "SamplingSettings":
-    from tokenbridge.sampling import SamplingSettings
+    from tokenbridge.sampling.sampler import SamplingSettings
 
     return SamplingSettings(**_given(options, SamplingSettings))
 
@@ -199,7 +199,7 @@ def _given(options: argparse.Namespace, settings: "type[DataclassInstance]") -> 
 
 
 def _import_tokenbridge(options: argparse.Namespace) -> None:
-    from tokenbridge.importing.tokenbridge_checkpoint import CheckpointSettings, import_tokenbridge
+    from tokenbridge.ops.exchange.tokenbridge_checkpoint import CheckpointSettings, import_tokenbridge
 
     released = _released_config()
     settings = replace(CheckpointSettings.of(released), **_given(options, CheckpointSettings))
@@ -211,7 +211,7 @@ def _import_tokenbridge(options: argparse.Namespace) -> None:
 
 
 def _import_vae(options: argparse.Namespace) -> None:
-    from tokenbridge.importing.kl16 import import_vae
+    from tokenbridge.ops.exchange.kl16 import import_vae
 
     import_vae(options.checkpoint, options.out, _released_config())
     print(f"{options.out} written: `tokenbridge repro vae=kl16 vae.pretrained={options.out}` takes it")
@@ -219,32 +219,32 @@ def _import_vae(options: argparse.Namespace) -> None:
 
 def _released_config() -> Config:
     """The settings of the released models, which have one home."""
-    from tokenbridge.params import compose_config, validate
+    from tokenbridge.config.params import compose_config, validate
 
     return validate(compose_config(["experiment=imagenet_l"]))
 
 
 def _export(options: argparse.Namespace) -> None:
     if options.checkpoint:
-        from tokenbridge.preview import export_checkpoint
+        from tokenbridge.ops.exchange.checkpoint_export import export_checkpoint
 
         export_checkpoint(Path.cwd(), options.model, options.out)
         print(f"{options.out} written: `tokenbridge sample --model {options.out}` draws with it")
         return
-    from tokenbridge.export import export_model
+    from tokenbridge.ops.exchange.export import export_model
 
     export_model(Path.cwd(), options.model, options.out)
     print(f"{options.out} written; its README.md is the model card")
 
 
 def _ablations(options: argparse.Namespace) -> None:
-    from tokenbridge.ablations import run_ablations
+    from tokenbridge.ops.runs.ablations import run_ablations
 
     run_ablations(Path.cwd(), options.names, options.seeds)
 
 
 def _ui(_: argparse.Namespace) -> None:
-    from tokenbridge.tracking.store import ui_command, ui_link
+    from tokenbridge.infra.tracking.store import ui_command, ui_link
 
     root = Path.cwd()
     link, command = ui_link(root), ui_command(root)

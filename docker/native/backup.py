@@ -8,8 +8,8 @@ from s3fs import S3FileSystem  # type: ignore[import-untyped]
 from native.postgres import connection, run
 from native.settings import LOOPBACK, Settings
 from native.team import HEALTHY, Team
-from tokenbridge.errors import UserError
-from tokenbridge.files import new_folder, read_json, sha256_tree, write_json
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import new_folder, read_json, sha256_tree, write_json
 
 DATABASES = ("MLFLOW_DATABASE", "PREFECT_DATABASE")
 BUCKETS = ("MLFLOW_BUCKET", "DVC_BUCKET", "DATA_BUCKET")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from native.settings import DOCKER, LOOPBACK
-from tokenbridge.errors import UserError
+from tokenbridge.base.errors import UserError
 
 SERVICE = "postgres"
 DEBIAN = Path("/usr/lib/postgresql")  # one folder for each major version

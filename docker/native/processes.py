@@ -16,8 +16,8 @@ import psutil
 from native import postgres
 from native.services import Service
 from native.settings import CHECKOUT, SECRETS, Settings
-from tokenbridge.errors import UserError
-from tokenbridge.files import read_json, write_json
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import read_json, write_json
 
 TAIL = 15  # lines of a log that a message shows
 POLL = 0.1  # seconds

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenbridge.errors import UserError
-from tokenbridge.files import atomic_path
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import atomic_path
 
 DOCKER = Path(__file__).parents[1]
 CHECKOUT = DOCKER.parent

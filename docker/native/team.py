@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 from native import postgres, processes
 from native.services import Service, load_services
 from native.settings import LOOPBACK, Settings, write_private
-from tokenbridge.errors import UserError
-from tokenbridge.progress import clock
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.progress import clock
 
 POLL = 0.3  # seconds between two looks at a starting service
 OLD_TABLES = "out-of-date database schema"  # MLflow's words

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.evaluation.conftest import Shapes
-from tokenbridge.data.shards import write_manifest, write_shards
+from tokenbridge.images.shards import write_manifest, write_shards
 
 
 def save_shards(folder: Path, splits: dict[str, Shapes], label_names: list[str], precision: str | None = None) -> None:

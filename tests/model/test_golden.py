@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from tests.model.golden import Golden, load_golden
-from tokenbridge.levels import gaussian_levels
 from tokenbridge.model.transformer import gather, split_order
-from tokenbridge.quantizer import to_maps, to_sequence
-from tokenbridge.sampling import Draws, SamplingSettings, sample_tokens
+from tokenbridge.sampling.sampler import Draws, SamplingSettings, sample_tokens
+from tokenbridge.tokenizer.levels import gaussian_levels
+from tokenbridge.tokenizer.quantizer import to_maps, to_sequence
 
 SAMPLES = {
     "sample_cfg1_iter5": SamplingSettings(steps=5, guidance_scale=1.0, temperature=0),

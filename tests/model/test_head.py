@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from tests.conftest import random_model
+from tokenbridge.base.errors import UserError
 from tokenbridge.config import HEADS
-from tokenbridge.errors import UserError
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.head import DimensionHead
 

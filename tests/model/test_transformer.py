@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from tests.conftest import random_model, sizes_of, small_model
+from tokenbridge.base.loading import load_whole
 from tokenbridge.config import HEADS
-from tokenbridge.loading import load_whole
+from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.transformer import split_order
-from tokenbridge.params import compose_config, validate
 
 PUBLISHED = {"large": 486_889_472, "huge": 910_040_576}
 IMAGENET = {"grid_height": 16, "grid_width": 16, "dimensions": 16, "levels": 64, "num_classes": 1000}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.project import Project
-from tokenbridge.files import atomic_path
-from tokenbridge.stage_graph import LOCK_FILE
+from tests.support.checkout import CHECKOUT
+from tokenbridge.base.files import atomic_path
+from tokenbridge.infra.dvc import LOCK_FILE
 
-CHECKOUT = Path(__file__).parents[2]
 TWO = ("launcher=multi_gpu", "launcher.processes=2", *Project.launching)
 CACHE = ".dvc/cache"
 TRAIN = ("python", "-m", "tokenbridge.stages.train", "tiny")

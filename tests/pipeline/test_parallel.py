@@ -20,7 +20,7 @@ def test_samples_are_the_bytes_of_one_process(project: Project) -> None:
 def test_a_killed_worker_does_not_change_what_is_learnt(project: Project, learnt_by_two: dict[str, str]) -> None:
     with project.by_hand(*TWO):
         stage = project.start(*TRAIN)
-        worker = wait_for(lambda: descendant(stage, "-u", "tokenbridge.worker"), "worker")
+        worker = wait_for(lambda: descendant(stage, "-u", "tokenbridge.stages.worker"), "worker")
         work = project.root / ".work/train@tiny"
         wait_for(lambda: first_match(work, "*/checkpoints/step-*"), "checkpoint")
         worker.kill()

@@ -3,9 +3,9 @@
 import pytest
 
 from tests.pipeline.project import Project
-from tokenbridge.stage_graph import locked_outs
-from tokenbridge.tracking.registry import Registry, Version
-from tokenbridge.tracking.store import connect
+from tokenbridge.infra.dvc import locked_outs
+from tokenbridge.infra.tracking.registry import Registry, Version
+from tokenbridge.infra.tracking.store import connect
 
 pytestmark = pytest.mark.slow
 

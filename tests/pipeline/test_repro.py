@@ -8,9 +8,9 @@ import yaml
 from mlflow.entities import Run
 
 from tests.pipeline.project import STAGES, Project, outcomes
-from tokenbridge.data.shards import ImageShards
-from tokenbridge.files import read_json, sha256_file
-from tokenbridge.tracking.store import connect
+from tokenbridge.base.files import read_json, sha256_file
+from tokenbridge.images.shards import ImageShards
+from tokenbridge.infra.tracking.store import connect
 
 pytestmark = pytest.mark.slow
 

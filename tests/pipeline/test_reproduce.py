@@ -1,7 +1,4 @@
-"""A run rebuilt from its id, on the real pipeline: restored, and of files that were never committed.
-
-That it can be computed anew, on Slurm too, test_slurm.py shows.
-"""
+"""A run rebuilt from its id, on the real pipeline: restored, computed again, and with changes never committed."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.pipeline.project import Project
-from tokenbridge.files import sha256_tree
+from tests.pipeline.project import Project, outcomes
+from tokenbridge.base.files import read_json, sha256_tree
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +19,7 @@ CHANGED = ("generate.steps=2",)  # cheap: all before the samples stays
 def run_id(project: Project) -> Iterator[str]:
     """A run of other settings, with an uncommitted change of what draws the samples."""
     project.settle()
-    module = project.root / "tokenbridge/generation.py"  # only `generate` hangs on it
+    module = project.root / "tokenbridge/sampling/samples.py"  # only `generate` hangs on it
     committed = module.read_text()
     module.write_text(committed + "\nDEPARTURE = 1\n")
     project.repro(*CHANGED)
@@ -49,8 +46,22 @@ def test_a_run_is_restored_without_computing_anything(project: Project, run_id: 
     rebuilt = folder(project, run_id)
     assert sha256_tree(rebuilt / "data/samples/tiny") == wanted != here
     assert project.digest("data/samples/tiny") == here  # your own files stay as they are
-    assert "DEPARTURE" in (rebuilt / "tokenbridge/generation.py").read_text()  # never committed
+    assert "DEPARTURE" in (rebuilt / "tokenbridge/sampling/samples.py").read_text()  # never committed
     assert yaml.safe_load((rebuilt / "params.yaml").read_text())["generate"]["steps"] == 2
+
+
+def test_a_run_is_computed_again_with_the_same_bits(project: Project, run_id: str) -> None:
+    (stage_run,) = [run for run in project.runs("generate@tiny") if run.data.tags["mlflow.parentRunId"] == run_id]
+    output = reproduce(project, stage_run.info.run_id, "--recompute")  # any stage's run leads to its pipeline
+    assert "the same bits" in output
+    assert set(outcomes(output).values()) == {"ran"}  # all stages, not only those that the change touched
+    report = read_json(folder(project, run_id) / "reproduction.json")
+    assert report["changed"] == report["drifted"] == report["machine"] == []
+    assert report["outs"] > 20
+    assert report["metrics"] > 20
+    run = project.runs("reproduction")[-1]
+    assert (run.data.tags["reproduces"], run.data.tags["exact"]) == (run_id, "true")
+    assert project.runs("train@tiny")[-1].data.tags["mlflow.parentRunId"] == run.info.run_id
 
 
 def test_what_differs_is_named(project: Project, run_id: str) -> None:

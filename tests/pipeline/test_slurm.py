@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.launching.driving import read_until, rest
+from tests.infra.launching.driving import read_until, rest
 from tests.pipeline.fixtures import TRAIN
 from tests.pipeline.project import Project, first_match, wait_for
-from tests.slurm import SlurmCluster
-from tokenbridge.files import read_json
+from tests.support.slurm import SlurmCluster
+from tokenbridge.base.files import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -53,26 +53,3 @@ def test_an_interrupted_training_goes_on_by_itself_and_ends_with_the_same_weight
     assert (run.info.status, run.data.metrics["validation_loss"]) == ("FINISHED", loss)
     assert run.data.metrics.keys() >= {"gradient_norm", "gradient_norm_max", "loss_spikes", "learning_rate"}
     assert [path for path in login_node.artifacts(run) if path.startswith("workers/workers-")]
-
-
-def test_a_run_made_on_slurm_is_computed_anew_there_with_the_same_bits(login_node: Project) -> None:
-    login_node.settle()
-    made = login_node.repro(*ON_SLURM, "launcher.nodes=1", "train.epochs=1", "train.seed=2")  # that nobody trained yet
-    run_id = login_node.runs("pipeline")[-1].info.run_id
-    stage_run = login_node.runs("evaluate@tiny")[-1]  # any stage's run leads to its pipeline
-    assert stage_run.data.tags["mlflow.parentRunId"] == run_id
-    output = login_node.run("python", "-m", "tokenbridge.cli", "reproduce", stage_run.info.run_id, "--recompute")
-    assert "the same bits" in output
-    assert jobs(output) > jobs(made) > 0  # all stages, not only those that the change touched
-    report = read_json(login_node.root / ".work/reproduce" / run_id / "reproduction.json")
-    assert report["changed"] == report["drifted"] == report["machine"] == []
-    assert report["outs"] > 20
-    assert report["metrics"] > 20
-    run = login_node.runs("reproduction")[-1]
-    assert (run.data.tags["reproduces"], run.data.tags["exact"]) == (run_id, "true")
-    assert login_node.runs("train@tiny")[-1].data.tags["mlflow.parentRunId"] == run.info.run_id
-
-
-def jobs(output: str) -> int:
-    """How many jobs of Slurm have run to their end."""
-    return len(re.findall(r"Slurm job \d+: COMPLETED", output))

@@ -17,11 +17,12 @@ from mlflow import MlflowClient
 
 from tests.pipeline.fixtures import new_clone, shared_outs
 from tests.pipeline.project import Project, wait_for
-from tests.programs import require
-from tests.services import GRPC_OFFSET, free_ports
 from tests.stack.team import LENIENT, State, run_deployment
+from tests.support.checkout import CHECKOUT
+from tests.support.programs import require
+from tests.support.services import GRPC_OFFSET, free_ports
 
-DOCKER = Path(__file__).parents[2] / "docker"
+DOCKER = CHECKOUT / "docker"
 sys.path.insert(0, str(DOCKER))
 
 from native.settings import Settings, read_env  # noqa: E402 - found by the line above
@@ -89,7 +90,7 @@ def home() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack() -> Iterator[Stack]:
     """All services up, once for all tests."""
     require("initdb")

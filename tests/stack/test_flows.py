@@ -15,7 +15,7 @@ from flows.alerts import VANISHED
 from tests.pipeline.project import Project, wait_for
 from tests.stack.conftest import Stack
 from tests.stack.team import LENIENT, MODEL, State, client, result, run_deployment, runs, start_deployment
-from tokenbridge.files import read_json, sha256_tree
+from tokenbridge.base.files import read_json, sha256_tree
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.pipeline.project import Project, first_match, wait_for
 from tests.pipeline.test_slurm import ON_SLURM
-from tests.slurm import SlurmCluster
 from tests.stack.conftest import Stack
 from tests.stack.team import client, result, run_deployment, runs, start_deployment
+from tests.support.slurm import SlurmCluster
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +38,14 @@ def training(team: Project) -> Path | None:
 def kill_in_training(team: Project, stack: Stack, services: list[str], started: subprocess.Popen[str]) -> None:
     """Kill the servers once a checkpoint is there; training ends all the same, before any of them is back."""
     wait_for(lambda: training(team), "checkpoint")
+    stages = at_work(team)
+    for process in stages:
+        process.suspend()  # so that the training surely lives when the servers are gone
     for service in services:
         stack.kill(service)
     assert training(team), "the training was over before the servers were killed"
+    for process in stages:
+        process.resume()
     assert started.poll() is None
     wait_for(lambda: not training(team), "end of the training")
 
@@ -50,7 +55,9 @@ def at_work(team: Project) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            ours = any(word.startswith(("tokenbridge.stages.", "tokenbridge.worker")) for word in process.cmdline())
+            ours = any(
+                word.startswith(("tokenbridge.stages.", "tokenbridge.stages.worker")) for word in process.cmdline()
+            )
             if ours and Path(process.cwd()) == team.root:
                 found.append(process)
     return found
@@ -93,9 +100,9 @@ def test_what_could_not_be_stored_is_sent_after_the_pipelines_end(team: Project,
     output, _ = repro.communicate()
     assert repro.returncode == 0, output
     assert output.count("does not take runs now") == 1
-    assert f"python -m tokenbridge.tracking.sync {team.root}" in output
+    assert f"python -m tokenbridge.infra.tracking.sync {team.root}" in output
     assert mortal("up").returncode == 0
-    team.run("python", "-m", "tokenbridge.tracking.sync")
+    team.run("python", "-m", "tokenbridge.infra.tracking.sync")
     assert is_complete(team)
     assert not list((team.root / ".spool").glob("*/meta.json"))
 

@@ -16,9 +16,9 @@ from PIL import Image
 from playwright.sync_api import Page, Request, expect, sync_playwright
 
 from tests.pipeline.project import STAGES, Project, wait_for
-from tests.programs import require
 from tests.stack.team import MODEL, State
-from tokenbridge.tracking.pages import run_page, version_page
+from tests.support.programs import require
+from tokenbridge.infra.tracking.pages import run_page, version_page
 
 pytestmark = pytest.mark.slow
 

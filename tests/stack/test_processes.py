@@ -15,9 +15,9 @@ from native.services import Service
 from native.settings import Settings
 from native.team import Team
 
-from tests.programs import require
-from tokenbridge.errors import UserError
-from tokenbridge.files import read_json, write_json
+from tests.support.programs import require
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import read_json, write_json
 
 Make = Callable[..., Service]
 # prints the number of a child of its own that outlives it unless killed, and ignores SIGTERM

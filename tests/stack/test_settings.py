@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from native.settings import SECRETS, Settings, interpolate, read_env, secret_names
 
-from tokenbridge.errors import UserError
+from tokenbridge.base.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from native.settings import SECRETS, read_env, secret_names
 from native.team import Team
 
 from tests.stack.conftest import Stack, answer, experiments, log_run
-from tokenbridge.errors import UserError
+from tokenbridge.base.errors import UserError
 
 pytestmark = pytest.mark.slow
 

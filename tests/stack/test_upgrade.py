@@ -10,9 +10,9 @@ from native.backup import run_as_role
 from native.settings import Settings
 from native.team import Team
 
-from tests.programs import require
 from tests.stack.conftest import Stack
-from tokenbridge.errors import UserError
+from tests.support.programs import require
+from tokenbridge.base.errors import UserError
 
 pytestmark = pytest.mark.slow
 

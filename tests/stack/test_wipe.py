@@ -11,8 +11,8 @@ from native.settings import SECRETS
 from native.team import Team
 
 from tests.stack.conftest import Stack, answer, experiments, log_run
-from tokenbridge.tracking.spool import Tracker
-from tokenbridge.tracking.sync import sync_all
+from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.infra.tracking.sync import sync_all
 
 pytestmark = pytest.mark.slow
 

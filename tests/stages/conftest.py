@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checkout import CHECKOUT
 from tokenbridge.stages.runtime import PARENT_VARIABLE
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the project's stages and settings, where no syncer runs."""
     for name in ("dvc.yaml", "params.yaml"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+        (tmp_path / name).write_bytes((CHECKOUT / name).read_bytes())
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(PARENT_VARIABLE, "parent")

@@ -9,14 +9,13 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.evaluation.shards import save_shards
-from tests.test_vae import CONFIG as VAE
-from tokenbridge.moments import Moments
-from tokenbridge.params import PARAMS_FILE, compose_config
+from tests.support.checkout import CHECKOUT
+from tests.vae.test_autoencoder import CONFIG as VAE
+from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.stages import encode
-from tokenbridge.vae import encode_moments
-from tokenbridge.vae_training import build_vae
-
-from .conftest import ROOT
+from tokenbridge.tokenizer.moments import Moments
+from tokenbridge.vae.autoencoder import encode_moments
+from tokenbridge.vae.training import build_vae
 
 NAMES = ["light", "dark"]
 
@@ -24,7 +23,7 @@ NAMES = ["light", "dark"]
 @pytest.mark.parametrize(("limit", "encoded"), [("null", 10), ("7", 7)])
 def test_moments_of_the_first_images_asked_for(repository: Path, limit: str, encoded: int) -> None:
     settings = [f"encode.images={limit}", "encode.flip=true", "encode.precision=fp32", "launcher.batch_size=4"]
-    OmegaConf.save(compose_config(settings, ROOT / "conf"), repository / PARAMS_FILE)
+    OmegaConf.save(compose_config(settings, CHECKOUT / "conf"), repository / PARAMS_FILE)
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8), dtype=np.uint8)
     splits = {"train": (images, np.arange(10) % 2), "validation": (images[::-1], np.arange(1, 11) % 2)}
     save_shards(repository / "data/images", splits, NAMES)

@@ -10,18 +10,18 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.data.conftest import CLASSES, picture
-from tests.services import S3Place
+from tests.sources.conftest import CLASSES, picture
+from tests.support.checkout import CHECKOUT
+from tests.support.services import S3Place
+from tokenbridge.base.files import read_json, sha256_tree
+from tokenbridge.base.image_grid import GAP
 from tokenbridge.config import DataConfig
-from tokenbridge.data.shards import ImageShards
-from tokenbridge.data.sources import fetch_images
-from tokenbridge.files import read_json, sha256_tree
-from tokenbridge.params import compose_config, load_params
-from tokenbridge.plots import GAP
+from tokenbridge.config.params import compose_config, load_params
+from tokenbridge.images.shards import ImageShards
+from tokenbridge.sources.fetch import fetch_images
 from tokenbridge.stages import fetch
 from tokenbridge.stages.runtime import MISTAKE_CODE
 
-PROJECT = Path(__file__).parents[2]
 DVC_YAML = """
 stages:
   fetch:
@@ -52,7 +52,7 @@ def repository(tmp_path: Path) -> Path:
             picture(4 * label + index).save(tmp_path / "pictures" / name / f"{index}.png")
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
     (tmp_path / "dvc.yaml").write_text(DVC_YAML)
-    (tmp_path / "params.yaml").write_text(OmegaConf.to_yaml(compose_config(SETTINGS, PROJECT / "conf")))
+    (tmp_path / "params.yaml").write_text(OmegaConf.to_yaml(compose_config(SETTINGS, CHECKOUT / "conf")))
     return tmp_path
 
 
@@ -79,7 +79,7 @@ def test_the_stage_finds_s3_by_the_settings(repository: Path, s3_place: S3Place)
     s3_place.fill(repository / "pictures")
     local = fetch_images(config_of(repository), repository / "local")
     distant = ["data=s3", f"data.root={s3_place.uri}", f"storage.endpoint={s3_place.server.endpoint}", *SETTINGS[2:]]
-    (repository / "params.yaml").write_text(OmegaConf.to_yaml(compose_config(distant, PROJECT / "conf")))
+    (repository / "params.yaml").write_text(OmegaConf.to_yaml(compose_config(distant, CHECKOUT / "conf")))
     done = run_stage(repository)
     assert done.returncode == 0, done.stderr
     assert read_json(repository / "data/images/manifest.json")["digest"] == local["digest"]

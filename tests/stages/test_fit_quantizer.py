@@ -8,18 +8,17 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.small_data import write_moments
-from tokenbridge.files import read_json
-from tokenbridge.loading import load_whole
-from tokenbridge.params import PARAMS_FILE, compose_config
-from tokenbridge.quantizer import DimensionwiseQuantizer
+from tests.support.checkout import CHECKOUT
+from tests.support.small_data import write_moments
+from tokenbridge.base.files import read_json
+from tokenbridge.base.loading import load_whole
+from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.stages import fit_quantizer
-
-from .conftest import ROOT
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 
 def set_quantizer(repository: Path, *changes: str) -> None:
-    OmegaConf.save(compose_config([*changes, "generate.steps=1"], ROOT / "conf"), repository / PARAMS_FILE)
+    OmegaConf.save(compose_config([*changes, "generate.steps=1"], CHECKOUT / "conf"), repository / PARAMS_FILE)
 
 
 @pytest.mark.parametrize("family", ["gaussian", "uniform", "lloyd_max"])

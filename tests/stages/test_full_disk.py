@@ -11,17 +11,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.services import SmallDisk
-from tests.small_data import write_moments
-from tests.test_vae import CONFIG as VAE
-from tokenbridge.files import sha256_tree, write_json
-from tokenbridge.params import PARAMS_FILE, compose_config
-from tokenbridge.quantizer import DimensionwiseQuantizer
+from tests.support.checkout import CHECKOUT
+from tests.support.services import SmallDisk
+from tests.support.small_data import write_moments
+from tests.vae.test_autoencoder import CONFIG as VAE
+from tokenbridge.base.files import sha256_tree, write_json
+from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.stages import train
 from tokenbridge.stages.runtime import MISTAKE_CODE, WORK
-from tokenbridge.vae_training import build_vae
-
-from .conftest import ROOT
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.vae.training import build_vae
 
 OFTEN = ["launcher.checkpoint_seconds=0.01", "launcher.checkpoint_share=1"]
 SETTINGS = ["experiment=smoke", "train.epochs=30", "train.warmup_epochs=1", *OFTEN]
@@ -36,7 +35,7 @@ def project(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A repository with all that `train` needs; .work is a link to a small disk."""
-    OmegaConf.save(compose_config(SETTINGS, ROOT / "conf"), repository / PARAMS_FILE)
+    OmegaConf.save(compose_config(SETTINGS, CHECKOUT / "conf"), repository / PARAMS_FILE)
     for folder in ("moments", "validation_moments"):
         write_moments(repository / "data" / folder, vae_latents)
     quantizer.save_pretrained(repository / "models/quantizer")

@@ -12,16 +12,15 @@ from PIL import Image
 from tests.conftest import QUANTIZER
 from tests.evaluation.conftest import draw_shapes
 from tests.evaluation.shards import save_shards
-from tests.small_data import write_moments
-from tests.test_vae import CONFIG as VAE
+from tests.support.checkout import CHECKOUT
+from tests.support.small_data import write_moments
+from tests.vae.test_autoencoder import CONFIG as VAE
+from tokenbridge.base.files import read_json
 from tokenbridge.config import ReconstructConfig
-from tokenbridge.files import read_json
-from tokenbridge.params import PARAMS_FILE, compose_config
+from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.stages import reconstruct
 from tokenbridge.stages.reconstruct import study_table, study_variants, title
-from tokenbridge.vae_training import build_vae
-
-from .conftest import ROOT
+from tokenbridge.vae.training import build_vae
 
 STUDY = ReconstructConfig(
     levels=[16, 4], ranges=[3.0, 5.0], families=["lloyd_max", "gaussian"], images=10, precision="fp32"
@@ -71,7 +70,7 @@ def test_the_table_has_each_variant_once() -> None:
 def test_the_stage_measures_continuous_and_quantized_reconstructions(repository: Path, patch_size: int) -> None:
     changes = [f"quantizer.patch_size={patch_size}", "quantizer.levels=8", "quantizer.fit_images=64"]
     changes += ["reconstruct.levels=[2]", "reconstruct.ranges=[5]", "reconstruct.families=[gaussian,lloyd_max]"]
-    OmegaConf.save(compose_config([*changes, "generate.steps=1"], ROOT / "conf"), repository / PARAMS_FILE)
+    OmegaConf.save(compose_config([*changes, "generate.steps=1"], CHECKOUT / "conf"), repository / PARAMS_FILE)
     save_shards(
         repository / "data/images",
         {"train": draw_shapes(12), "validation": draw_shapes(20, 2), "test": draw_shapes(24, 1)},

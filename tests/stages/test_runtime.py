@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenbridge.errors import UserError
+from tokenbridge.base.errors import UserError
 from tokenbridge.stages.runtime import WORK, StageRun, stage_run
 
 

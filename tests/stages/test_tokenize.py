@@ -7,18 +7,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.small_data import write_moments
+from tests.support.checkout import CHECKOUT
+from tests.support.small_data import write_moments
+from tokenbridge.base.files import read_json
+from tokenbridge.base.seeding import generator
 from tokenbridge.config import PACKINGS
-from tokenbridge.files import read_json
-from tokenbridge.params import PARAMS_FILE, compose_config
-from tokenbridge.quantizer import DimensionwiseQuantizer
-from tokenbridge.seeding import generator
-from tokenbridge.stage_graph import read_graph
+from tokenbridge.config.params import PARAMS_FILE, compose_config
+from tokenbridge.infra.dvc import read_graph
 from tokenbridge.stages import tokenize
 from tokenbridge.stages.tokenize import npz_bytes, size_report
-from tokenbridge.tokens import StoredTokens, bits_per_index, packed_bytes
-
-from .conftest import ROOT
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.tokenizer.tokens import StoredTokens, bits_per_index, packed_bytes
 
 KL16 = (32, 16, 16)  # moments of 256 px
 
@@ -26,7 +25,7 @@ KL16 = (32, 16, 16)  # moments of 256 px
 @pytest.fixture
 def packed(repository: Path) -> Path:
     """The repository, with settings that store tokens."""
-    OmegaConf.save(compose_config(["tokens=packed", "tokenize.samples=2"], ROOT / "conf"), repository / PARAMS_FILE)
+    OmegaConf.save(compose_config(["tokens=packed", "tokenize.samples=2"], CHECKOUT / "conf"), repository / PARAMS_FILE)
     return repository
 
 
@@ -49,7 +48,7 @@ def test_there_is_a_stage_only_where_tokens_are_asked_for(packed: Path) -> None:
     graph = read_graph(packed)
     assert graph["tokenize@tokens"] == ["encode", "fit_quantizer"]
     assert "tokenize@tokens" in graph["train@tiny"]
-    (packed / PARAMS_FILE).write_bytes((ROOT / PARAMS_FILE).read_bytes())
+    (packed / PARAMS_FILE).write_bytes((CHECKOUT / PARAMS_FILE).read_bytes())
     graph = read_graph(packed)
     assert not [stage for stage in graph if stage.startswith("tokenize")]
     assert "encode" in graph["train@tiny"]

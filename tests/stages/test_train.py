@@ -10,16 +10,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.conftest import random_model
-from tests.small_data import write_moments
-from tests.small_pipeline import build_pipeline
-from tests.small_project import write_inputs
-from tokenbridge.files import read_json
-from tokenbridge.params import PARAMS_FILE, compose_config
-from tokenbridge.pipeline import TokenBridgePipeline
-from tokenbridge.quantizer import DimensionwiseQuantizer
+from tests.support.checkout import CHECKOUT
+from tests.support.small_data import write_moments
+from tests.support.small_pipeline import build_pipeline
+from tests.support.small_project import write_inputs
+from tokenbridge.base.files import read_json
+from tokenbridge.config.params import PARAMS_FILE, compose_config
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.stages import train
-
-from .conftest import ROOT
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def project(
     repository: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A repository with moments and a quantizer, told to take its model from the folder given/."""
-    OmegaConf.save(compose_config(["+models.tiny.pretrained=given"], ROOT / "conf"), repository / PARAMS_FILE)
+    OmegaConf.save(compose_config(["+models.tiny.pretrained=given"], CHECKOUT / "conf"), repository / PARAMS_FILE)
     write_moments(repository / "data/moments", vae_latents)
     quantizer.save_pretrained(repository / "models/quantizer")
     monkeypatch.setattr(sys, "argv", ["train", "tiny"])

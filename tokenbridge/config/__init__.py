@@ -1,12 +1,12 @@
 """The typed schema of conf/ and params.yaml, with the ranges that can work.
 
-``tokenbridge.params`` passes every composition through it, so that an unknown key or a bad value stops a run
+``tokenbridge.config.params`` passes every composition through it, so that an unknown key or a bad value stops a run
 before any work starts.
 """
 
 from dataclasses import dataclass, field
 
-from tokenbridge.config.checks import AUTO, BF16, FP32, ConfigError, require, require_choice
+from tokenbridge.base.checks import AUTO, BF16, FP32, ConfigError, require, require_choice
 from tokenbridge.config.data import IMAGENET, ClassifierConfig, DataConfig, HubConfig, MirrorConfig
 from tokenbridge.config.launcher import DDP, FSDP, LOCAL, KubernetesConfig, LauncherConfig, SlurmConfig
 from tokenbridge.config.model import (

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tokenbridge.config.checks import PRECISIONS, require, require_between, require_choice, require_positive
+from tokenbridge.base.checks import PRECISIONS, require, require_between, require_choice, require_positive
 
 SOURCES = ("idx", "imagefolder", "s3", "webdataset", "huggingface", "imagenet_tars")
 IMAGENET = "imagenet"

@@ -6,7 +6,7 @@ Never a stage parameter: moving house must not retrain a model.
 import re
 from dataclasses import dataclass, field, replace
 
-from tokenbridge.config.checks import require, require_choice, require_positive
+from tokenbridge.base.checks import require, require_choice, require_positive
 
 LOCAL, SLURM, KUBERNETES = "local", "slurm", "kubernetes"
 DDP, FSDP = "ddp", "fsdp"

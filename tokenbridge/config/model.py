@@ -4,7 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenbridge.config.checks import OPTIMIZERS, PRECISIONS, require, require_between, require_choice, require_positive
+from tokenbridge.base.checks import (
+    OPTIMIZERS,
+    PRECISIONS,
+    require,
+    require_between,
+    require_choice,
+    require_positive,
+)
 
 GUIDANCE_SCHEDULES = ("linear", "constant", "cosine")
 REVEAL_ORDERS = ("random", "raster", "confidence")

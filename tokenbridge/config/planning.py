@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tokenbridge.config.checks import require, require_between, require_positive
+from tokenbridge.base.checks import require, require_between, require_positive
 
 
 @dataclass

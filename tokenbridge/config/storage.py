@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tokenbridge.config.checks import require
+from tokenbridge.base.checks import require
 
 
 @dataclass

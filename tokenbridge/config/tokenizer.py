@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from tokenbridge.config.checks import OPTIMIZERS, PRECISIONS, require, require_between, require_choice, require_positive
+from tokenbridge.base.checks import (
+    OPTIMIZERS,
+    PRECISIONS,
+    require,
+    require_between,
+    require_choice,
+    require_positive,
+)
 
 QUANTIZER_FAMILIES = ("gaussian", "uniform", "lloyd_max")
 PACKINGS = ("bits", "uint8")

@@ -1,6 +1,6 @@
 """How good generated and reconstructed images are, measured on features nobody here trained on."""
 
-from tokenbridge.errors import UserError
+from tokenbridge.base.errors import UserError
 
 
 class EvaluationError(UserError):

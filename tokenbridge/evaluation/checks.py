@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from tokenbridge.config import EvaluateConfig
-from tokenbridge.data import TEST, TRAIN, VALIDATION
 from tokenbridge.evaluation import EvaluationError
+from tokenbridge.images import TEST, TRAIN, VALIDATION
 
 
 def check_counts(config: EvaluateConfig, samples: int, images: Mapping[str, int]) -> None:

@@ -23,13 +23,13 @@ from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
 
-from tokenbridge.chunks import Advance, Chunk, cut, make_chunks
+from tokenbridge.base.chunks import Advance, Chunk, cut, make_chunks
+from tokenbridge.base.device import autocast, best_device
+from tokenbridge.base.distributed import Processes
+from tokenbridge.base.files import atomic_path, sha256_file
 from tokenbridge.config import FP32, LauncherConfig
-from tokenbridge.data.shards import ImageShards
-from tokenbridge.device import autocast, best_device
 from tokenbridge.evaluation import EvaluationError
-from tokenbridge.files import atomic_path, sha256_file
-from tokenbridge.processes import Processes
+from tokenbridge.images.shards import ImageShards
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 CHUNK = 2048  # images in one file of features: whole batches, so that cutting changes no result

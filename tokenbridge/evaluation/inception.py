@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tokenbridge.base.files import atomic_path, sha256_file
 from tokenbridge.config import EvaluateConfig
 from tokenbridge.evaluation import EvaluationError
-from tokenbridge.files import atomic_path, sha256_file
 
 WEIGHTS_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenbridge.base.errors import UserError
 from tokenbridge.config import HEADS
-from tokenbridge.errors import UserError
 from tokenbridge.model.layers import Mlp, attend, layer_norm, run_block
 
 

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from tokenbridge.checkpoints import Checkpoints
-from tokenbridge.data import TEST, TRAIN, VALIDATION
-from tokenbridge.data.shards import ImageShards
-from tokenbridge.evaluation.classifier import class_accuracy, read_small, save_classifier
-from tokenbridge.evaluation.classifier_training import train_classifier
-from tokenbridge.files import write_csv, write_json
-from tokenbridge.stages.job import NUMERIC_PRECISION, Job, compute
+from tokenbridge.base.checkpoints import Checkpoints
+from tokenbridge.base.files import write_csv, write_json
+from tokenbridge.classifier.network import class_accuracy, read_small, save_classifier
+from tokenbridge.classifier.training import train_classifier
+from tokenbridge.images import TEST, TRAIN, VALIDATION
+from tokenbridge.images.shards import ImageShards
+from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
 
 
@@ -20,30 +20,30 @@ def main() -> None:
         run.publish(run.work / "classifier", "models/classifier")
 
 
-def work(job: Job) -> None:
+def work(context: StageContext) -> None:
     """Write ``classifier``, ``metrics.json`` and ``loss.csv``."""
-    config = replace(job.config.classifier, precision=job.precision(job.config.classifier.precision))
-    folder = job.root / "data/images"
+    config = replace(context.config.classifier, precision=context.precision(context.config.classifier.precision))
+    folder = context.root / "data/images"
     train = ImageShards(folder, TRAIN)
     model, history = train_classifier(
         read_small(train),
         train.labels,
         label_names=train.label_names,
         config=config,
-        seed=job.config.seed,
-        checkpoints=Checkpoints(job.work / "checkpoints"),
-        launcher=job.config.launcher,
-        tracker=job.tracker,
-        device=job.device,
+        seed=context.config.seed,
+        checkpoints=Checkpoints(context.work / "checkpoints"),
+        launcher=context.config.launcher,
+        tracker=context.tracker,
+        device=context.device,
     )
     held_out = {split: ImageShards(folder, split) for split in (VALIDATION, TEST)}
     accuracy = {name: class_accuracy(model, read_small(images), images.labels) for name, images in held_out.items()}
     for name, images in held_out.items():
         print(f"classifier: {accuracy[name]:.2%} of {len(images):,} {name} images", flush=True)
-    save_classifier(model, job.work / "classifier")
+    save_classifier(model, context.work / "classifier")
     metrics = {f"{name}_accuracy": value for name, value in accuracy.items()} | {"loss": history[-1]["loss"]}
-    write_json(job.work / "metrics.json", metrics | {NUMERIC_PRECISION: config.precision})
-    write_csv(job.work / "loss.csv", history)
+    write_json(context.work / "metrics.json", metrics | {NUMERIC_PRECISION: config.precision})
+    write_csv(context.work / "loss.csv", history)
 
 
 if __name__ == "__main__":

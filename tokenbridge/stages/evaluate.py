@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tokenbridge.base.files import write_csv, write_json
+from tokenbridge.classifier.network import accuracy_by_class, load_classifier, shared_predictions
 from tokenbridge.config import Config
-from tokenbridge.data import TEST, TRAIN, VALIDATION
-from tokenbridge.data.shards import ImageShards, read_manifest
-from tokenbridge.data.splits import balanced_subset
 from tokenbridge.evaluation.checks import check_counts, check_sample_count
-from tokenbridge.evaluation.classifier import accuracy_by_class, load_classifier, shared_predictions
 from tokenbridge.evaluation.features import Features, ShardImageDataset, extract_features, shared_features
 from tokenbridge.evaluation.inception import check_inception, find_inception_weights, load_reference_statistics
 from tokenbridge.evaluation.metrics import (
@@ -28,8 +26,10 @@ from tokenbridge.evaluation.metrics import (
     inception_statistics,
     sample_metrics,
 )
-from tokenbridge.files import write_csv, write_json
-from tokenbridge.stages.job import NUMERIC_PRECISION, Job, compute
+from tokenbridge.images import TEST, TRAIN, VALIDATION
+from tokenbridge.images.shards import ImageShards, read_manifest
+from tokenbridge.images.splits import balanced_subset
+from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
 
 SAMPLES, FLOOR = "samples", "floor"  # as many real train images are the floor
@@ -50,22 +50,22 @@ def main() -> None:
         run.publish(run.work / "metrics.json", f"reports/evaluate/{name}.json")
 
 
-def work(job: Job) -> None:
+def work(context: StageContext) -> None:
     """Write ``metrics.json``, ``confusion.csv`` and ``class_accuracy.csv``; features come from all processes."""
-    shards, config = _shards(job.root, job.item), job.config.evaluate
+    shards, config = _shards(context.root, context.item), context.config.evaluate
     samples, train = shards[SAMPLES], shards[TRAIN]
     floor = ShardImageDataset(train, balanced_subset(train.labels, len(samples)))
     sets: ImageSets = {name: ShardImageDataset(shards[name]) for name in (SAMPLES, *REFERENCES)}
     sets[FLOOR] = floor
-    precision = job.precision(config.precision)
+    precision = context.precision(config.precision)
     extract = partial(extract_features, size=config.feature_size, precision=precision)
-    lite0 = _features(job, sets, "lite0", extract)
+    lite0 = _features(context, sets, "lite0", extract)
     inception = None
     if config.inception_weights is not None:
         weights = find_inception_weights(config.inception_weights)
         needed = {name: sets[name] for name in (*PREFIXES, *([TEST] if config.inception_reference is None else []))}
-        inception = _features(job, needed, "inception", partial(inception_features, weights=weights))
-    predicted = _predictions(job, samples)
+        inception = _features(context, needed, "inception", partial(inception_features, weights=weights))
+    predicted = _predictions(context, samples)
     if lite0 is None or predicted is None:  # the first process has them
         return
     metrics: dict[str, float] = {"samples": len(samples)}
@@ -74,11 +74,11 @@ def work(job: Job) -> None:
         for reference, against in REFERENCES.items():
             metrics |= _prefixed(against + prefix, sample_metrics(lite0[name], lite0[reference], config))
     if inception is not None:
-        metrics |= _inception(job, inception)
-    metrics["class_accuracy"] = _classify(job, samples, predicted)
-    drawn_in = read_manifest(job.root / "data/samples" / job.item)["precision"]
+        metrics |= _inception(context, inception)
+    metrics["class_accuracy"] = _classify(context, samples, predicted)
+    drawn_in = read_manifest(context.root / "data/samples" / context.item)["precision"]
     precisions = {NUMERIC_PRECISION: precision, f"samples_{NUMERIC_PRECISION}": drawn_in}
-    write_json(job.work / "metrics.json", metrics | precisions)
+    write_json(context.work / "metrics.json", metrics | precisions)
 
 
 def _shards(root: Path, model: str) -> dict[str, ImageShards]:
@@ -94,11 +94,16 @@ def _check(config: Config, counts: Mapping[str, int]) -> None:
     check_counts(config.evaluate, counts[SAMPLES], counts)
 
 
-def _features(job: Job, sets: ImageSets, extractor: str, extract: Extract) -> dict[str, Features] | None:
+def _features(context: StageContext, sets: ImageSets, extractor: str, extract: Extract) -> dict[str, Features] | None:
     """Of each set of images; None but in the first process."""
     seen = {
         name: shared_features(
-            name, images, extract, job.work / extractor, processes=job.processes, launcher=job.config.launcher
+            name,
+            images,
+            extract,
+            context.work / extractor,
+            processes=context.processes,
+            launcher=context.config.launcher,
         )
         for name, images in sets.items()
     }
@@ -106,9 +111,9 @@ def _features(job: Job, sets: ImageSets, extractor: str, extract: Extract) -> di
     return features or None
 
 
-def _inception(job: Job, features: dict[str, Features]) -> dict[str, float]:
+def _inception(context: StageContext, features: dict[str, Features]) -> dict[str, float]:
     """The same with Inception: against the settings' statistics, or those of the test images."""
-    reference_file = job.config.evaluate.inception_reference
+    reference_file = context.config.evaluate.inception_reference
     if reference_file is not None:
         reference = load_reference_statistics(Path(reference_file).expanduser())
     else:
@@ -123,20 +128,20 @@ def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}{name}": value for name, value in metrics.items()}
 
 
-def _predictions(job: Job, samples: ImageShards) -> NDArray[np.int64] | None:
+def _predictions(context: StageContext, samples: ImageShards) -> NDArray[np.int64] | None:
     """What the classifier sees in the samples; None but in the first process."""
-    model = load_classifier(job.root / "models/classifier").to(job.device)
-    folder, launcher = job.work / "classes", job.config.launcher
-    return shared_predictions(model, samples, folder, processes=job.processes, launcher=launcher)
+    model = load_classifier(context.root / "models/classifier").to(context.device)
+    folder, launcher = context.work / "classes", context.config.launcher
+    return shared_predictions(model, samples, folder, processes=context.processes, launcher=launcher)
 
 
-def _classify(job: Job, samples: ImageShards, predicted: NDArray[np.int64]) -> float:
+def _classify(context: StageContext, samples: ImageShards, predicted: NDArray[np.int64]) -> float:
     """Write what the classifier sees in the samples; its accuracy."""
     labels, names = samples.labels, samples.label_names
     pairs = [{"actual": names[a], "predicted": names[p]} for a, p in zip(labels, predicted, strict=True)]
     by_class = accuracy_by_class(predicted, labels, names)
-    write_csv(job.work / "confusion.csv", pairs)
-    write_csv(job.work / "class_accuracy.csv", [{"class": c, "accuracy": a} for c, a in by_class.items()])
+    write_csv(context.work / "confusion.csv", pairs)
+    write_csv(context.work / "class_accuracy.csv", [{"class": c, "accuracy": a} for c, a in by_class.items()])
     return float((predicted == labels).mean())
 
 

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tokenbridge.base.image_grid import image_grid
 from tokenbridge.config import Config
-from tokenbridge.data.shards import ImageShards, image_counts
-from tokenbridge.data.sources import fetch_images
 from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.inception import check_inception
-from tokenbridge.plots import image_grid
+from tokenbridge.images.shards import ImageShards, image_counts
+from tokenbridge.sources.fetch import fetch_images
 from tokenbridge.stages.runtime import stage_run
 
 PICTURED = 10  # images of each class

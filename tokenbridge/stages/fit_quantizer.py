@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from tokenbridge.figures import levels_figure, order_figure
-from tokenbridge.files import write_csv, write_json
-from tokenbridge.moments import Moments, fitting_latents
-from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer, low_frequency_share, quantizer_report
-from tokenbridge.stages.job import Job, compute
+from tokenbridge.base.figures import levels_figure, order_figure
+from tokenbridge.base.files import write_csv, write_json
+from tokenbridge.stages.context import StageContext, compute
 from tokenbridge.stages.runtime import stage_run
+from tokenbridge.tokenizer.moments import Moments, fitting_latents
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer, low_frequency_share, quantizer_report
 
 
 def main() -> None:
@@ -20,15 +20,15 @@ def main() -> None:
         run.publish(run.work / "quantizer", "models/quantizer")
 
 
-def work(job: Job) -> None:
+def work(context: StageContext) -> None:
     """Write ``quantizer``, ``report.json`` and the folder ``plots``."""
-    moments = Moments(job.root / "data/moments")
-    vae_latents = fitting_latents(moments, job.config.quantizer.fit_images, job.config.seed)
-    quantizer = fit_quantizer(vae_latents, job.config.quantizer)
-    quantizer.save_pretrained(job.work / "quantizer")
+    moments = Moments(context.root / "data/moments")
+    vae_latents = fitting_latents(moments, context.config.quantizer.fit_images, context.config.seed)
+    quantizer = fit_quantizer(vae_latents, context.config.quantizer)
+    quantizer.save_pretrained(context.work / "quantizer")
     rows = quantizer_report(quantizer, vae_latents)
-    write_json(job.work / "report.json", _summary(rows))
-    plots = job.work / "plots"
+    write_json(context.work / "report.json", _summary(rows))
+    plots = context.work / "plots"
     plots.mkdir(exist_ok=True)
     write_csv(plots / "dimensions.csv", rows)
     _draw(quantizer, vae_latents, plots)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
+from tokenbridge.base.device import autocast
+from tokenbridge.base.image_grid import image_grid
 from tokenbridge.config import GenerateConfig
-from tokenbridge.data.shards import image_counts, read_manifest
-from tokenbridge.device import autocast
 from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.inception import check_inception
-from tokenbridge.generation import CHUNK, GRID_ROWS, draw_chunks, grid_indices, sample_chunks, write_samples
-from tokenbridge.pipeline import TokenBridgePipeline
-from tokenbridge.plots import image_grid
-from tokenbridge.stages.job import Job, compute
+from tokenbridge.images.shards import image_counts, read_manifest
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.sampling.samples import CHUNK, GRID_ROWS, draw_chunks, grid_indices, sample_chunks, write_samples
+from tokenbridge.stages.context import StageContext, compute
 from tokenbridge.stages.runtime import StageRun, stage_run
 
 
@@ -26,18 +26,18 @@ def main() -> None:
         run.publish(run.work / "samples", f"data/samples/{name}")
 
 
-def work(job: Job) -> None:
+def work(context: StageContext) -> None:
     """Draw every sample; the first process then writes the shards and the picture."""
-    config = job.config
-    pipeline = TokenBridgePipeline.from_pretrained(job.root / "models" / job.item).to(job.device)
-    drawn, names = job.work / "drawn", pipeline.class_names
-    precision = job.precision(config.generate.precision)
-    with autocast(job.device, precision):
-        draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher, job.processes)
-    if job.processes.first:
+    config = context.config
+    pipeline = TokenBridgePipeline.from_pretrained(context.root / "models" / context.item).to(context.device)
+    drawn, names = context.work / "drawn", pipeline.class_names
+    precision = context.precision(config.generate.precision)
+    with autocast(context.device, precision):
+        draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher, context.processes)
+    if context.processes.first:
         count, data = config.generate.samples, config.data
-        write_samples(job.work / "samples", drawn, names, data.image_size, count, data.shard_size, precision)
-        _write_grid(config.generate, drawn, names, job.work / "grid.png")
+        write_samples(context.work / "samples", drawn, names, data.image_size, count, data.shard_size, precision)
+        _write_grid(config.generate, drawn, names, context.work / "grid.png")
 
 
 def _check(run: StageRun) -> None:

@@ -8,23 +8,23 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import Dataset
 
+from tokenbridge.base.device import autocast, resolve_precision
+from tokenbridge.base.figures import study_figure
+from tokenbridge.base.files import write_csv, write_json
+from tokenbridge.base.image_grid import image_grid
+from tokenbridge.base.progress import Progress
 from tokenbridge.config import QuantizerConfig, ReconstructConfig
-from tokenbridge.data import TEST, VALIDATION
-from tokenbridge.data.shards import ImageShards
-from tokenbridge.device import autocast, resolve_precision
 from tokenbridge.evaluation.features import Features, ShardImageDataset, extract_features
 from tokenbridge.evaluation.metrics import extractor_name, frechet_distance
 from tokenbridge.evaluation.reconstruction import psnr, ssim
-from tokenbridge.figures import study_figure
-from tokenbridge.files import write_csv, write_json
-from tokenbridge.levels import FIXED_FAMILIES
-from tokenbridge.moments import Moments, fitting_latents, sample_posterior
-from tokenbridge.plots import image_grid
-from tokenbridge.progress import Progress
-from tokenbridge.quantizer import DimensionwiseQuantizer, fit_quantizer, to_maps, to_sequence
-from tokenbridge.stages.job import NUMERIC_PRECISION, Job, compute
+from tokenbridge.images import TEST, VALIDATION
+from tokenbridge.images.shards import ImageShards
+from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
-from tokenbridge.vae import decode_images, encode_moments, load_vae
+from tokenbridge.tokenizer.levels import FIXED_FAMILIES
+from tokenbridge.tokenizer.moments import Moments, fitting_latents, sample_posterior
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer, to_maps, to_sequence
+from tokenbridge.vae.autoencoder import decode_images, encode_moments, load_vae
 
 PICTURED = 10  # images in the picture
 ORIGINAL, CONTINUOUS = "original", "continuous"  # titles of what is not quantized
@@ -40,26 +40,28 @@ def main() -> None:
         run.publish(run.work / "plots", "reports/reconstruct")
 
 
-def work(job: Job) -> None:
+def work(context: StageContext) -> None:
     """Write ``report.json`` and the folder ``plots``.
 
     The study, from which a quantizer is chosen, is made on validation images. The test images give the figures of the
     configured quantizer alone.
     """
-    config = job.config.quantizer
-    studies = study_variants(config, job.config.reconstruct)
-    quantizers = _fitted(job, studies)
-    measure = Measure(job, load_vae(job.root / "models/vae").to(job.device), len(quantizers))
+    config = context.config.quantizer
+    studies = study_variants(config, context.config.reconstruct)
+    quantizers = _fitted(context, studies)
+    measure = Measure(context, load_vae(context.root / "models/vae").to(context.device), len(quantizers))
     studied, pictures = measure.reconstructions(VALIDATION, quantizers)
     tested, _ = measure.reconstructions(TEST, {title(config): quantizers[title(config)]})
-    plots = job.work / "plots"
+    plots = context.work / "plots"
     plots.mkdir(exist_ok=True)
     write_csv(plots / "table.csv", study_table(studies, studied))
     panels = {name: [(getattr(v, name), studied[title(v)]) for v in each] for name, each in studies.items()}
     study_figure(panels, studied[CONTINUOUS]).savefig(plots / "study.png")
     image_grid(np.concatenate(list(pictures.values())), PICTURED, list(pictures)).save(plots / "images.png")
     validation = {f"{VALIDATION}_{name}": value for name, value in _summary(studied, config).items()}
-    write_json(job.work / "report.json", _summary(tested, config) | validation | {NUMERIC_PRECISION: measure.precision})
+    write_json(
+        context.work / "report.json", _summary(tested, config) | validation | {NUMERIC_PRECISION: measure.precision}
+    )
 
 
 def study_variants(config: QuantizerConfig, wanted: ReconstructConfig) -> Studies:
@@ -88,10 +90,10 @@ def study_table(studies: Studies, metrics: Mapping[str, Mapping[str, float]]) ->
     return [{"quantizer": name, **row, **metrics[name]} for name, row in settings.items()]
 
 
-def _fitted(job: Job, studies: Studies) -> dict[str, DimensionwiseQuantizer]:
+def _fitted(context: StageContext, studies: Studies) -> dict[str, DimensionwiseQuantizer]:
     """Each distinct variant, fitted to the training images' moments, by title."""
-    config = job.config.quantizer
-    fitting = fitting_latents(Moments(job.root / "data/moments"), config.fit_images, job.config.seed)
+    config = context.config.quantizer
+    fitting = fitting_latents(Moments(context.root / "data/moments"), config.fit_images, context.config.seed)
     distinct = {title(variant): variant for variants in studies.values() for variant in variants}
     return {name: fit_quantizer(fitting, variant) for name, variant in distinct.items()}
 
@@ -99,17 +101,17 @@ def _fitted(job: Job, studies: Studies) -> dict[str, DimensionwiseQuantizer]:
 class Measure:
     """Measures how well images of a split pass through the VAE, and through the tokens of each quantizer."""
 
-    def __init__(self, job: Job, vae: AutoencoderKL, variants: int) -> None:
-        self.job, self.vae = job, vae
-        self.precision = job.precision(job.config.reconstruct.precision)
-        self.progress = Progress("reconstruct", variants + 5, "sets", job.config.launcher.log_seconds)
+    def __init__(self, context: StageContext, vae: AutoencoderKL, variants: int) -> None:
+        self.context, self.vae = context, vae
+        self.precision = context.precision(context.config.reconstruct.precision)
+        self.progress = Progress("reconstruct", variants + 5, "sets", context.config.launcher.log_seconds)
 
     def reconstructions(
         self, split: str, quantizers: Mapping[str, DimensionwiseQuantizer]
     ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
         """Metrics of each set of reconstructions, and its first images for the picture, by title."""
-        images = ImageShards(self.job.root / "data/images", split)
-        originals, _ = images.read(0, min(self.job.config.reconstruct.images, len(images)))
+        images = ImageShards(self.context.root / "data/images", split)
+        originals, _ = images.read(0, min(self.context.config.reconstruct.images, len(images)))
         reference = self._features(ShardImageDataset(images))
         latents = self._latents(originals)
         metrics, pictures = {}, {ORIGINAL: originals[:PICTURED]}
@@ -120,28 +122,28 @@ class Measure:
             metrics[name] = {
                 "psnr": psnr(rebuilt, originals),
                 "ssim": ssim(rebuilt, originals),
-                f"fd_{extractor_name(self.job.config.evaluate)}": distance,
+                f"fd_{extractor_name(self.context.config.evaluate)}": distance,
             }
             pictures[name] = rebuilt[:PICTURED]
         return metrics, pictures
 
     def _features(self, images: Dataset[torch.Tensor] | np.ndarray) -> Features:
-        config = self.job.config.evaluate
-        precision = resolve_precision(config.precision, self.job.device)
+        config = self.context.config.evaluate
+        precision = resolve_precision(config.precision, self.context.device)
         features = extract_features(images, config.feature_size, precision=precision)
         self.progress.advance(1)
         return features
 
     def _latents(self, originals: np.ndarray) -> torch.Tensor:
         """Posterior means [N, C0, H, W] in VAE units."""
-        batch_size = self.job.config.launcher.batch_size
+        batch_size = self.context.config.launcher.batch_size
         batches = [originals[start : start + batch_size] for start in range(0, len(originals), batch_size)]
-        with autocast(self.job.device, self.precision):
+        with autocast(self.context.device, self.precision):
             return torch.cat([sample_posterior(encode_moments(self.vae, batch)).cpu() for batch in batches])
 
     def _decode(self, latents: torch.Tensor) -> np.ndarray:
-        with autocast(self.job.device, self.precision):
-            batches = latents.split(self.job.config.launcher.batch_size)
+        with autocast(self.context.device, self.precision):
+            batches = latents.split(self.context.config.launcher.batch_size)
             return np.concatenate([decode_images(self.vae, batch) for batch in batches])
 
 

@@ -15,18 +15,18 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import atomic_write_text, explain_full_disk, read_json, sha256_tree
 from tokenbridge.config import Config, ConfigError
-from tokenbridge.errors import UserError
-from tokenbridge.files import atomic_write_text, full_disk_told, read_json, sha256_tree
-from tokenbridge.launching import LaunchError
-from tokenbridge.launching.work import COMPLETE
-from tokenbridge.params import load_params
-from tokenbridge.stage_graph import StageSpec, read_stages
-from tokenbridge.tracking.spool import Tracker
+from tokenbridge.config.params import load_params
+from tokenbridge.infra.dvc import StageSpec, is_code, read_stages
+from tokenbridge.infra.launching import LaunchError
+from tokenbridge.infra.launching.work import COMPLETE
+from tokenbridge.infra.tracking.spool import Tracker
 
 WORK = ".work"
 RUN_MARKER = "run_id"
-PARENT_VARIABLE = "TOKENBRIDGE_PARENT_RUN"  # set by tokenbridge.orchestrate for the stages that it starts
+PARENT_VARIABLE = "TOKENBRIDGE_PARENT_RUN"  # set by tokenbridge.ops.runs.pipeline_run for the stages that it starts
 FAILURE_CODE = 1
 MISTAKE_CODE = 2  # exit code of a stage that the user's settings or files stopped: no use in trying again
 LOGGED_BYTES = 20_000_000  # an out up to this size is logged as files, a larger one as its digest
@@ -72,7 +72,7 @@ def stage_run(name: str) -> Iterator[StageRun]:
     work folder kept.
     """
     try:
-        with full_disk_told(Path.cwd() / WORK / name), _tracked_run(name, Path.cwd()) as run:
+        with explain_full_disk(Path.cwd() / WORK / name), _tracked_run(name, Path.cwd()) as run:
             yield run
     except (UserError, LaunchError) as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
@@ -92,7 +92,7 @@ def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
     with _sync(root, pipeline), _only_writer(work):
         with _tracker(spec, root, work, pipeline) as tracker:
             tracker.params(spec.params)
-            tracker.tags({f"dep.{path}": digest for path, digest in spec.deps.items() if not path.endswith(".py")})
+            tracker.tags({f"dep.{path}": digest for path, digest in spec.deps.items() if not is_code(path)})
             yield StageRun(spec, config, root, work, tracker, dvc)
             _log_outs(tracker, spec, root)
         shutil.rmtree(work)  # once nothing can fail any more
@@ -118,7 +118,7 @@ def _sync(root: Path, pipeline: str | None) -> AbstractContextManager[object]:
     """Sends the run to MLflow, unless the pipeline's wrapper does it for all its stages."""
     if pipeline is not None:
         return nullcontext()
-    from tokenbridge.tracking.sync import LiveSync  # MLflow takes seconds to import
+    from tokenbridge.infra.tracking.sync import LiveSync  # MLflow takes seconds to import
 
     return LiveSync(root)
 

@@ -5,13 +5,13 @@ import sys
 
 import numpy as np
 
-from tokenbridge.files import write_json
-from tokenbridge.loading import load_whole
-from tokenbridge.moments import Moments
-from tokenbridge.quantizer import DimensionwiseQuantizer
-from tokenbridge.stages.job import Job, compute
+from tokenbridge.base.files import write_json
+from tokenbridge.base.loading import load_whole
+from tokenbridge.stages.context import StageContext, compute
 from tokenbridge.stages.runtime import stage_run
-from tokenbridge.tokens import complete_tokens, write_shards
+from tokenbridge.tokenizer.moments import Moments
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.tokenizer.tokens import complete_tokens, write_shards
 
 QUANTIZER = "models/quantizer"
 TOKENS = "tokens"  # folder of the shards, while work is in progress
@@ -30,16 +30,16 @@ def main() -> None:
         run.publish(run.work / TOKENS, f"data/{out}")
 
 
-def work(job: Job) -> None:
+def work(context: StageContext) -> None:
     """Write every shard."""
     write_shards(
-        job.work / TOKENS,
-        Moments(job.root / "data/moments"),
-        load_whole(DimensionwiseQuantizer, job.root / QUANTIZER).to(job.device),
-        job.config.tokenize,
-        seed=job.config.seed,
-        launcher=job.config.launcher,
-        processes=job.processes,
+        context.work / TOKENS,
+        Moments(context.root / "data/moments"),
+        load_whole(DimensionwiseQuantizer, context.root / QUANTIZER).to(context.device),
+        context.config.tokenize,
+        seed=context.config.seed,
+        launcher=context.config.launcher,
+        processes=context.processes,
     )
 
 

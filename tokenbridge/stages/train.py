@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from tokenbridge.base.files import atomic_path, atomic_write_text, write_csv, write_json
+from tokenbridge.base.image_grid import image_grid
+from tokenbridge.base.loading import load_whole
 from tokenbridge.config import MOMENTS, ConfigError, ModelConfig
-from tokenbridge.data.shards import read_manifest
-from tokenbridge.files import atomic_path, atomic_write_text, write_csv, write_json
-from tokenbridge.generation import GRID_ROWS, draw_samples, grid_indices
-from tokenbridge.loading import load_whole
+from tokenbridge.engine.divergence import REPORT
+from tokenbridge.images.shards import read_manifest
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.moments import Moments
-from tokenbridge.numerics import REPORT
-from tokenbridge.pipeline import TokenBridgePipeline
-from tokenbridge.plots import image_grid
-from tokenbridge.quantizer import DimensionwiseQuantizer
-from tokenbridge.stages.job import NUMERIC_PRECISION, Job, compute
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.sampling.samples import GRID_ROWS, draw_samples, grid_indices
+from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
-from tokenbridge.tokens import StoredTokens
-from tokenbridge.training import BAD_STEP, token_shape, train
-from tokenbridge.training_data import FreshTokens, TrainingData
-from tokenbridge.vae import load_vae
+from tokenbridge.tokenizer.moments import Moments
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.tokenizer.tokens import StoredTokens
+from tokenbridge.training.datasets import FreshTokens, TrainingData
+from tokenbridge.training.trainer import BAD_STEP, token_shape, train
+from tokenbridge.vae.autoencoder import load_vae
 
 LOSS, VALIDATION = "loss.csv", "validation.csv"  # curves of the training and of the validation loss
 
@@ -49,83 +49,87 @@ def main() -> None:
         run.tracker.model(run.root / "models" / name, f"tokenbridge-{name}")
 
 
-def work(job: Job) -> None:
+def work(context: StageContext) -> None:
     """Write ``pipeline``, ``metrics.json`` and the curves."""
-    quantizer = load_whole(DimensionwiseQuantizer, job.root / "models/quantizer")
-    config, data = job.config.models[job.item], _training_data(job, quantizer)
+    quantizer = load_whole(DimensionwiseQuantizer, context.root / "models/quantizer")
+    config, data = context.config.models[context.item], _training_data(context, quantizer)
     if config.pretrained is None:
-        _train(job, config, data, quantizer)
+        _train(context, config, data, quantizer)
     else:
-        _take(job, Path(config.pretrained).expanduser(), token_shape(data, quantizer))
+        _take(context, Path(config.pretrained).expanduser(), token_shape(data, quantizer))
 
 
-def _training_data(job: Job, quantizer: DimensionwiseQuantizer) -> TrainingData:
-    folder = job.root / "data" / job.config.train_on
-    if job.config.train_on == MOMENTS:
+def _training_data(context: StageContext, quantizer: DimensionwiseQuantizer) -> TrainingData:
+    folder = context.root / "data" / context.config.train_on
+    if context.config.train_on == MOMENTS:
         return FreshTokens(Moments(folder), quantizer)
-    return StoredTokens(folder, job.root / "models/quantizer")
+    return StoredTokens(folder, context.root / "models/quantizer")
 
 
-def _train(job: Job, config: ModelConfig, data: TrainingData, quantizer: DimensionwiseQuantizer) -> None:
-    recipe = replace(config.train, precision=job.precision(config.train.precision))
+def _train(context: StageContext, config: ModelConfig, data: TrainingData, quantizer: DimensionwiseQuantizer) -> None:
+    recipe = replace(config.train, precision=context.precision(config.train.precision))
     config = replace(config, train=recipe)
     model, history, evaluations = train(
         config,
         data,
-        FreshTokens(Moments(job.root / "data/validation_moments"), quantizer),
+        FreshTokens(Moments(context.root / "data/validation_moments"), quantizer),
         quantizer,
-        folder=job.work,
-        launcher=job.config.launcher,
-        tracker=job.tracker,
-        device=job.device,
-        processes=job.processes,
-        stop=job.stop,
-        draw_grid=(lambda model: draw_grid(job, _pipeline(job, model, quantizer))) if recipe.sample_grids else None,
+        folder=context.work,
+        launcher=context.config.launcher,
+        tracker=context.tracker,
+        device=context.device,
+        processes=context.processes,
+        stop=context.stop,
+        draw_grid=(lambda model: draw_grid(context, _pipeline(context, model, quantizer)))
+        if recipe.sample_grids
+        else None,
     )
-    if job.processes.first:
+    if context.processes.first:
         loss = evaluations[-1]["validation_loss"]
         metrics: dict[str, float | str] = {"validation_loss": loss, NUMERIC_PRECISION: recipe.precision}
-        _write(job, _pipeline(job, model, quantizer), metrics)
-        write_csv(job.work / LOSS, history)
-        write_csv(job.work / VALIDATION, evaluations)
+        _write(context, _pipeline(context, model, quantizer), metrics)
+        write_csv(context.work / LOSS, history)
+        write_csv(context.work / VALIDATION, evaluations)
 
 
-def _pipeline(job: Job, model: TokenBridgeTransformer, quantizer: DimensionwiseQuantizer) -> TokenBridgePipeline:
-    label_names = read_manifest(job.root / "data/images")["label_names"]
-    return TokenBridgePipeline(load_vae(job.root / "models/vae"), model, quantizer, label_names)
+def _pipeline(
+    context: StageContext, model: TokenBridgeTransformer, quantizer: DimensionwiseQuantizer
+) -> TokenBridgePipeline:
+    label_names = read_manifest(context.root / "data/images")["label_names"]
+    return TokenBridgePipeline(load_vae(context.root / "models/vae"), model, quantizer, label_names)
 
 
-def draw_grid(job: Job, pipeline: TokenBridgePipeline) -> Image:
+def draw_grid(context: StageContext, pipeline: TokenBridgePipeline) -> Image:
     """The picture that the stage ``generate`` would write of this model: the same samples, by its settings."""
-    config, names = job.config.generate, pipeline.class_names
-    pipeline.to(job.device)
+    config, names = context.config.generate, pipeline.class_names
+    pipeline.to(context.device)
     wanted = torch.tensor(grid_indices(len(names), config.grid_per_class, config.samples))
-    parts = wanted.split(job.config.launcher.batch_size)
-    images = [draw_samples(pipeline, part.tolist(), job.config.seed, config) for part in parts]
+    parts = wanted.split(context.config.launcher.batch_size)
+    images = [draw_samples(pipeline, part.tolist(), context.config.seed, config) for part in parts]
     return image_grid(np.concatenate(images), config.grid_per_class, names[:GRID_ROWS])
 
 
-def _take(job: Job, folder: Path, shape: dict[str, int]) -> None:
+def _take(context: StageContext, folder: Path, shape: dict[str, int]) -> None:
     """The pipeline in ``folder``, if it has the ``shape`` of this project's tokens."""
     pipeline = TokenBridgePipeline.from_pretrained(folder)
     config = pipeline.transformer.config
     unlike = [f"{name} is {config[name]}, not {value}" for name, value in shape.items() if config[name] != value]
     if unlike:
         raise ConfigError(
-            f"models.{job.item}.pretrained: {folder} does not fit data and quantizer: {'; '.join(unlike)}. "
+            f"models.{context.item}.pretrained: {folder} does not fit data and quantizer: {'; '.join(unlike)}. "
             "Choose the settings of data, vae and quantizer that it was made with"
         )
-    _write(job, pipeline, {})
+    _write(context, pipeline, {})
     # DVC wants the files; nothing was trained
-    atomic_write_text(job.work / LOSS, "step,images,loss\n")
-    atomic_write_text(job.work / VALIDATION, "step,images,validation_loss\n")
+    atomic_write_text(context.work / LOSS, "step,images,loss\n")
+    atomic_write_text(context.work / VALIDATION, "step,images,validation_loss\n")
 
 
-def _write(job: Job, pipeline: TokenBridgePipeline, metrics: dict[str, float | str]) -> None:
-    with atomic_path(job.work / "pipeline") as target:
+def _write(context: StageContext, pipeline: TokenBridgePipeline, metrics: dict[str, float | str]) -> None:
+    with atomic_path(context.work / "pipeline") as target:
         pipeline.save_pretrained(target)
     parameters = sum(parameter.numel() for parameter in pipeline.transformer.parameters())
-    write_json(job.work / "metrics.json", metrics | {"parameters": parameters})
+    write_json(context.work / "metrics.json", metrics | {"parameters": parameters})
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-from tokenbridge.checkpoints import Checkpoints
+from tokenbridge.base.checkpoints import Checkpoints
+from tokenbridge.base.files import atomic_write_text, write_csv, write_json
 from tokenbridge.config import ConfigError
-from tokenbridge.data import TRAIN
-from tokenbridge.data.shards import ImageShards
-from tokenbridge.files import atomic_write_text, write_csv, write_json
-from tokenbridge.stages.job import NUMERIC_PRECISION, Job, compute
+from tokenbridge.images import TRAIN
+from tokenbridge.images.shards import ImageShards
+from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
-from tokenbridge.vae import load_vae
-from tokenbridge.vae_training import train_vae
+from tokenbridge.vae.autoencoder import load_vae
+from tokenbridge.vae.training import train_vae
 
 LOSS = "reconstruction_loss"  # the last window's mean
 
@@ -24,44 +24,44 @@ def main() -> None:
         run.publish(run.work / "vae", "models/vae")
 
 
-def work(job: Job) -> None:
+def work(context: StageContext) -> None:
     """Write ``vae``, ``metrics.json`` and ``loss.csv``."""
-    if job.config.vae.pretrained is None:
-        _train(job)
+    if context.config.vae.pretrained is None:
+        _train(context)
     else:
-        _take(job, Path(job.config.vae.pretrained).expanduser())
+        _take(context, Path(context.config.vae.pretrained).expanduser())
 
 
-def _train(job: Job) -> None:
-    config = replace(job.config.vae, precision=job.precision(job.config.vae.precision))
-    shards = ImageShards(job.root / "data/images", TRAIN)
+def _train(context: StageContext) -> None:
+    config = replace(context.config.vae, precision=context.precision(context.config.vae.precision))
+    shards = ImageShards(context.root / "data/images", TRAIN)
     images, _ = shards.read(0, len(shards))
     vae, history = train_vae(
         config,
         images,
-        seed=job.config.seed,
-        checkpoints=Checkpoints(job.work / "checkpoints"),
-        launcher=job.config.launcher,
-        tracker=job.tracker,
-        device=job.device,
+        seed=context.config.seed,
+        checkpoints=Checkpoints(context.work / "checkpoints"),
+        launcher=context.config.launcher,
+        tracker=context.tracker,
+        device=context.device,
     )
-    vae.save_pretrained(job.work / "vae")
-    write_csv(job.work / "loss.csv", history)
-    write_json(job.work / "metrics.json", {LOSS: history[-1][LOSS], NUMERIC_PRECISION: config.precision})
+    vae.save_pretrained(context.work / "vae")
+    write_csv(context.work / "loss.csv", history)
+    write_json(context.work / "metrics.json", {LOSS: history[-1][LOSS], NUMERIC_PRECISION: config.precision})
 
 
-def _take(job: Job, folder: Path) -> None:
+def _take(context: StageContext, folder: Path) -> None:
     vae = load_vae(folder)
-    if vae.config.latent_channels != job.config.vae.dimensions:
+    if vae.config.latent_channels != context.config.vae.dimensions:
         raise ConfigError(
             f"{folder} has {vae.config.latent_channels} latent dimensions but vae.dimensions is "
-            f"{job.config.vae.dimensions}: make them agree"
+            f"{context.config.vae.dimensions}: make them agree"
         )
-    vae.save_pretrained(job.work / "vae")
+    vae.save_pretrained(context.work / "vae")
     atomic_write_text(
-        job.work / "loss.csv", "step,images,reconstruction_loss\n"
+        context.work / "loss.csv", "step,images,reconstruction_loss\n"
     )  # DVC wants the files; nothing was trained
-    write_json(job.work / "metrics.json", {})
+    write_json(context.work / "metrics.json", {})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""The classifier comes back from its folder as it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.evaluation.conftest import LABEL_NAMES, draw_shapes
+from tests.evaluation.shards import save_shards
+from tokenbridge.classifier.network import (
+    ImageClassifier,
+    accuracy_by_class,
+    load_classifier,
+    predict,
+    read_small,
+    save_classifier,
+)
+from tokenbridge.evaluation import EvaluationError
+from tokenbridge.images.shards import ImageShards
+
+
+def test_a_saved_classifier_predicts_the_same(tmp_path: Path) -> None:
+    model = ImageClassifier(width=8, label_names=LABEL_NAMES).eval()
+    save_classifier(model, tmp_path / "classifier")
+    loaded = load_classifier(tmp_path / "classifier")
+    images, _ = draw_shapes(30)
+    assert loaded.label_names == LABEL_NAMES
+    np.testing.assert_array_equal(predict(loaded, images, batch_size=7), predict(model, images))
+
+
+def test_a_folder_without_a_classifier_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="holds no classifier"):
+        load_classifier(tmp_path)
+
+
+def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
+    save_classifier(ImageClassifier(width=8, label_names=LABEL_NAMES), tmp_path / "classifier")
+    settings = tmp_path / "classifier/config.json"
+    settings.write_text(settings.read_text().replace('"width": 8', '"width": 16'))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        load_classifier(tmp_path / "classifier")
+
+
+def test_accuracy_by_class_leaves_out_classes_that_do_not_occur() -> None:
+    predicted, labels = np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1])
+    assert accuracy_by_class(predicted, labels, LABEL_NAMES) == {"disc": 0.5, "square": 1.0}
+
+
+def test_large_images_are_shrunk_and_small_ones_left_alone(tmp_path: Path) -> None:
+    images, labels = draw_shapes(6)
+    save_shards(tmp_path / "small", {"train": (images, labels)}, LABEL_NAMES)
+    save_shards(tmp_path / "large", {"train": (images.repeat(2, 2).repeat(2, 3), labels)}, LABEL_NAMES)
+    for name in ("small", "large"):
+        shards = ImageShards(tmp_path / name, "train")
+        np.testing.assert_array_equal(read_small(shards), images)
+        np.testing.assert_array_equal(read_small(shards, range(2, 5)), images[2:5])

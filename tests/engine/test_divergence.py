@@ -1,0 +1,91 @@
+"""Watch over a training's numbers."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import LAUNCHER, MODEL, RECIPE
+from tests.support.small_data import write_moments
+from tokenbridge.base.distributed import SINGLE_PROCESS
+from tokenbridge.base.loading import load_whole
+from tokenbridge.engine.divergence import SETTLING, LossWatch, load_bad_step
+from tokenbridge.engine.optim import NonFiniteError
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.training.batches import Batch, batch_loss
+from tokenbridge.training.datasets import FreshTokens
+from tokenbridge.training.trainer import BAD_STEP, Trainer
+
+CPU = torch.device("cpu")
+
+
+def losses(count: int, seed: int = 0) -> torch.Tensor:
+    """Noise around a falling line."""
+    noise = torch.randn(count, generator=torch.Generator().manual_seed(seed))
+    return torch.linspace(4, 3, count) + 0.1 * noise
+
+
+def test_a_jump_of_the_loss_is_a_spike_and_noise_is_none() -> None:
+    watch = LossWatch()
+    values = losses(1000)
+    values[500] += 2
+    assert [step for step, value in enumerate(values) if watch.is_spike(value)] == [500]
+
+
+def test_nothing_is_a_spike_before_the_mean_has_settled() -> None:
+    watch = LossWatch()
+    values = losses(SETTLING)
+    values[SETTLING // 2] += 100
+    assert not any(watch.is_spike(value) for value in values)
+
+
+def test_a_spike_does_not_hide_the_next() -> None:
+    watch = LossWatch()
+    values = losses(400)
+    values[200:203] += 3
+    assert [step for step, value in enumerate(values) if watch.is_spike(value)] == [200, 201, 202]
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer) -> Trainer:
+    data = FreshTokens(write_moments(tmp_path / "moments", vae_latents), quantizer)
+    config = replace(MODEL, train=replace(RECIPE, clip_norm=1.0))
+    return Trainer(config, data, quantizer, tmp_path / "run", LAUNCHER, CPU, SINGLE_PROCESS)
+
+
+def test_a_bad_step_stops_before_the_update_and_is_kept_for_a_replay(
+    trainer: Trainer, quantizer: DimensionwiseQuantizer, tmp_path: Path
+) -> None:
+    trainer.step(0)
+    with torch.no_grad():
+        trainer.model.class_embedding.weight[1] = torch.inf  # images of class 1 have no finite loss
+    before = {name: each.clone() for name, each in trainer.model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match="loss is nan at step 1: the weights were not changed") as told:
+        trainer.step(1)
+    images = trainer.order.indices(1).tolist()
+    assert f"rank 0 has loss nan on images {', '.join(map(str, images))}" in str(told.value)
+    assert all(torch.equal(before[name], each) for name, each in trainer.model.state_dict().items())
+
+    fresh = Trainer(trainer.config, trainer.data, quantizer, tmp_path / "again", LAUNCHER, CPU, SINGLE_PROCESS)
+    report, (part,) = load_bad_step(tmp_path / "run" / BAD_STEP, fresh.state)
+    assert report["step"] == 1
+    assert report["processes"] == [{"rank": 0, "loss": "nan", "images": images}]
+    assert report["settings"]["model"] == asdict(trainer.config)
+    kept = load_whole(DimensionwiseQuantizer, tmp_path / "run" / BAD_STEP / "quantizer")
+    assert torch.equal(kept.levels, quantizer.levels)
+    batch = Batch(**part, num_masked=report["settings"]["num_masked"])
+    assert not torch.isfinite(batch_loss(fresh.model, quantizer, batch))
+    assert all(torch.equal(before[name], each) for name, each in fresh.model.state_dict().items())
+
+
+def test_a_gradient_that_is_not_finite_stops_as_well(trainer: Trainer) -> None:
+    weight = trainer.model.class_embedding.weight
+    weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    before = weight.detach().clone()
+    with pytest.raises(NonFiniteError, match=r"gradient norm is (inf|nan) at step 0") as told:
+        trainer.step(0)
+    images = ", ".join(map(str, trainer.order.indices(0).tolist()))
+    assert "every loss is finite, but not every gradient: rank 0 has loss" in str(told.value)
+    assert f"on images {images}. Batch and weights are in" in str(told.value)
+    assert torch.equal(before, weight)

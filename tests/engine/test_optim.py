@@ -1,0 +1,81 @@
+"""Optimizers: what each trains, and that nothing bad reaches the weights."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import RECIPE
+from tokenbridge.engine.optim import Muon, NonFiniteError, build_optimizers, orthogonalize, update_weights
+from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.training.trainer import is_matrix
+
+
+def optimizers_of(model: nn.Module, kind: str) -> dict[str, torch.optim.Optimizer]:
+    return build_optimizers(
+        model,
+        kind=kind,
+        learning_rate=1e-3,
+        muon_learning_rate=0.02,
+        weight_decay=0.02,
+        betas=(RECIPE.beta1, RECIPE.beta2),
+        is_matrix=is_matrix,
+    )
+
+
+def names_in(model: nn.Module, group: dict[str, list[Tensor]]) -> set[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(parameter)] for parameter in group["params"]}
+
+
+def test_weight_decay_spares_biases_and_norms(model: TokenBridgeTransformer) -> None:
+    decayed, plain = optimizers_of(model, "adamw")["adamw"].param_groups
+    assert {"head.output_bias", "encoder_norm.weight", "token_in.bias", "head.norm.weight"} <= names_in(model, plain)
+    assert {"head.output_weight", "token_in.weight"} <= names_in(model, decayed)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.02, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_parameter_is_trained_once(model: TokenBridgeTransformer, kind: str) -> None:
+    groups = [group for optimizer in optimizers_of(model, kind).values() for group in optimizer.param_groups]
+    trained = [parameter for group in groups for parameter in group["params"]]
+    assert len(trained) == len({id(parameter) for parameter in trained}) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(8, 32), (32, 8), (16, 16)])
+def test_orthogonalize_makes_singular_values_near_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 3
+    values = torch.linalg.svdvals(orthogonalize(matrix).float())
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+
+
+def test_muon_moves_kernels_by_its_rate_whatever_the_gradient() -> None:
+    moves = []
+    for size in (1e-3, 1e3):
+        kernel = nn.Parameter(torch.zeros(4, 2, 3, 3))
+        kernel.grad = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0)) * size
+        Muon([kernel], lr=0.1).step()
+        moves.append(kernel.detach().norm().item())
+    assert moves[0] == pytest.approx(moves[1], rel=0.05)  # the iteration runs in bf16
+    assert moves[0] == pytest.approx(0.1 * math.sqrt(4), rel=0.3)  # four orthogonal rows
+
+
+def test_rates_follow_the_factor(model: TokenBridgeTransformer) -> None:
+    optimizers = optimizers_of(model, "muon")
+    update_weights(torch.zeros(()), model, list(optimizers.values()), factor=0.5, clip_norm=1.0, step=0)
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+    assert rates == {"adamw": 5e-4, "muon": 0.01}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_loss_leaves_the_weights_whole(bad: float) -> None:
+    model = nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    loss = model(torch.ones(1, 2)).sum() * bad
+    loss.backward()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(NonFiniteError, match="at step 7"):
+        update_weights(loss, model, [optimizer], factor=1.0, clip_norm=1.0, step=7)
+    assert torch.equal(model.weight, before)

@@ -1,0 +1,64 @@
+"""What tests of transfers watch and start."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.services import S3Place
+from tokenbridge.infra.storage.bucket import S3Folder
+
+
+@pytest.fixture
+def place(s3_place: S3Place) -> S3Place:
+    return s3_place
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each operation was really called."""
+    counter: Counter[str] = Counter()
+    real = S3Folder.call
+
+    def counted(self: S3Folder, operation: str, path: str, **arguments: Any) -> Any:
+        counter[operation] += 1
+        return real(self, operation, path, **arguments)
+
+    monkeypatch.setattr(S3Folder, "call", counted)
+    return counter
+
+
+SLOW_UPLOAD = """
+import argparse, signal, sys, time
+import tokenbridge.infra.storage.parallel as parallel
+from tokenbridge.base.errors import UserError
+from tokenbridge.infra.storage.bucket import S3Folder
+from tokenbridge.infra.storage.cli import add_commands
+
+def slowly(self, operation, path, **arguments):
+    answer = call(self, operation, path, **arguments)
+    time.sleep(0.5 if operation == "upload_part" else 0)
+    return answer
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells start their children without
+call, S3Folder.call, parallel.THREADS = S3Folder.call, slowly, 1
+parser = argparse.ArgumentParser()
+add_commands(parser.add_subparsers())
+options = parser.parse_args()
+try:
+    options.command(options)
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+def start_upload(folder: Path, place: S3Place) -> subprocess.Popen[str]:
+    """The command in a process of its own, part after part with pauses, so that it can be caught in the middle."""
+    command = [sys.executable, "-c", SLOW_UPLOAD, "upload", str(folder), place.uri]
+    environment = os.environ | {"AWS_ENDPOINT_URL": place.server.endpoint}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=folder.parent, env=environment, **pipes)

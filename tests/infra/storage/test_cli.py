@@ -1,0 +1,77 @@
+"""The commands as a user types them."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkout import CHECKOUT
+from tests.support.services import S3Place
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import sha256_tree
+from tokenbridge.config.params import write_params
+from tokenbridge.infra.storage.cli import add_commands
+
+
+def run(*arguments: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers(required=True))
+    options = parser.parse_args(arguments)
+    options.command(options)
+
+
+def with_conf(root: Path) -> Path:
+    (root / "conf").symlink_to(CHECKOUT / "conf")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"x" * 1000)
+    return tmp_path / "model"
+
+
+@pytest.mark.slow
+def test_outside_of_a_project_the_environment_says_where(
+    folder: Path, s3_place: S3Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_place.server.endpoint)
+    run("upload", str(folder), s3_place.uri)
+    assert f"{s3_place.uri} is whole; 1 of 1 files were sent" in capsys.readouterr().out
+    run("download", s3_place.uri, "back")
+    assert sha256_tree(Path("back")) == sha256_tree(folder)
+
+
+@pytest.mark.slow
+def test_in_a_project_its_settings_say_where(folder: Path, s3_place: S3Place) -> None:
+    write_params([f"storage.endpoint={s3_place.server.endpoint}"], with_conf(Path()))
+    run("upload", str(folder), s3_place.uri)
+    assert s3_place.folder.head("weights") is not None
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written_is_named(
+    folder: Path, s3_place: S3Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_place.server.endpoint)
+    run("upload", str(folder), s3_place.uri)
+    with pytest.raises(UserError, match=r"weights/\.back\.download: Not a directory; mend that and repeat"):
+        run("download", s3_place.uri, "model/weights/back")
+
+
+@pytest.mark.slow
+def test_the_remote_is_that_of_the_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    with pytest.raises(UserError, match=r"storage\.bucket is not set"):
+        run("remote")
+    settings = ["endpoint=https://s3.example.org", "region=eu-1", "bucket=team", "prefix=dvc", "profile=me"]
+    with_conf(Path())
+    run("remote", *[f"storage.{setting}" for setting in settings])
+    assert "s3://team/dvc is DVC's remote here" in capsys.readouterr().out
+    written = Path(".dvc/config.local").read_text()
+    remote = {"remote = storage", "url = s3://team/dvc", "endpointurl = https://s3.example.org", "region = eu-1"}
+    assert {line.strip() for line in written.splitlines()} >= remote | {"profile = me"}

@@ -1,0 +1,155 @@
+"""Folders to the real server and back: whole or not at all, and nothing sent twice."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.support.services import S3Place
+from tokenbridge.base.checkpoints import PREFIX, Checkpoints, State, live_tensors
+from tokenbridge.base.files import sha256_tree
+from tokenbridge.infra.storage import StorageError
+from tokenbridge.infra.storage.bucket import S3Folder
+from tokenbridge.infra.storage.download import download
+from tokenbridge.infra.storage.multipart import PART_SIZE
+from tokenbridge.infra.storage.prefix_manifest import MANIFEST, Entry, encode
+from tokenbridge.infra.storage.upload import upload
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Small files, in folders, with names that need quoting."""
+    folder = tmp_path / "model"
+    (folder / "vae").mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    (folder / "empty").write_bytes(b"")
+    for index in range(5):
+        (folder / "vae" / f"{index} ü.bin").write_bytes(bytes([index]) * 1000)
+    return folder
+
+
+@pytest.fixture
+def large_model(model: Path) -> Path:
+    """And one file of two parts."""
+    (model / "weights.safetensors").write_bytes(np.random.default_rng(0).bytes(PART_SIZE + 1000))
+    return model
+
+
+def test_what_comes_back_is_what_was_sent(place: S3Place, large_model: Path, tmp_path: Path) -> None:
+    upload(large_model, place.uri, place.config)
+    download(place.uri, tmp_path / "back", place.config)
+    assert sha256_tree(tmp_path / "back") == sha256_tree(large_model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "model"]
+
+
+def test_every_object_carries_its_digest(place: S3Place, large_model: Path) -> None:
+    upload(large_model, place.uri, place.config)
+    for file in (file for file in large_model.rglob("*") if file.is_file()):
+        head = place.folder.head(file.relative_to(large_model).as_posix())
+        assert head is not None
+        assert head.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert head.checksum  # this server keeps one of its own, too
+
+
+def test_only_what_changed_is_sent_again(place: S3Place, model: Path, calls: Counter[str]) -> None:
+    upload(model, place.uri, place.config)
+    calls.clear()
+    upload(model, place.uri, place.config)
+    assert not {"put_object", "upload_part", "delete_object"} & set(calls)
+    (model / "vae" / "3 ü.bin").write_bytes(b"y" * 1000)
+    upload(model, place.uri, place.config)
+    assert (calls["put_object"], calls["upload_part"]) == (2, 0)  # the file and the manifest
+
+
+def test_what_arrived_otherwise_is_found_before_it_counts(
+    place: S3Place, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if another upload to the same place had replaced the objects at once."""
+    put = S3Folder.put
+    monkeypatch.setattr(S3Folder, "put", lambda self, path, content: put(self, path, b"y" + content[1:]))
+    with pytest.raises(StorageError, match="is not what was sent, its size or SHA-256 differs"):
+        upload(model, place.uri, place.config)
+    assert MANIFEST not in [item.path for item in place.folder.list()]
+
+
+def test_without_its_manifest_a_prefix_is_nothing(place: S3Place, model: Path, tmp_path: Path) -> None:
+    upload(model, place.uri, place.config)
+    place.folder.delete(MANIFEST)
+    with pytest.raises(StorageError, match=f"has no {MANIFEST}, so it is no whole upload"):
+        download(place.uri, tmp_path / "back", place.config)
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_neighbour_with_a_longer_name_is_not_taken_along(place: S3Place, model: Path) -> None:
+    upload(model, place.uri + "_2", place.config)
+    assert place.folder.list() == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.safetensors"])
+def test_an_object_that_was_replaced_is_not_believed(
+    place: S3Place, large_model: Path, tmp_path: Path, name: str
+) -> None:
+    upload(large_model, place.uri, place.config)
+    place.folder.put(name, b"x" * (large_model / name).stat().st_size)
+    with pytest.raises(StorageError, match=rf"{name} is missing, or not what {MANIFEST} says"):
+        download(place.uri, tmp_path / "back", place.config)
+    assert not (tmp_path / "back").exists()
+    upload(large_model, place.uri, place.config)  # the remedy
+    download(place.uri, tmp_path / "back", place.config)
+    assert sha256_tree(tmp_path / "back") == sha256_tree(large_model)
+
+
+def test_a_manifest_cannot_write_outside_of_the_folder(place: S3Place, tmp_path: Path) -> None:
+    content = b"evil"
+    evil = Entry("../../evil", len(content), hashlib.sha256(content).hexdigest())
+    place.folder.put(MANIFEST, encode([evil]))
+    with pytest.raises(StorageError, match=r"names '\.\./\.\./evil', which is no path below a folder"):
+        download(place.uri, tmp_path / "deep" / "back", place.config)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_download_goes_on_with_files_that_are_right(
+    place: S3Place, large_model: Path, tmp_path: Path, calls: Counter[str]
+) -> None:
+    upload(large_model, place.uri, place.config)
+    aside = tmp_path / ".back.download" / "files"
+    (aside / "vae").mkdir(parents=True)
+    large = (large_model / "weights.safetensors").read_bytes()
+    (aside / "weights.safetensors").write_bytes(large)
+    (aside / "vae" / "0 ü.bin").write_bytes(b"\xff" * 1000)  # torn: the right size, other bytes
+    (aside / "of another upload").write_bytes(b"x")
+    calls.clear()
+    download(place.uri, tmp_path / "back", place.config)
+    assert sha256_tree(tmp_path / "back") == sha256_tree(large_model)
+    assert calls["get_object"] == 1 + 6  # the manifest and the small ones, of which the empty one needs none
+
+
+def test_a_folder_that_is_there_is_left_alone(place: S3Place, model: Path, tmp_path: Path, calls: Counter[str]) -> None:
+    upload(model, place.uri, place.config)
+    calls.clear()
+    download(place.uri, model, place.config)
+    assert calls["get_object"] == 1
+    (model / "mine").write_text("notes")
+    with pytest.raises(StorageError, match="is there already, with other files"):
+        download(place.uri, model, place.config)
+    assert (model / "mine").exists()
+
+
+def test_a_checkpoint_goes_on_from_the_bucket(place: S3Place, tmp_path: Path) -> None:
+    state: State = {"model": nn.Linear(2, 2)}
+    checkpoints = Checkpoints(tmp_path / "here")
+    checkpoints.save(5, state, {"step": 5})
+    checkpoints.finish()
+    step = f"{PREFIX}{5:08d}"
+    upload(tmp_path / "here" / step, place.uri, place.config)
+    download(place.uri, tmp_path / "there" / step, place.config)
+    fresh: State = {"model": nn.Linear(2, 2)}
+    assert Checkpoints(tmp_path / "there").load(fresh) == {"step": 5}
+    ours, theirs = live_tensors(fresh), live_tensors(state)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -1,0 +1,103 @@
+"""What DVC tells of the pipeline."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.checkout import CHECKOUT
+from tokenbridge.infra.dvc import read_graph, read_stages, repair_lock_file, stale_stages
+
+DVC_YAML = {
+    "stages": {
+        "last": {"cmd": "true", "deps": ["middle.txt", "code.py"], "params": ["seed"], "metrics": ["last.json"]},
+        "first": {"cmd": "true", "deps": ["code.py"], "params": ["group"], "outs": ["first.txt"]},
+        "middle": {"cmd": "true", "deps": ["first.txt"], "outs": ["middle.txt"]},
+    }
+}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(DVC_YAML))
+    (tmp_path / "params.yaml").write_text("seed: 0\ngroup: {a: 1, b: [2, 3]}\nlauncher: {threads: 1}\n")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_dependencies_come_first(repository: Path) -> None:
+    assert read_graph(repository) == {"first": [], "middle": ["first"], "last": ["middle"]}
+
+
+def test_a_stage_knows_its_own_parameters_and_outs(repository: Path) -> None:
+    stages = read_stages(repository)
+    assert stages["first"].params == {"group": {"a": 1, "b": [2, 3]}}
+    assert stages["last"].outs == ["last.json"]
+
+
+def test_the_key_follows_parameters_and_inputs_and_nothing_else(repository: Path) -> None:
+    def keys() -> dict[str, str]:
+        return {name: spec.key for name, spec in read_stages(repository).items()}
+
+    before = keys()
+    text = (repository / "params.yaml").read_text()
+    (repository / "params.yaml").write_text(text.replace("threads: 1", "threads: 8"))
+    assert keys() == before
+    (repository / "params.yaml").write_text(text.replace("a: 1", "a: 2"))
+    assert {name for name, key in keys().items() if key != before[name]} == {"first"}
+    (repository / "params.yaml").write_text(text)
+    (repository / "code.py").write_text("x = 2\n")
+    assert {name for name, key in keys().items() if key != before[name]} == {"first", "last"}
+
+
+def test_an_input_made_by_a_stage_counts_by_its_md5_in_the_lock_file(repository: Path) -> None:
+    before = read_stages(repository)["middle"].key
+    lock = {"schema": "2.0", "stages": {"first": {"cmd": "true", "outs": [{"path": "first.txt", "md5": "a" * 32}]}}}
+    (repository / "dvc.lock").write_text(yaml.safe_dump(lock))
+    stage = read_stages(repository)["middle"]
+    assert stage.deps == {"first.txt": "a" * 32}
+    assert stage.key != before
+
+
+def test_stale_is_what_changed_and_all_that_needs_it(repository: Path) -> None:
+    assert stale_stages(repository) == ["first", "middle", "last"]
+    for out in ("first.txt", "middle.txt", "last.json"):
+        (repository / out).write_text("{}")
+    subprocess.run([sys.executable, "-m", "dvc", "commit", "--quiet", "--force"], cwd=repository, check=True)
+    assert stale_stages(repository) == []
+    (repository / "params.yaml").write_text("seed: 1\ngroup: {a: 1, b: [2, 3]}\n")
+    assert stale_stages(repository) == ["last"]
+    (repository / "params.yaml").write_text("seed: 0\ngroup: {a: 2}\n")
+    assert stale_stages(repository) == ["first", "middle", "last"]
+
+
+@pytest.mark.parametrize("torn", ["", '{"read": {"a'])
+def test_a_torn_list_of_busy_paths_does_not_stop_dvc_for_ever(repository: Path, torn: str) -> None:
+    def dvc_works() -> bool:
+        command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", "first"]
+        return subprocess.run(command, cwd=repository, check=False).returncode == 0
+
+    (repository / "first.txt").write_text("out")
+    file = repository / ".dvc/tmp/rwlock"
+    file.write_text(torn)
+    assert not dvc_works()
+    repair_lock_file(repository)
+    assert dvc_works()
+    file.write_text('{"write": {}}')
+    repair_lock_file(repository)
+    assert file.exists()  # whole: DVC's own affair
+
+
+def test_the_projects_own_graph_starts_with_fetch(tmp_path: Path) -> None:
+    root = CHECKOUT
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(root / name, tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    graph = read_graph(tmp_path)
+    assert next(iter(graph)) == "fetch"
+    assert graph["evaluate@tiny"] == ["classifier", "fetch", "generate@tiny"]
+    assert graph["train@tiny"] == ["encode", "fetch", "fit_quantizer", "vae"]

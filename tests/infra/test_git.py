@@ -1,0 +1,97 @@
+"""Which code a run was made with, and checkouts of other code."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkout import CHECKOUT
+from tokenbridge.infra.git import LARGEST, RepositoryError, apply_patch, checkout, git, git_tags, uncommitted
+
+PROJECT_IGNORES = CHECKOUT / ".gitignore"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "project"
+    root.mkdir()
+    git(root, "init", "--quiet")
+    for key in ("user.name", "user.email"):
+        git(root, "config", key, "test@example.org")
+    for name in ("code.py", "dvc.lock", "params.yaml"):
+        (root / name).write_text("first\n")
+    (root / ".gitignore").write_text("/models/\n")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "first")
+    return root
+
+
+def head(root: Path) -> str:
+    return git(root, "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize("generated", ["dvc.lock", "params.yaml", "models/weights"])
+def test_what_the_runs_write_themselves_is_no_change(root: Path, generated: str) -> None:
+    (root / "models").mkdir()
+    (root / generated).write_text("second\n")
+    assert git_tags(root)["git.dirty"] == "false"
+    assert uncommitted(root).patch == b""
+
+
+@pytest.mark.parametrize("name", ["code.py", "new module.py"])
+def test_a_change_is_noticed_and_leaves_the_index_alone(root: Path, name: str) -> None:
+    (root / name).write_text("second\n")
+    before = git(root, "status", "--porcelain")
+    assert git_tags(root) == {"git.commit": head(root), "git.dirty": "true", "mlflow.source.git.commit": head(root)}
+    assert b"+second" in uncommitted(root).patch
+    assert git(root, "status", "--porcelain") == before
+
+
+def test_a_patch_rebuilds_every_change(root: Path, tmp_path: Path) -> None:
+    (root / "code.py").write_text("second\n")
+    (root / "picture.png").write_bytes(bytes(range(256)))
+    git(root, "add", "picture.png")  # staged or not
+    patch = uncommitted(root).patch
+    rebuilt = checkout(root, tmp_path / "rebuilt", head(root))
+    apply_patch(rebuilt, patch)
+    assert (rebuilt / "code.py").read_text() == "second\n"
+    assert (rebuilt / "picture.png").read_bytes() == bytes(range(256))
+
+
+def test_large_unknown_files_are_no_code(root: Path) -> None:
+    (root / "data.bin").write_bytes(bytes(LARGEST + 1))
+    changes = uncommitted(root)
+    assert (changes.patch, changes.left_out) == (b"", ["data.bin"])
+
+
+def test_a_link_that_leads_nowhere_is_a_change_like_others(root: Path) -> None:
+    (root / "link").symlink_to("nowhere")
+    assert b"+nowhere" in uncommitted(root).patch
+
+
+@pytest.mark.parametrize("folder", [".work", ".spool", ".prefect"])
+def test_work_in_progress_may_be_on_another_disk(root: Path, tmp_path: Path, folder: str) -> None:
+    (root / ".gitignore").write_bytes(PROJECT_IGNORES.read_bytes())
+    git(root, "commit", "--all", "--quiet", "--message", "second")
+    (root / folder).symlink_to(tmp_path)
+    assert git_tags(root)["git.dirty"] == "false"
+    assert uncommitted(root).patch == b""
+
+
+def test_a_checkout_is_brought_to_its_commit_again(root: Path, tmp_path: Path) -> None:
+    folder, first = tmp_path / "aside", head(root)
+    (root / "code.py").write_text("second\n")
+    git(root, "commit", "--quiet", "--all", "--message", "second")
+    checkout(root, folder, head(root))
+    (folder / "code.py").write_text("edited\n")
+    checkout(root, folder, first)
+    assert (folder / "code.py").read_text() == "first\n"
+    assert (root / "code.py").read_text() == "second\n"
+
+
+def test_an_unknown_commit_is_explained(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"no commit aaaa.* fetch it from where the run was made"):
+        checkout(root, tmp_path / "aside", "a" * 40)
+
+
+def test_without_git_there_is_no_code_to_name(tmp_path: Path) -> None:
+    assert git_tags(tmp_path) == {}

@@ -1,0 +1,56 @@
+"""A pipeline folder becomes a model that anyone can load from MLflow and ask for images."""
+
+import base64
+import io
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from mlflow import pyfunc
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from tokenbridge.infra.dvc import md5_as_dvc
+from tokenbridge.infra.tracking.logged_model import find_by_digest
+from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.infra.tracking.store import Store
+from tokenbridge.infra.tracking.sync import sync_all
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+
+pytestmark = pytest.mark.slow
+
+COLUMNS = {"class", "seed", "guidance_scale", "steps", "temperature"}
+
+
+def test_a_logged_pipeline_loads_and_generates(root: Path, store: Store, pipeline_folder: Path) -> None:
+    with Tracker.open("train@micro", "key", root, system_interval=0) as tracker:
+        tracker.model(pipeline_folder, "micro")
+    report = sync_all(root, keep=True)
+    assert report.refused == []
+    (run,) = store.client.search_runs([store.experiment])
+    uri = run.data.tags["model.micro"]
+    (model,) = store.client.search_logged_models([store.experiment])
+    assert (model.name, str(model.status), model.source_run_id) == ("micro", "READY", run.info.run_id)
+    found = find_by_digest(store, md5_as_dvc(pipeline_folder))
+    assert found is not None
+    assert found.model_id == model.model_id
+
+    served = pyfunc.load_model(model.artifact_location, model_config={"max_rows": 3})
+    assert set(served.metadata.signature.inputs.input_names()) == COLUMNS
+    assert served.metadata.saved_input_example_info
+    files = Path(download_artifacts(model.artifact_location)).rglob("*")
+    assert not {".pkl", ".pickle", ".pt"} & {path.suffix for path in files}
+    rows = pd.DataFrame({"class": ["Bag", "1", "0"], "seed": [7, 7, 8], "guidance_scale": [1.5, 1.5, 1.0]})
+    images = served.predict(rows)
+    assert images[0] == images[1] != images[2]
+    generator = torch.Generator().manual_seed(7)
+    expected = TokenBridgePipeline.from_pretrained(pipeline_folder)([1], guidance_scale=1.5, generator=generator)
+    assert Image.open(io.BytesIO(base64.b64decode(images[0]))).tobytes() == expected.images[0].tobytes()
+    with pytest.raises(MlflowException, match="4 rows: ask for at most 3 at a time"):
+        served.predict(pd.concat([rows, rows[:1]]))
+
+    (tracker.folder / "state.json").unlink()
+    sync_all(root)
+    assert [m.model_id for m in store.client.search_logged_models([store.experiment])] == [uri.split("/")[-1]]

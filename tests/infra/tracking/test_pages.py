@@ -1,0 +1,26 @@
+"""Addresses in MLflow's pages, and the views in the form that those pages read."""
+
+import json
+
+from tokenbridge.infra.tracking.pages import VIEWS, run_page, version_page
+
+
+def test_a_servers_address_has_no_password_in_it() -> None:
+    page = run_page("https://ann:secret@mlflow.example.org/lab/", "3", "abc")
+    assert page == "https://mlflow.example.org/lab/#/experiments/3/runs/abc?workflowType=machine_learning"
+
+
+def test_a_database_is_shown_by_our_own_server() -> None:
+    page = version_page("sqlite:////tmp/mlflow.db", "tokenbridge-data-tiny", 2)
+    assert page.startswith("http://127.0.0.1:5000/#/models/tokenbridge-data-tiny/versions/2?")
+
+
+def test_a_view_selects_its_columns_in_their_order() -> None:
+    tag = json.loads(VIEWS["trainings"].as_tag())
+    state = json.loads(tag["state"])
+    assert tag["name"] == "Trainings"
+    metrics = VIEWS["trainings"].metrics
+    assert metrics[0] == "validation_loss"
+    assert state["selectedColumns"][1:4] == [f"metrics.`{name}`" for name in metrics]
+    assert state["columnOrder"][-6:] == state["selectedColumns"][-6:]
+    assert state["searchFilter"] == "tags.stage LIKE 'train@%'"

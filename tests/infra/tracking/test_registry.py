@@ -1,0 +1,179 @@
+"""Versions of registered models: one for each model, whatever is repeated, killed or unreachable."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from tokenbridge.infra.dvc import md5_as_dvc
+from tokenbridge.infra.tracking.logged_model import MODEL_MD5
+from tokenbridge.infra.tracking.registry import (
+    EVALUATION,
+    LONGEST_DESCRIPTION,
+    METRIC,
+    Registry,
+    RegistryError,
+    Version,
+    is_registered,
+    open_registry,
+)
+from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.infra.tracking.store import Store
+from tokenbridge.infra.tracking.sync import sync_all
+
+pytestmark = pytest.mark.slow
+NAME = "tokenbridge-shapes-micro"
+Record = Callable[..., Tracker]
+
+
+def tags_of(folder: Path, evaluation: str, fd: float) -> dict[str, str]:
+    return {MODEL_MD5: md5_as_dvc(folder), EVALUATION: evaluation, f"{METRIC}fd": f"{fd:.6g}", "git.commit": "abc"}
+
+
+def record(root: Path, folder: Path, evaluation: str = "first", fd: float = 6.5, description: str = "card") -> Tracker:
+    with Tracker.open("register@micro", "key", root, system_interval=0) as tracker:
+        tags = tags_of(folder, evaluation, fd)
+        tracker.version(folder, name=NAME, model="micro", tags=tags, metrics={"fd": fd}, description=description)
+    return tracker
+
+
+def send(root: Path) -> None:
+    report = sync_all(root, keep=True)
+    assert (report.problem, report.refused) == (None, [])
+
+
+@pytest.fixture
+def another(pipeline_folder: Path, tmp_path: Path) -> Path:
+    """A model of other bytes."""
+    folder = tmp_path / "another"
+    shutil.copytree(pipeline_folder, folder)
+    (folder / "note").write_text("other")
+    return folder
+
+
+def test_an_evaluated_model_becomes_a_version(root: Path, store: Store, pipeline_folder: Path) -> None:
+    record(root, pipeline_folder)
+    send(root)
+    registry = Registry(store)
+    version = registry.version(NAME)
+    assert version.number == 1
+    assert tags_of(pipeline_folder, "first", 6.5).items() <= version.tags.items()
+    model = store.client.get_logged_model(version.model_id)
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("fd", 6.5)]
+    assert store.client.get_model_version(NAME, "1").description == "card"
+    assert is_registered(root, NAME, tags_of(pipeline_folder, "first", 6.5))
+    assert not is_registered(root, NAME, tags_of(pipeline_folder, "second", 6.5))
+    assert registry.holder(NAME, "champion") is None
+
+
+def test_a_replay_makes_no_second_version(root: Path, store: Store, pipeline_folder: Path) -> None:
+    tracker = record(root, pipeline_folder)
+    send(root)
+    (tracker.folder / "state.json").unlink()
+    send(root)
+    assert [version.number for version in Registry(store).versions(NAME)] == [1]
+    assert len(store.client.search_logged_models([store.experiment])) == 1
+
+
+def test_a_second_evaluation_is_news_of_the_same_version(root: Path, store: Store, pipeline_folder: Path) -> None:
+    record(root, pipeline_folder)
+    send(root)
+    Registry(store).tag(Registry(store).version(NAME), {f"{METRIC}fid": "4"})  # which the second does not measure
+    record(root, pipeline_folder, evaluation="second", fd=5.0, description="a newer card")
+    send(root)
+    (version,) = Registry(store).versions(NAME)
+    assert f"{METRIC}fid" not in version.tags
+    assert (version.tags[EVALUATION], version.tags[f"{METRIC}fd"]) == ("second", "5")
+    assert store.client.get_model_version(NAME, "1").description == "a newer card"
+
+
+def test_another_model_is_the_next_version(root: Path, store: Store, pipeline_folder: Path, another: Path) -> None:
+    record(root, pipeline_folder)
+    record(root, another)
+    send(root)
+    registry = Registry(store)
+    assert [version.number for version in registry.versions(NAME)] == [2, 1]
+    assert registry.version(NAME).md5 == md5_as_dvc(another)
+    registry.point("champion", registry.version(NAME, 1))
+    holder = registry.holder(NAME, "champion")
+    assert holder is not None
+    assert holder.number == 1
+
+
+def test_a_model_that_its_training_logged_is_not_logged_again(root: Path, store: Store, pipeline_folder: Path) -> None:
+    with Tracker.open("train@micro", "key", root, system_interval=0) as training:
+        training.model(pipeline_folder, "micro")
+    record(root, pipeline_folder)
+    send(root)
+    (model,) = store.client.search_logged_models([store.experiment])
+    assert Registry(store).version(NAME).model_id == model.model_id
+
+
+def test_a_store_that_is_down_gets_it_later(
+    root: Path, store: Store, pipeline_folder: Path, another: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the model as it was, though the project has another by then."""
+    folder = root / "models/micro"
+    shutil.copytree(pipeline_folder, folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert not is_registered(root, NAME, tags_of(folder, "first", 6.5))
+    record(root, folder)
+    assert sync_all(root).problem is not None
+    shutil.rmtree(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    send(root)
+    registry = Registry(store)
+    registry.fetch(registry.version(NAME), root / "fetched")
+    assert md5_as_dvc(root / "fetched") == md5_as_dvc(pipeline_folder)
+
+
+def test_a_kill_between_version_and_tags_is_mended(
+    root: Path, store: Store, pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Registry, version: Version, tags: dict[str, str]) -> None:
+        raise ConnectionError("the process died here")
+
+    record(root, pipeline_folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "tag", killed)
+        assert sync_all(root, keep=True).problem is not None
+    send(root)
+    (version,) = Registry(store).versions(NAME)
+    assert version.tags[EVALUATION] == "first"
+
+
+def test_files_that_changed_in_the_store_are_not_taken(root: Path, store: Store, pipeline_folder: Path) -> None:
+    record(root, pipeline_folder)
+    send(root)
+    registry = Registry(store)
+    (index,) = (root / "mlartifacts").rglob("model_index.json")
+    index.write_text(index.read_text() + " ")
+    with pytest.raises(RegistryError, match="are not what was registered"):
+        registry.fetch(registry.version(NAME), root / "fetched")
+    assert not (root / "fetched").exists()
+
+
+def test_a_long_card_is_cut_to_what_a_database_holds(root: Path, store: Store, pipeline_folder: Path) -> None:
+    record(root, pipeline_folder, description="x" * 9000)
+    send(root)
+    described = store.client.get_model_version(NAME, "1").description
+    assert len(described) == LONGEST_DESCRIPTION
+    assert described.endswith("...")
+
+
+def test_what_is_not_there_is_named(root: Path, store: Store) -> None:
+    with pytest.raises(RegistryError, match=r"no version of other is registered.*\(registered models: none\)"):
+        Registry(store).version("other")
+    store.client.create_registered_model("by-hand")
+    store.client.create_model_version("by-hand", "file:///nowhere")
+    with pytest.raises(RegistryError, match=r"by-hand version 1 has no tag model\.md5"):
+        _ = Registry(store).version("by-hand").md5
+
+
+def test_a_refusal_of_mlflow_is_told_as_such(root: Path) -> None:
+    with pytest.raises(RegistryError, match="does not answer, or refuses"), open_registry(root) as registry:
+        registry.holder("nobody", "champion")
+    assert issubclass(RegistryError, ValueError)
+    assert not issubclass(RegistryError, MlflowException)

@@ -1,0 +1,96 @@
+"""The store is created once and whole, whoever comes first."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.infra.tracking.store import Store, connect, find_run, page_of, ui_command, ui_link
+from tokenbridge.infra.tracking.sync import sync_all
+
+CONNECT = """
+from pathlib import Path
+from tokenbridge.infra.tracking.store import connect
+print(connect(Path(".")).experiment)
+"""
+
+
+def record(root: Path, key: str, status: str = "FINISHED") -> None:
+    Tracker.open("train@tiny", key, root, system_interval=0).finish(status)
+    sync_all(root)
+
+
+@pytest.mark.slow
+def test_processes_that_come_at_once_get_one_database_and_one_experiment(
+    tmp_path: Path, start: Callable[[str], "subprocess.Popen[str]"]
+) -> None:
+    processes = [start(CONNECT) for _ in range(4)]
+    answers = {process.communicate(timeout=120)[0] for process in processes}
+    assert answers == {"1\n"}
+
+
+def test_the_experiment_explains_itself_to_a_newcomer(store: Store) -> None:
+    experiment = store.client.get_experiment(store.experiment)
+    assert "lower is better" in experiment.tags["mlflow.note.content"]
+    assert json.loads(experiment.tags["mlflow.sharedViewState.pipelines"])["name"] == "Pipelines"
+
+
+def test_an_experiment_gets_what_it_lacks_and_keeps_what_it_has(root: Path, store: Store) -> None:
+    store.client.delete_experiment_tag(store.experiment, "mlflow.sharedViewState.pipelines")
+    store.client.set_experiment_tag(store.experiment, "mlflow.note.content", "ours")
+    tags = store.client.get_experiment(connect(root).experiment).tags
+    assert tags["mlflow.note.content"] == "ours"
+    assert "mlflow.sharedViewState.pipelines" in tags
+
+
+def test_a_run_is_found_by_stage_and_key_when_it_finished(root: Path, store: Store) -> None:
+    record(root, "a", "FAILED")
+    assert find_run(root, "train@tiny", "a") is None
+    record(root, "a")
+    first = find_run(root, "train@tiny", "a")
+    record(root, "a")
+    newest = find_run(root, "train@tiny", "a")
+    assert None not in (first, newest)
+    assert first != newest
+    assert find_run(root, "train@tiny", "b") is None
+    assert find_run(root, "train@base", "a") is None
+
+
+def test_nobody_to_ask_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert find_run(tmp_path, "train@tiny", "a") is None
+
+
+def test_a_trashed_experiment_is_taken_out_again(root: Path, store: Store) -> None:
+    store.client.delete_experiment(store.experiment)
+    record(root, "a")
+    assert find_run(root, "train@tiny", "a") is not None
+
+
+def test_the_page_shows_the_local_store(root: Path) -> None:
+    command = ui_command(root)
+    assert command is not None
+    assert f"sqlite:///{root / 'mlflow.db'}" in command
+    runs = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+    assert ui_link(root) == f"{runs}&viewStateShareKey=pipelines"
+
+
+def test_a_run_has_a_page_once_it_was_sent(root: Path, store: Store) -> None:
+    tracker = Tracker.open("train@tiny", "a", root, name="a name", system_interval=0)
+    assert page_of(root, tracker.id) is None
+    tracker.finish()
+    sync_all(root)
+    (run,) = store.client.search_runs([store.experiment])
+    assert run.info.run_name == "a name"
+    assert f"/experiments/1/runs/{run.info.run_id}?" in str(page_of(root, tracker.id))
+
+
+def test_a_server_has_its_own_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:9")
+    assert ui_command(tmp_path) is None
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 does not answer"):
+        ui_link(tmp_path)

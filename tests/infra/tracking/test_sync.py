@@ -1,0 +1,278 @@
+"""A spool becomes one MLflow run: everything in it, once, with the times at which it happened."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from tokenbridge.infra.tracking.pending import Spool, find_spools
+from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.infra.tracking.store import Store, connect
+from tokenbridge.infra.tracking.sync import LiveSync, main, sync_all
+
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+WRITER = """
+import itertools, time
+from pathlib import Path
+from tokenbridge.infra.tracking.spool import Tracker
+tracker = Tracker.open("train@tiny", "k", Path("."), system_interval=0)
+for step in itertools.count():
+    tracker.metrics({"loss": 1 / (1 + step)}, step)
+    time.sleep(0.0005)
+    if step == 1000:
+        print("ready", flush=True)
+"""
+SYNCER = """
+from pathlib import Path
+from tokenbridge.infra.tracking.sync import sync_all
+print(len(sync_all(Path("."), wait=60).sent))
+"""
+
+
+def open_tracker(root: Path, stage: str = "train@tiny", parent: str | None = None) -> Tracker:
+    return Tracker.open(stage, "key", root, parent=parent, system_interval=0)
+
+
+def run_of(store: Store, tracker: Tracker) -> Run:
+    runs = store.client.search_runs([store.experiment], f"tags.spool = '{tracker.id}'")
+    assert len(runs) == 1
+    return runs[0]
+
+
+def history(store: Store, run: Run, metric: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in store.client.get_metric_history(run.info.run_id, metric)]
+
+
+def test_a_run_arrives_with_all_it_recorded(root: Path, store: Store) -> None:
+    plot = root / "curve.png"
+    plot.write_text("picture")
+    with open_tracker(root) as tracker:
+        tracker.params({"train": {"epochs": 2, "precision": "bf16", "ema": None}})
+        tracker.tags({"launcher": "local"})
+        tracker.dataset("fashion_mnist", "a" * 64, "data/images", "training")
+        for step in range(3):
+            tracker.metrics({"loss": 1.0 / (1 + step)}, step)
+        tracker.artifact(plot, "plots")
+    sync_all(root)
+    run = run_of(store, tracker)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "train@tiny"
+    assert run.data.params == {"train.epochs": "2", "train.precision": "bf16", "train.ema": "null"}
+    assert {"launcher": "local", "stage": "train@tiny", "stage.key": "key"}.items() <= run.data.tags.items()
+    assert history(store, run, "loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert [file.path for file in store.client.list_artifacts(run.info.run_id, "plots")] == ["plots/curve.png"]
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("fashion_mnist", "a" * 36)
+    assert {tag.key: tag.value for tag in used.tags}["digest"] == "a" * 64
+
+
+def test_times_are_those_of_the_work_and_not_of_the_sync(root: Path, store: Store) -> None:
+    before = time.time() * 1000
+    with open_tracker(root) as tracker:
+        tracker.metrics({"loss": 1.0})
+    after = time.time() * 1000
+    time.sleep(0.1)
+    sync_all(root)
+    run = run_of(store, tracker)
+    (metric,) = store.client.get_metric_history(run.info.run_id, "loss")
+    assert before - 1 <= run.info.start_time <= metric.timestamp <= run.info.end_time <= after
+
+
+def test_what_was_sent_completely_leaves_nothing_behind(root: Path) -> None:
+    open_tracker(root).finish()
+    sync_all(root)
+    assert find_spools(root) == []
+    assert sync_all(root).sent == []
+
+
+def test_kept_spools_are_not_sent_again(root: Path, store: Store) -> None:
+    tracker = open_tracker(root)
+    tracker.finish()
+    sync_all(root, keep=True)
+    assert sync_all(root, keep=True).sent == []
+    assert tracker.folder.exists()
+
+
+def test_a_running_run_is_sent_bit_by_bit(root: Path, store: Store) -> None:
+    tracker = open_tracker(root)
+    for step in range(3):
+        tracker.metrics({"loss": float(step)}, step)
+        sync_all(root)
+        assert history(store, run_of(store, tracker), "loss")[-1] == (step, float(step))
+    assert run_of(store, tracker).info.status == "RUNNING"
+    tracker.finish()
+
+
+def test_sending_twice_changes_nothing(root: Path, store: Store) -> None:
+    """As after a kill between sending and noting that it was sent, at the worst possible moment."""
+    with open_tracker(root) as tracker:
+        tracker.params({"epochs": 2})
+        for step in range(500):
+            tracker.metrics({"loss": float(step)}, step)
+    sync_all(root, keep=True)
+    (tracker.folder / "state.json").unlink()
+    sync_all(root)
+    assert len(history(store, run_of(store, tracker), "loss")) == 500
+
+
+def test_parents_work_offline_and_outlive_their_spool(root: Path, store: Store) -> None:
+    parent = open_tracker(root, "pipeline")
+    early = open_tracker(root, "fetch", parent.id)
+    late = open_tracker(root, "vae", parent.id)
+    early.finish()
+    parent.finish()
+    sync_all(root)
+    assert not parent.folder.exists()
+    last = open_tracker(root, "encode", parent.id)
+    last.finish()
+    late.finish()
+    sync_all(root)
+    parent_id = run_of(store, parent).info.run_id
+    assert {run_of(store, child).data.tags["mlflow.parentRunId"] for child in (early, late, last)} == {parent_id}
+
+
+def test_an_mlflow_run_may_be_the_parent(root: Path, store: Store) -> None:
+    parent = store.client.create_run(store.experiment).info.run_id
+    child = open_tracker(root, "fetch", parent)
+    child.finish()
+    sync_all(root)
+    assert run_of(store, child).data.tags["mlflow.parentRunId"] == parent
+
+
+def test_a_skipped_stage_names_the_run_that_made_its_outputs(root: Path, store: Store) -> None:
+    maker = open_tracker(root, "train@tiny")
+    maker.finish()
+    with open_tracker(root, "pipeline") as parent:
+        parent.reused("train@tiny", "key")
+        parent.reused("train@base", "key")
+    sync_all(root)
+    tags = run_of(store, parent).data.tags
+    assert tags["reused.train_tiny"] == run_of(store, maker).info.run_id
+    assert tags["reused.train_base"] == "a run unknown to this store"
+
+
+def test_a_long_value_is_cut_and_kept_whole_beside(root: Path, store: Store) -> None:
+    names = ["x" * 100] * 100
+    with open_tracker(root) as tracker:
+        tracker.params({"data": {"label_names": names}})
+    sync_all(root)
+    run = run_of(store, tracker)
+    assert run.data.params["data.label_names"].endswith("(whole in artifact params/data.label_names.txt)")
+    (file,) = store.client.list_artifacts(run.info.run_id, "params")
+    assert file.file_size > 10_000
+
+
+def test_names_that_mlflow_forbids_are_cleaned(root: Path, store: Store) -> None:
+    with open_tracker(root) as tracker:
+        tracker.metrics({"accuracy[T-shirt]": 0.5})
+    sync_all(root)
+    assert run_of(store, tracker).data.metrics == {"accuracy_T-shirt_": 0.5}
+
+
+def test_a_refused_record_is_told_and_stops_nothing(root: Path, store: Store) -> None:
+    with open_tracker(root) as tracker:
+        tracker.params({"epochs": 2})
+        tracker.metrics({"loss": 1.0})
+        tracker.params({"epochs": 3, "width": 160})
+        tracker.metrics({"loss": 0.5}, step=1)
+    report = sync_all(root)
+    run = run_of(store, tracker)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"epochs": "2", "width": "160"}
+    assert len(history(store, run, "loss")) == 2
+    assert run.data.tags["sync.refused"] == "1"
+    assert "params epochs = 3" in report.refused[0]
+    assert tracker.folder.exists()
+    assert sync_all(root).sent == []
+
+
+def test_a_new_store_gets_everything_again(root: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = open_tracker(root)
+    tracker.metrics({"loss": 1.0})
+    sync_all(root)
+    other = root / "other.db"
+    other.write_bytes(empty_database.read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    tracker.finish()
+    sync_all(root)
+    assert history(connect(root), run_of(connect(root), tracker), "loss") == [(0, 1.0)]
+
+
+def test_a_run_whose_process_was_killed_is_closed(root: Path, store: Store, start: Start) -> None:
+    writer = start(WRITER)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "ready\n"
+    sync_all(root)
+    (spool,) = find_spools(root)
+    run_id = spool.state().run_id
+    assert store.client.get_run(run_id).info.status == "RUNNING"
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    written = sum(event["type"] == "metrics" for _, event in spool.events(0))
+    sync_all(root)
+    run = store.client.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.info.start_time < run.info.end_time <= time.time() * 1000
+    assert len(history(store, run, "loss")) == written > 1000
+
+
+@pytest.mark.slow
+def test_two_syncers_at_once_send_everything_once(root: Path, store: Store, start: Start) -> None:
+    parent = open_tracker(root, "pipeline")
+    trackers = [open_tracker(root, f"stage{i}", parent.id) for i in range(8)]
+    for tracker in trackers:
+        for step in range(300):
+            tracker.metrics({"loss": float(step)}, step)
+        tracker.finish()
+    parent.finish()
+    counts = [int(process.communicate(timeout=120)[0]) for process in [start(SYNCER) for _ in range(3)]]
+    assert sum(counts) == 9
+    for tracker in trackers:
+        assert len(history(store, run_of(store, tracker), "loss")) == 300
+
+
+@pytest.mark.slow
+def test_a_syncer_killed_at_any_moment_loses_and_doubles_nothing(root: Path, store: Store, start: Start) -> None:
+    with open_tracker(root) as tracker:
+        for step in range(20_000):
+            tracker.metrics({"loss": float(step)}, step)
+    for seconds in (3.0, 3.5, 4.0):
+        syncer = start(SYNCER)
+        time.sleep(seconds)
+        syncer.kill()
+        syncer.wait()
+    sync_all(root)
+    steps = [step for step, _ in history(store, run_of(store, tracker), "loss")]
+    assert sorted(steps) == list(range(20_000))
+
+
+def test_live_sync_sends_while_the_block_runs(root: Path, store: Store) -> None:
+    tracker = open_tracker(root)
+    with LiveSync(root, interval=0.1):
+        tracker.metrics({"loss": 1.0})
+        deadline = time.monotonic() + 20
+        while Spool(tracker.folder).has_news() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert history(store, run_of(store, tracker), "loss") == [(0, 1.0)]
+        tracker.finish()
+    assert find_spools(root) == []
+
+
+def test_the_command_line_says_what_it_did(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["sync", str(root)])
+    open_tracker(root).finish()
+    running = open_tracker(root)
+    assert main() == 0
+    assert "2 runs sent to sqlite:///" in (said := capsys.readouterr().err)
+    assert "1 complete, 1 still running" in said
+    assert main() == 0
+    assert "nothing pending" in capsys.readouterr().err
+    running.finish()

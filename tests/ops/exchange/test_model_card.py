@@ -1,0 +1,95 @@
+"""The model card: facts in, Markdown out."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tokenbridge.ops.exchange.model_card import CardFacts, Report, render_card
+
+FACTS = CardFacts(
+    name="tiny",
+    classes=["Sneaker", "Bag"],
+    image_size=(16, 24),
+    sizes={"transformer": {"width": 32, "heads": 2}, "vae": {"latent_channels": 4}, "quantizer": {"num_levels": 8}},
+    parameters={"transformer": 1500, "vae": 500, "quantizer": 0},
+    data={
+        "name": "fashion_mnist",
+        "licence": "MIT, Copyright (c) 2017 Zalando SE",
+        "citation": "Xiao, Rasul, Vollgraf",
+        "digest": "d" * 64,
+        "splits": {"train": {"count": 60000}, "test": {"count": 10000}},
+    },
+    recipe={"vae": {"vae.pretrained": None}, "train@tiny": {"train.epochs": 1.9}},
+    sampling={"num_inference_steps": 16, "guidance_scale": 2.0},
+    no_picture="",
+    reports=[Report("Samples", "reports/evaluate/tiny.json", {"samples": 2000, "fd_efficientnet_lite0_32px": 6.494})],
+    code="`abc`",
+    lock_digest="e" * 64,
+)
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """As the Hub's own client reads it."""
+    return dict(ModelCard(card).data.to_dict())
+
+
+def test_the_front_matter_is_what_the_hub_reads() -> None:
+    assert front_matter(render_card(FACTS)) == {
+        "license": "mit",
+        "library_name": "diffusers",
+        "tags": ["image-generation", "class-conditional", "autoregressive", "tokenbridge"],
+        "datasets": ["zalando-datasets/fashion_mnist"],
+    }
+
+
+def test_the_card_tells_every_fact() -> None:
+    card = render_card(FACTS)
+    for told in (
+        "24 x 16 pixels",
+        "0 Sneaker, 1 Bag",
+        "| transformer | 1,500 | `width` 32, `heads` 2 |",
+        "| together | 2,000 |",
+        "`train.epochs` 1.9",
+        "60,000 in `train`, 10,000 in `test`",
+        "whose licence is: MIT, Copyright (c) 2017 Zalando SE",
+        "Xiao, Rasul, Vollgraf",
+        "d" * 64,
+        "| `samples` | 2,000 |",
+        "| `fd_efficientnet_lite0_32px` | 6.494 |",
+        "is **not FID**",
+        "](samples.png)",
+        "`abc`",
+        "e" * 64,
+    ):
+        assert told in card
+
+
+def test_what_cannot_be_shown_is_named() -> None:
+    missing = Report("Samples", "reports/evaluate/tiny.json", None, "`reports/evaluate/tiny.json` was missing.")
+    card = render_card(
+        replace(FACTS, reports=[missing], no_picture="No picture.", recipe={"vae": {}, "train@tiny": {"seed": 0}})
+    )
+    assert "**Samples.** `reports/evaluate/tiny.json` was missing." in card
+    assert "No picture." in card
+    assert "samples.png" not in card
+    assert "- `vae`: not told" in card
+
+
+@pytest.mark.parametrize(("licence", "told"), [("for research only", "is: for research only"), ("", "is not named")])
+def test_another_licence_is_not_called_mit(licence: str, told: str) -> None:
+    card = render_card(replace(FACTS, data={**FACTS.data, "licence": licence, "name": "mine"}))
+    assert front_matter(card)["license"] == "other"
+    assert "datasets" not in front_matter(card)
+    assert f"whose licence {told}" in card
+
+
+@pytest.mark.parametrize(
+    ("vae", "told"),
+    [({"vae.pretrained": "pretrained/kl16"}, "come from pretrained/kl16"), ({}, "come from what `dvc.lock` no longer")],
+)
+def test_a_vae_from_elsewhere_has_its_own_licence(vae: dict[str, str], told: str) -> None:
+    card = render_card(replace(FACTS, recipe={"vae": vae}))
+    assert front_matter(card)["license"] == "other"
+    assert told in card

@@ -1,0 +1,115 @@
+"""What counts as the same run again."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tokenbridge.base.machine import installed_packages, processor
+from tokenbridge.infra.tracking.recorded import RecordedRun
+from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.ops.runs.pipeline_run import RAN, PipelineRun
+from tokenbridge.ops.runs.reproduction import Difference, Reproduction, compare, report
+
+METRIC = "measure/distance"
+TOLERANCE = 0.1
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> PipelineRun:
+    """A rebuilt run of one stage that wrote one report."""
+    stage = {"cmd": "true", "metrics": ["measure.json"]}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"measure": stage}}))
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    (tmp_path / "measure.json").write_text(json.dumps({"distance": 5.0}))
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    return PipelineRun(tmp_path, Tracker.open("test", "key", tmp_path, system_interval=0), {"measure": RAN})
+
+
+@pytest.fixture
+def recorded(run: PipelineRun) -> RecordedRun:
+    """The same run, as it was recorded on this machine."""
+    md5 = hashlib.md5((run.root / "measure.json").read_bytes()).hexdigest()
+    stages = {
+        "measure": {"cmd": "true", "outs": [{"path": "measure.json", "md5": md5}]},
+        "gone@old": {"cmd": "true", "outs": [{"path": "gone", "md5": md5}]},  # dvc.lock never forgets
+    }
+    return RecordedRun(
+        run_id="r1",
+        commit="c1",
+        params="",
+        lock=yaml.safe_dump({"schema": "2.0", "stages": stages}),
+        patch=b"",
+        packages=installed_packages(),
+        processor=processor(),
+        metrics={METRIC: 5.0, "other/metric": 1.0},
+    )
+
+
+def test_the_same_bits_are_the_same_run(run: PipelineRun, recorded: RecordedRun) -> None:
+    result = compare(recorded, run, recomputed=True, tolerance=TOLERANCE)
+    assert (result.outs, result.metrics, result.exact, result.equal) == (1, 1, True, True)
+    assert "the same bits" in report(result)
+
+
+@pytest.mark.parametrize(("content", "found"), [('{"distance": 5.000001}', "exact md5"), (None, "absent")])
+def test_on_the_same_machine_nothing_may_differ(
+    run: PipelineRun, recorded: RecordedRun, content: str | None, found: str
+) -> None:
+    file = run.root / "measure.json"
+    file.write_text(content) if content else file.unlink()
+    result = compare(recorded, run, recomputed=True, tolerance=TOLERANCE)
+    assert [item.what for item in result.changed] == ["measure.json"]
+    assert (result.changed[0].found == found) == (content is None)
+    assert [item.what for item in result.drifted] == [METRIC]
+    assert not result.equal
+    assert "| measure.json |" in report(result)
+
+
+@pytest.mark.parametrize(("distance", "equal"), [(5.4, True), (5.6, False)])
+def test_elsewhere_metrics_may_differ_by_the_tolerance(
+    run: PipelineRun, recorded: RecordedRun, distance: float, equal: bool
+) -> None:
+    (run.root / "measure.json").write_text(json.dumps({"distance": distance}))
+    elsewhere = replace(recorded, processor="another")
+    result = compare(elsewhere, run, recomputed=True, tolerance=TOLERANCE)
+    assert [item.what for item in result.machine] == ["processor"]
+    assert (result.exact, result.equal) == (False, equal)
+    assert not compare(elsewhere, run, recomputed=False, tolerance=TOLERANCE).equal  # what was restored has its bits
+
+
+@pytest.mark.parametrize("where", ["here", "another"])
+def test_what_is_missing_is_never_the_same(run: PipelineRun, recorded: RecordedRun, where: str) -> None:
+    elsewhere = replace(recorded, processor=where)
+    more = compare(replace(elsewhere, metrics={METRIC: 5.0, "measure/recall": 0.5}), run, True, TOLERANCE)
+    assert more.drifted == [Difference("measure/recall", "0.5", "'absent'")]
+    assert not more.equal
+    (run.root / "measure.json").unlink()
+    run.outcomes.clear()
+    less = compare(replace(elsewhere, metrics={}), run, True, TOLERANCE)
+    assert [(item.what, item.found) for item in less.changed] == [("measure.json", "absent")]
+    assert not less.equal
+
+
+def test_a_file_that_was_too_large_to_be_recorded_is_named(run: PipelineRun, recorded: RecordedRun) -> None:
+    result = compare(replace(recorded, left_out=("data.bin",)), run, recomputed=True, tolerance=TOLERANCE)
+    assert "| data.bin | too large to be recorded | absent |" in report(result)
+
+
+def test_other_packages_are_another_machine(run: PipelineRun, recorded: RecordedRun) -> None:
+    packages = recorded.packages | {"torch": "0.1", "vanished": "1.0"}
+    result = compare(replace(recorded, packages=packages), run, recomputed=True, tolerance=TOLERANCE)
+    assert {item.what: item.found for item in result.machine} == {
+        "torch": installed_packages()["torch"],
+        "vanished": "absent",
+    }
+
+
+def test_the_verdict_is_told_first() -> None:
+    result = Reproduction("r1", "/there", True, outs=3, metrics=2, machine=[], changed=[], drifted=[])
+    assert report(result).splitlines()[0] == "Run r1 computed anew in /there: the same bits."

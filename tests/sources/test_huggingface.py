@@ -1,0 +1,194 @@
+"""Data sets in the Hub's layout: what `datasets` writes, in a folder and by the Hub's own protocol."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.sources.hub_server import COMMIT, HubServer
+from tests.support.photographs import NAMES, WNIDS, Photographs, photographs, write_parquet
+from tokenbridge.config import ConfigError, DataConfig, HubConfig, StorageConfig
+from tokenbridge.images import DataError
+from tokenbridge.images.splits import Split
+from tokenbridge.sources.fetch import fetch_images
+from tokenbridge.sources.huggingface import belongs, load_huggingface
+from tokenbridge.sources.state import source_state
+
+ADDRESS = "hf://datasets/owner/name"
+Make = Callable[..., DataConfig]
+
+
+@pytest.fixture(scope="module")
+def photos() -> Photographs:
+    return photographs(6, 2, broken=False)
+
+
+@pytest.fixture(scope="module")
+def layout(photos: Photographs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hub")
+    write_parquet(photos, root)
+    (root / "README.md").write_text("a card")
+    return root
+
+
+@pytest.fixture
+def config(layout: Path) -> Make:
+    def make(**changes: Any) -> DataConfig:
+        settings: dict[str, Any] = {
+            "name": "hub",
+            "source": "huggingface",
+            "licence": "",
+            "citation": "",
+            "image_size": 32,
+            "num_classes": len(NAMES),
+            "root": str(layout),
+        }
+        return DataConfig(**settings | changes)
+
+    return make
+
+
+def load(config: DataConfig) -> dict[str, Split]:
+    return load_huggingface(config, StorageConfig())[1]
+
+
+def test_images_are_kept_byte_for_byte_in_the_order_of_the_rows(config: Make, photos: Photographs) -> None:
+    names, splits = load_huggingface(config(), StorageConfig())
+    assert names == NAMES
+    flat = [(content, WNIDS.index(wnid)) for wnid, files in photos.train.items() for content in files.values()]
+    found = [(content, label) for content, _, label in splits["train"].examples()]
+    assert found == [*flat[0::2], *flat[1::2]]  # of the two files
+    assert [label for *_, label in splits["test"].examples()] == [WNIDS.index(wnid) for wnid, _ in photos.validation]
+
+
+def test_any_ascending_rows_can_be_asked_for(config: Make) -> None:
+    train = load(config())["train"]
+    everything = list(train.examples())
+    rows = np.array([0, 19, 20, 35, 36, 71])  # across row groups of 20, and both files
+    assert list(train.examples(rows)) == [everything[row] for row in rows]
+
+
+def test_paths_are_unique_and_name_the_file(config: Make) -> None:
+    paths = [path for _, path, _ in load(config())["train"].examples()]
+    assert len(set(paths)) == len(paths)
+    assert paths[0] == f"train/00000000-{WNIDS[0]}_0.JPEG"
+
+
+def test_names_can_be_given(config: Make) -> None:
+    other = [name.upper() for name in NAMES]
+    assert load_huggingface(config(label_names=other), StorageConfig())[0] == other
+
+
+def test_without_a_test_split_a_share_of_each_class_is_set_aside(config: Make) -> None:
+    splits = load(config(hub=HubConfig(test=None), test_fraction=0.3))
+    assert np.bincount(splits["test"].labels).tolist() == [2] * len(NAMES)
+    assert np.bincount(splits["train"].labels).tolist() == [4] * len(NAMES)
+    paths = {split: {path for _, path, _ in images.examples()} for split, images in splits.items()}
+    assert not paths["train"] & paths["test"]
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "expected"),
+    [
+        ("data/train-00000-of-00294.parquet", "train", True),
+        ("data/train-00000-of-00001-0123abcd.parquet", "train", True),
+        ("plain_text/train/0000.parquet", "train", True),
+        ("train.parquet", "train", True),
+        ("data/training-00000-of-00001.parquet", "train", False),
+        ("data/validation-00000-of-00014.parquet", "train", False),
+    ],
+)
+def test_a_file_tells_its_split_by_its_name(name: str, split: str, expected: bool) -> None:
+    assert belongs(name, split) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root": None}, r"data\.root is not set: name a data set"),
+        ({"hub": HubConfig(test="test")}, r"has no \.parquet files of split 'test' \(found: data/train-00000"),
+        ({"hub": HubConfig(image="img")}, r"has the columns image, label, not img: correct data\.hub\.image"),
+        ({"num_classes": 5}, r"split 'train' has the labels 0, 1, .* but data\.num_classes is 5"),
+        (
+            {"hub": HubConfig(validation="train")},
+            r"data\.hub\.train, test and validation are train, validation, train: name",
+        ),
+        ({"hub": HubConfig(test=None)}, r"data\.hub\.test is null and data\.test_fraction is 0"),
+    ],
+)
+def test_a_setting_that_disagrees_is_named(config: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(config(**changes))
+
+
+def test_imagenet_names_need_its_thousand_classes(config: Make) -> None:
+    with pytest.raises(ConfigError, match=r"data\.num_classes must be 1000, not 12"):
+        config(class_names="imagenet")
+
+
+def test_a_damaged_file_and_a_column_without_bytes_are_named(config: Make, tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"train\.parquet is missing or damaged"):
+        load(config(root=str(tmp_path)))
+    table = pa.table({"image": ["a.jpg"] * 12, "label": list(range(12))})
+    for split in ("train", "validation"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    with pytest.raises(DataError, match=r"row 0 of split train holds no encoded image"):
+        list(load(config(root=str(tmp_path)))["train"].examples())
+
+
+# ---- by the Hub's protocol
+
+
+@pytest.fixture
+def hub(layout: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The layout, gated: the token is "secret"."""
+    server = HubServer(layout, token="secret")
+    constants = "huggingface_hub.constants"  # made of HF_ENDPOINT when it is imported
+    monkeypatch.setattr(f"{constants}.ENDPOINT", server.endpoint)
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_gives_the_same_shards_as_a_local_copy(hub: HubServer, config: Make, tmp_path: Path) -> None:
+    local = fetch_images(config(), tmp_path / "local")
+    for number, address in enumerate((ADDRESS, f"{ADDRESS}@{COMMIT}", f"{ADDRESS}/data")):
+        assert fetch_images(config(root=address), tmp_path / f"hub{number}")["digest"] == local["digest"]
+
+
+def test_images_are_streamed_by_row_groups(hub: HubServer, config: Make, layout: Path) -> None:
+    train = load(config(root=ADDRESS))["train"]
+    hub.ranges.clear()
+    next(train.examples(np.array([70])))
+    asked = sum(int(end) - int(start) + 1 for start, end in (each[6:].split("-") for each in hub.ranges))
+    sizes = [path.stat().st_size for path in (layout / "data").glob("train-*")]
+    assert asked < max(sizes)
+
+
+def test_a_gated_data_set_says_how_to_be_let_in(hub: HubServer, config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "another")
+    with pytest.raises(DataError, match=r"is gated or private: accept its terms .*`hf auth login` or set HF_TOKEN"):
+        load(config(root=ADDRESS))
+
+
+def test_what_is_not_there_is_named(hub: HubServer, config: Make) -> None:
+    with pytest.raises(DataError, match=r"hf://datasets/owner/other is not on the Hub, or not for you"):
+        load(config(root="hf://datasets/owner/other"))
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(DataError, match=r"the Hub cannot be reached"):
+        load(config(root=ADDRESS))
+
+
+def test_its_state_is_that_of_the_commit(hub: HubServer, config: Make) -> None:
+    state = source_state(config(root=ADDRESS), StorageConfig())
+    assert state == source_state(config(root=f"{ADDRESS}@{COMMIT}"), StorageConfig())

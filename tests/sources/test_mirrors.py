@@ -1,0 +1,156 @@
+"""Mirrors are tried in order; whatever is accepted has the right SHA-256; the reasons of all are told."""
+
+import gzip
+import socket
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.sources.conftest import sha256_of
+from tokenbridge.config import MirrorConfig
+from tokenbridge.config.params import compose_config, validate
+from tokenbridge.images import DataError
+from tokenbridge.sources.mirrors import fetch_files
+
+FILES = {"images": b"pixels " * 1000, "labels": b"names"}
+SHA256 = sha256_of(FILES)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """images.gz and a plain labels."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "images.gz").write_bytes(gzip.compress(FILES["images"]))
+    (folder / "labels").write_bytes(FILES["labels"])
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def server(source: Path) -> Iterator[str]:
+    """The source folder over HTTP."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(source))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def assert_fetched(out: Path) -> None:
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == FILES
+
+
+def test_a_folder_gives_plain_and_gz_files(source: Path, out: Path) -> None:
+    fetch_files("tiny", [MirrorConfig("folder", str(source))], SHA256, out)
+    assert_fetched(out)
+
+
+def test_a_web_server_gives_plain_and_gz_files(server: str, out: Path) -> None:
+    fetch_files("tiny", [MirrorConfig("http", server + "/")], SHA256, out)
+    assert_fetched(out)
+
+
+def test_the_next_mirror_serves_when_the_first_cannot(
+    source: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirrors = [
+        MirrorConfig("folder", None),
+        MirrorConfig("folder", str(tmp_path / "no")),
+        MirrorConfig("folder", str(source)),
+    ]
+    fetch_files("tiny", mirrors, SHA256, out)
+    assert_fetched(out)
+    assert capsys.readouterr().out.splitlines() == [
+        f"fetch tiny: folder: {tmp_path}/no is not a folder",
+        f"fetch tiny: from folder {source}, SHA-256 of 2 files correct",
+    ]
+
+
+def test_a_wrong_checksum_names_the_file_and_both_digests(source: Path, out: Path) -> None:
+    (source / "labels").write_bytes(b"others")
+    with pytest.raises(DataError, match=rf"{source}/labels has the wrong checksum: SHA-256 \w+, .*{SHA256['labels']}"):
+        fetch_files("tiny", [MirrorConfig("folder", str(source))], SHA256, out)
+
+
+def test_a_truncated_gz_is_named(source: Path, out: Path) -> None:
+    (source / "images.gz").write_bytes((source / "images.gz").read_bytes()[:-20])
+    with pytest.raises(DataError, match=rf"{source}/images\.gz is truncated or corrupt .*get it again"):
+        fetch_files("tiny", [MirrorConfig("folder", str(source))], SHA256, out)
+
+
+def test_a_missing_file_is_named(source: Path, out: Path) -> None:
+    (source / "images.gz").unlink()
+    with pytest.raises(DataError, match=r"has neither images nor images\.gz"):
+        fetch_files("tiny", [MirrorConfig("folder", str(source))], SHA256, out)
+
+
+def test_a_file_missing_on_the_server_gives_its_address(server: str, out: Path, source: Path) -> None:
+    (source / "labels").unlink()
+    with pytest.raises(DataError, match=rf"http: {server}/labels: 404"):
+        fetch_files("tiny", [MirrorConfig("http", server)], SHA256, out)
+
+
+def test_a_silent_server_is_left_after_the_timeout(out: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, never answers
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(DataError, match=r"http: .*timed out"):
+            fetch_files("tiny", [MirrorConfig("http", address, timeout=0.2)], SHA256, out)
+
+
+def test_all_reasons_and_remedies_are_told_when_no_mirror_serves(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # a machine without apt-get
+    mirrors = [
+        MirrorConfig("folder", None),
+        MirrorConfig("http", "http://127.0.0.1:9", timeout=1),
+        MirrorConfig("debian", "dataset-fashion-mnist"),
+    ]
+    with pytest.raises(DataError) as caught:
+        fetch_files("tiny", mirrors, SHA256, out)
+    message = str(caught.value)
+    for part in (
+        "no mirror gave the files of tiny",
+        "folder: not given",
+        "http: http://127.0.0.1:9/images.gz: [Errno 111] Connection refused",
+        "debian: apt-get is not on this machine",
+        "tokenbridge params data.root=/path/to/folder",
+        "sudo apt-get update",
+        "images, labels",
+    ):
+        assert part in message
+
+
+@pytest.mark.slow
+def test_debian_gives_fashion_mnist(out: Path) -> None:
+    data = validate(compose_config()).data
+    debian = [mirror for mirror in data.mirrors if mirror.kind == "debian"]
+    fetch_files(data.name, debian, data.sha256, out)
+    assert (out / "train-images-idx3-ubyte").stat().st_size == 47_040_016
+
+
+@pytest.mark.slow
+def test_debian_without_package_lists_fetches_its_own(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a fresh container: apt's configured state folder is empty, and not ours to write."""
+    config = tmp_path / "apt.conf"
+    config.write_text(f'Dir::State "{tmp_path / "empty"}";\n')
+    monkeypatch.setenv("APT_CONFIG", str(config))
+    test_debian_gives_fashion_mnist(out)
+
+
+@pytest.mark.slow
+def test_an_unknown_debian_package_is_named(out: Path) -> None:
+    with pytest.raises(DataError, match="debian: E: Unable to locate package no-such-package-of-images"):
+        fetch_files("tiny", [MirrorConfig("debian", "no-such-package-of-images")], SHA256, out)

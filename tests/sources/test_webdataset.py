@@ -1,0 +1,255 @@
+"""Tars of images and labels, local and on S3; and tars that somebody made to do harm."""
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.sources.conftest import CLASSES, picture
+from tests.support.services import S3Place
+from tokenbridge.config import ConfigError, DataConfig, StorageConfig
+from tokenbridge.images import DataError
+from tokenbridge.images.splits import Split
+from tokenbridge.sources import imagefiles, tars
+from tokenbridge.sources.fetch import fetch_images
+from tokenbridge.sources.webdataset import load_webdataset
+
+Make = Callable[..., DataConfig]
+Members = list[tuple[str | tarfile.TarInfo, bytes]]
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Members, form: int = tarfile.PAX_FORMAT) -> None:
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, content in members:
+            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if isinstance(name, str):
+                member.size, member.mtime = len(content), 1.5  # WebDataset's writer gives a fraction, too
+            archive.addfile(member, io.BytesIO(content))
+
+
+def example(index: int) -> Members:
+    """An image of class index % 3, labelled in one of the ways there are."""
+    label = index % 3
+    ways: Members = [
+        (f"{index:04d}.cls", str(label).encode()),
+        (f"{index:04d}.cls", CLASSES[label].encode() + b"\n"),
+        (f"{index:04d}.json", json.dumps({"label": label, "caption": "x"}).encode()),
+        (f"{index:04d}.json", json.dumps({"label": CLASSES[label]}).encode()),
+    ]
+    return [(f"{index:04d}.png", png(index)), ways[index % 4]]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three tars with 10 images each; the classes differ in no more than one image."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in range(3):
+        members = [member for index in range(10) for member in example(10 * number + index)]
+        write_tar(folder / f"train-{number}.tar", [*members, ("notes.txt", b"other files are passed over")])
+    return folder
+
+
+@pytest.fixture
+def config(shards: Path) -> Make:
+    def make(**changes: Any) -> DataConfig:
+        settings: dict[str, Any] = {
+            "name": "tiny_tars",
+            "source": "webdataset",
+            "licence": "ours",
+            "citation": "",
+            "image_size": 8,
+            "num_classes": 3,
+            "label_names": CLASSES,
+            "root": str(shards),
+            "test_fraction": 0.2,
+        }
+        return DataConfig(**settings | changes)
+
+    return make
+
+
+def load(config: DataConfig) -> dict[str, Split]:
+    return load_webdataset(config, StorageConfig())[1]
+
+
+def test_images_are_kept_byte_for_byte_with_their_label(config: Make) -> None:
+    splits = load(config())
+    assert {split: len(images.labels) for split, images in splits.items()} == {"train": 24, "test": 6}
+    assert np.bincount(splits["test"].labels).tolist() == [2, 2, 2]
+    for split in splits.values():
+        for content, path, label in split.examples():
+            index = int(Path(path).stem)
+            assert content == png(index)
+            assert (label, path) == (index % 3, f"train-{index // 10}/{index:04d}.png")
+
+
+def test_classes_are_mixed(config: Make) -> None:
+    labels = load(config())["train"].labels
+    assert labels.tolist() != sorted(labels)
+    assert labels.tolist() != [index % 3 for index in range(24)]
+
+
+def test_without_names_classes_are_numbers(shards: Path, config: Make) -> None:
+    for file in shards.iterdir():
+        file.unlink()
+    write_tar(
+        shards / "a.tar",
+        [member for i in range(24) for member in ((f"{i}.png", png(i)), (f"{i}.cls", b"%d" % (i % 12)))],
+    )
+    names, _ = load_webdataset(config(label_names=None, num_classes=12), StorageConfig())
+    assert names == [str(label) for label in range(12)]
+
+
+def test_a_pattern_names_the_tars_of_each_split(config: Make, shards: Path) -> None:
+    splits = load(config(root=f"{shards}/train-[01].tar", test_root=f"{shards}/train-2.tar"))
+    assert {split: len(images.labels) for split, images in splits.items()} == {"train": 20, "test": 10}
+
+
+def test_folders_inside_the_tar_are_part_of_the_key(config: Make, shards: Path) -> None:
+    members = [("./a/0.x.png", png(1)), ("a/0.cls", b"0")]
+    write_tar(shards / "x.tar", [*members, ("b/0.JPG", png(2)), ("b/0.cls", b"0")])
+    with pytest.raises(DataError, match=r"x\.tar: a/0 lacks its image"):  # its suffix is .x.png
+        load(config())
+    write_tar(shards / "x.tar", [("./a/0.png", png(1)), ("./a/0.cls", b"0"), ("b/0.JPG", png(2)), ("b/0.cls", b"0")])
+    assert sum(len(split.labels) for split in load(config()).values()) == 32
+
+
+@pytest.mark.slow
+def test_shards_from_s3_are_those_of_a_local_copy(
+    config: Make, shards: Path, s3_place: S3Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_place.fill(shards)
+    local = fetch_images(config(), tmp_path / "local")
+    monkeypatch.setattr(imagefiles, "THREADS", 1)
+    for number, root in enumerate((s3_place.uri, f"{s3_place.uri}/train-*.tar")):
+        distant = fetch_images(config(root=root), tmp_path / f"distant{number}", storage=s3_place.config)
+        assert distant["digest"] == local["digest"]
+
+
+def special(name: str, kind: bytes, target: str = "") -> Members:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return [(member, b"")]
+
+
+def gap(size: int) -> bytes:
+    """A header that promises ``size`` bytes."""
+    member = tarfile.TarInfo("0.png")
+    member.size = size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def negative() -> bytes:
+    """A member of which tarfile would go back to the beginning, and so for ever (CVE-2025-8194)."""
+    member = tarfile.TarInfo("0.png")
+    member.pax_headers = {"size": "-1024"}
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
+def long_header() -> bytes:
+    """A PAX header of 1 TiB, which tarfile would read into memory."""
+    member = tarfile.TarInfo("pax")
+    member.type, member.size = tarfile.XHDTYPE, 2**40
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("/etc/passwd.png", b"x")], r"/etc/passwd\.png is a name outside of the archive"),
+        ([("a/../../b.png", b"x")], r"b\.png is a name outside of the archive"),
+        (special("0.png", tarfile.SYMTYPE, "/etc/passwd"), r"0\.png is a link, a device or a sparse file"),
+        (special("0.png", tarfile.LNKTYPE, "1.png"), r"0\.png is a link"),
+        (special("0.png", tarfile.CHRTYPE), r"0\.png is a link, a device"),
+        (special("0.png", tarfile.GNUTYPE_SPARSE), r"sparse file|no tar"),
+        ([("0.png", b"x")], r"x\.tar: 0 lacks its image .* or its label"),
+        ([("0.cls", b"0")], r"x\.tar: 0 lacks its image"),
+        ([("0.png", b"x"), ("0.jpg", b"x")], r"x\.tar: 0\.jpg is a second image of its key"),
+        ([("0.png", b"x"), ("0.cls", b"0"), ("0.json", b'{"label": 0}')], r"0\.json is a second label of its key"),
+        ([("0.png", b"x"), ("0.cls", b"3")], r"0\.cls says class '3', which is none of the 3"),
+        ([("0.png", b"x"), ("0.cls", b"-1")], r"0\.cls says class '-1'"),
+        ([("0.png", b"x"), ("0.cls", b"Hat")], r"0\.cls says class 'Hat'"),
+        ([("0.png", b"x"), ("0.json", b'{"class": 1}')], r"0\.json holds no label"),
+        ([("0.png", b"x"), ("0.json", b"[]")], r"0\.json holds no label"),
+        ([("0.png", b"x"), ("0.cls", b"\xff")], r"0\.cls holds no label"),
+    ],
+    ids=lambda value: "" if isinstance(value, list) else value,
+)
+def test_a_bad_tar_is_named_with_what_is_wrong(config: Make, shards: Path, members: Members, message: str) -> None:
+    write_tar(shards / "x.tar", members)
+    with pytest.raises(DataError, match=message):
+        load(config())
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda tar: tar[:700], r"x\.tar is no tar, is compressed, or is cut short"),
+        (lambda tar: tar[:1024] + b"\xff" * 512 + tar[1536:], r"x\.tar is damaged at byte 1,024"),
+        (gzip.compress, r"x\.tar is no tar, is compressed"),
+        (lambda _: b"", r"x\.tar is no tar"),
+        (lambda _: gap(2**40), r"0\.png says it has 1,099,511,627,776 bytes: an image may have 67,108,864"),
+        (lambda _: negative(), r"0\.png says it has -1,024 bytes|x\.tar is no tar"),
+        (lambda _: long_header(), r"x\.tar has a header that asks for 1099511627776 bytes"),
+    ],
+    ids=["cut short", "damaged", "compressed", "empty", "huge member", "negative member", "huge header"],
+)
+def test_a_damaged_tar_is_refused(config: Make, shards: Path, harm: Callable[[bytes], bytes], message: str) -> None:
+    write_tar(shards / "x.tar", [("0.png", b"x"), ("0.cls", b"0")], tarfile.GNU_FORMAT)
+    (shards / "x.tar").write_bytes(harm((shards / "x.tar").read_bytes()))
+    with pytest.raises(DataError, match=message):
+        load(config())
+
+
+def test_too_many_members_are_refused(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tars, "MAX_MEMBERS", 20)
+    with pytest.raises(DataError, match=r"train-0\.tar has more than 20 members"):
+        load(config())
+
+
+def test_an_image_of_too_many_pixels_is_refused(config: Make, shards: Path, tmp_path: Path) -> None:
+    """225 million of them in 30 kilobytes."""
+    buffer = io.BytesIO()
+    Image.new("1", (15_000, 15_000)).save(buffer, "PNG")
+    write_tar(shards / "x.tar", [("0.png", buffer.getvalue()), ("0.cls", b"0")])
+    with pytest.raises(DataError, match=r"x\.tar: 0\.png is corrupt.*decompression bomb"):
+        fetch_images(config(), tmp_path / "images")
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root": None}, r"data\.root is not set: name your tars"),
+        ({"test_fraction": 0.0}, r"data\.test_root is not set and data\.test_fraction is 0"),
+        ({"label_names": [*CLASSES, "Hat"], "num_classes": 4}, r"has no image of Hat"),
+        ({"root": "/nowhere/*.tar"}, r"/nowhere is not a folder"),
+    ],
+)
+def test_a_setting_that_disagrees_is_named(config: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(config(**changes))
+
+
+def test_a_place_without_tars_is_named(config: Make, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no \.tar files"):
+        load(config(root=f"{tmp_path}/*.none"))
+
+
+def test_a_test_root_is_for_tars_alone(config: Make) -> None:
+    with pytest.raises(ConfigError, match=r"data\.test_root is for data\.source=webdataset"):
+        config(source="imagefolder", test_root="x")

@@ -1,0 +1,167 @@
+"""A training as several processes run it, or one: ``python -m tests.support.distributed_training FOLDER CASE ...``.
+
+FOLDER has moments/ and quantizer/. What each case gives is written to FOLDER/<case>/<processes>/, or, if it goes on
+with a checkpoint of other processes, to FOLDER/<case>/<former>-<processes>/.
+"""
+
+import json
+import os
+import shutil
+import sys
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tests.conftest import LAUNCHER, MODEL, RECIPE, Silent
+from tokenbridge.base.checkpoints import Checkpoints, State, live_tensors
+from tokenbridge.base.distributed import SINGLE_PROCESS, Processes, joined
+from tokenbridge.base.loading import load_whole
+from tokenbridge.config import ModelConfig
+from tokenbridge.engine.loop import InterruptedTrainingError
+from tokenbridge.engine.optim import NonFiniteError
+from tokenbridge.tokenizer.moments import Moments
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.training import trainer as training
+from tokenbridge.training.datasets import FreshTokens
+from tokenbridge.training.parallel import gather_full
+from tokenbridge.training.trainer import CHECKPOINTS, Trainer, train
+
+STEPS = 20
+BATCH = 10  # four processes have 2, 3, 2 and 3 of it
+BAD_PLACE = 7  # in the first batch; the second of two processes has it
+HALF = 8  # steps of a training that is interrupted
+PLAIN = replace(MODEL, train=replace(RECIPE, batch_size=BATCH, epochs=STEPS * BATCH / 64))
+
+# case -> changes of the launcher, of the model, of the recipe
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "ddp": ({}, {}, {}),
+    "fsdp": ({"strategy": "fsdp"}, {}, {}),
+    "accumulated": ({"accumulation": 2}, {}, {}),
+    "fsdp_accumulated": ({"strategy": "fsdp", "accumulation": 2}, {}, {}),
+    "checkpointed": ({"checkpoint_activations": True}, {}, {}),
+    "fsdp_checkpointed": ({"strategy": "fsdp", "checkpoint_activations": True}, {}, {}),
+    "compiled": ({"compile": True}, {}, {}),
+    "fsdp_compiled": ({"strategy": "fsdp", "compile": True, "checkpoint_activations": True}, {}, {}),
+    "bf16": ({}, {}, {"precision": "bf16"}),
+    "fsdp_bf16": ({"strategy": "fsdp"}, {}, {"precision": "bf16"}),
+    "dropout": ({}, {"dropout": 0.1}, {}),
+    "ddp_interrupted": ({}, {}, {}),
+    "fsdp_interrupted": ({"strategy": "fsdp"}, {}, {}),
+    "dropout_interrupted": ({}, {"dropout": 0.1}, {}),
+    "bad": ({}, {}, {"label_dropout": 0.0}),
+}
+
+
+class Watched(Checkpoints):
+    """Writes down what the training itself has at the moment of each checkpoint, beside the folder."""
+
+    def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
+        write(self.folder.parent / "saved.safetensors", live_tensors(state), self.processes)
+        super().save(step, state, progress)
+
+
+def write(path: Path, tensors: dict[str, Tensor], processes: Processes) -> None:
+    found = {key: tensor.clone().contiguous() for key, tensor in gather_full(tensors).items()}
+    if processes.first:
+        save_file(found, path)
+
+
+class Run:
+    """One case in one process."""
+
+    def __init__(self, folder: Path, case: str, processes: Processes, start: str = "") -> None:
+        launching, model, recipe = CASES[case]
+        self.case, self.processes = case, processes
+        self.config: ModelConfig = replace(PLAIN, **model, train=replace(PLAIN.train, **recipe))
+        self.launcher = replace(LAUNCHER, checkpoint_seconds=3600, **launching)
+        self.quantizer = load_whole(DimensionwiseQuantizer, folder / "quantizer")
+        self.data = FreshTokens(Moments(folder / "moments"), self.quantizer)
+        self.out = folder / case / f"{start}{processes.world}"
+        self.out.mkdir(parents=True, exist_ok=True)
+        if start and processes.first:
+            shutil.copytree(folder / case / start[:-1] / CHECKPOINTS, self.out / CHECKPOINTS)
+        processes.wait()
+
+    def trainer(self) -> Trainer:
+        cpu = torch.device("cpu")
+        return Trainer(self.config, self.data, self.quantizer, self.out, self.launcher, cpu, self.processes)
+
+    def train(self, steps: int | None = None) -> None:
+        """Train to the end, or for so many steps; losses and averaged weights are written if it ends."""
+        left = iter(range(steps or STEPS))
+        model, history, evaluations = train(
+            self.config,
+            self.data,
+            self.data,
+            self.quantizer,
+            folder=self.out,
+            launcher=self.launcher,
+            tracker=Silent(),
+            device=torch.device("cpu"),
+            processes=self.processes,
+            stop=lambda: next(left, None) == (steps or STEPS) - 1,
+        )
+        if self.processes.first:
+            (self.out / "losses.json").write_text(json.dumps([row["loss"] for row in history]))
+            (self.out / "evaluations.json").write_text(json.dumps(evaluations))
+            save_file(dict(model.state_dict()), self.out / "weights.safetensors")
+
+    def write(self, name: str, tensors: dict[str, Tensor]) -> None:
+        write(self.out / f"{name}.safetensors", tensors, self.processes)
+
+    def gradients(self) -> None:
+        """Those of the first step."""
+        trainer = self.trainer()
+        trainer.accumulate_gradients(trainer.draw(0))
+        self.write("gradients", {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
+
+    def loaded(self) -> None:
+        """All that a fresh training has after it took up the checkpoint."""
+        trainer = self.trainer()
+        assert Checkpoints(self.out / CHECKPOINTS, self.processes).load(trainer.state) is not None
+        self.write("loaded", live_tensors(trainer.state))
+
+    def bad(self) -> None:
+        """A first step whose loss is not finite, because of one image alone; what each process told of it."""
+        trainer = self.trainer()
+        self.data.labels.zero_()
+        self.data.labels[trainer.order.indices(0)[BAD_PLACE]] = 1
+        torch.nn.init.constant_(trainer.model.class_embedding.weight[1], torch.inf)
+        try:
+            trainer.step(0)
+        except NonFiniteError as error:
+            (self.out / f"told-{self.processes.rank}").write_text(str(error))
+
+
+def main(folder: Path, cases: list[str]) -> None:
+    torch.set_num_threads(1)
+    training.Checkpoints = Watched
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")
+    with joined() if "RANK" in os.environ else nullcontext(SINGLE_PROCESS) as processes:
+        for case in cases:
+            name, _, former = case.partition("<")  # interrupted<2: goes on with the checkpoint of two processes
+            if former:
+                run = Run(folder, name, processes, f"{former}-")
+                run.loaded()
+                run.train()
+                continue
+            run = Run(folder, name, processes)
+            if name == "bad":
+                run.bad()
+                continue
+            if "interrupted" not in name:
+                run.gradients()
+                run.train()
+                continue
+            with suppress(InterruptedTrainingError):
+                run.train(HALF)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,50 @@
+"""The packages of tokenbridge stand in layers: imports go down only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkout import CHECKOUT
+
+PACKAGE = CHECKOUT / "tokenbridge"
+# from the ground up; packages of one layer do not know of each other
+LAYERS = [
+    {"base"},
+    {"config"},
+    {"engine", "images", "infra", "model", "tokenizer"},
+    {"evaluation", "sources", "training", "vae"},
+    {"classifier", "sampling"},
+    {"stages"},
+    {"ops"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imports(module: Path) -> set[str]:
+    """Packages of ours that a module imports, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tokenbridge":
+            names = [node.module] if node.module != "tokenbridge" else [f"tokenbridge.{a.name}" for a in node.names]
+            found |= {name.split(".")[1] for name in names if name.count(".")}
+    return found
+
+
+def package_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def test_every_package_has_its_layer() -> None:
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert packages | modules == set(LEVEL)
+
+
+@pytest.mark.parametrize("package", sorted(LEVEL))
+def test_imports_go_down(package: str) -> None:
+    modules = [module for module in PACKAGE.rglob("*.py") if package_of(module) == package]
+    for module in modules:
+        upward = {name for name in imports(module) - {package} if LEVEL[name] >= LEVEL[package]}
+        assert not upward, f"{module.relative_to(PACKAGE)} imports {upward}"

@@ -1,0 +1,148 @@
+"""The validation loss: a function of the weights and the validation images alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.conftest import LAUNCHER, MODEL, RECIPE, Silent, random_model
+from tests.support.small_data import store_tokens, write_moments
+from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
+from tokenbridge.base.files import read_json
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.training import validation
+from tokenbridge.training.batches import batch_loss
+from tokenbridge.training.datasets import FreshTokens, TrainingData
+from tokenbridge.training.trainer import Trained, train
+from tokenbridge.training.validation import BATCHES, MOST_IMAGES, Validation
+
+EVALUATIONS = (1, 8)
+
+
+@pytest.fixture
+def data(tmp_path: Path, vae_latents: Tensor, quantizer: DimensionwiseQuantizer) -> FreshTokens:
+    return FreshTokens(write_moments(tmp_path / "moments", vae_latents), quantizer)
+
+
+class Artifacts(Silent):
+    """A sink that keeps the names of artifacts, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: list[tuple[str, str]] = []
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        assert path.exists()
+        self.files.append((folder, path.name))
+
+
+def run(
+    folder: Path,
+    data: FreshTokens,
+    tracker: Silent | None = None,
+    *,
+    trained_on: TrainingData | None = None,
+    grids: bool = False,
+    dropout: float = 0.0,
+    **recipe: Any,
+) -> Trained:
+    """A training of 8 steps, or as ``recipe`` says, in a work folder as a stage has one."""
+    folder.mkdir(exist_ok=True)
+    return train(
+        replace(MODEL, dropout=dropout, train=replace(RECIPE, **recipe)),
+        trained_on or data,
+        data,
+        data.quantizer,
+        folder=folder,
+        launcher=LAUNCHER,
+        tracker=tracker or Silent(),
+        device=torch.device("cpu"),
+        draw_grid=(lambda _: Image.new("RGB", (8, 8))) if grids else None,
+    )
+
+
+class OneOf(Processes):
+    """A process that leaves the sum over processes to the test."""
+
+    def total(self, value: Tensor) -> Tensor:
+        return value
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 40])
+def test_processes_add_up_to_the_loss_of_one(data: FreshTokens, world: int) -> None:
+    model = random_model()
+    alone = Validation(data, data.quantizer, SINGLE_PROCESS).loss(model)
+    shares = [Validation(data, data.quantizer, OneOf(rank, world)).loss(model) for rank in range(world)]
+    assert sum(shares) == pytest.approx(alone, rel=1e-5)
+    assert (0.0 in shares) == (world == 40)  # batches have 6 or 7 images: some of so many processes have none
+
+
+def test_each_image_is_seen_once_with_its_class_and_masks_from_few_to_many(data: FreshTokens) -> None:
+    measured = Validation(data, data.quantizer, SINGLE_PROCESS)
+    batches = [measured.batch(number, slice(None)) for number in range(BATCHES)]
+    assert sum(len(batch.labels) for batch in batches) == len(data)
+    assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == data.labels.bincount().tolist()
+    assert [batch.num_masked for batch in batches] == [1, 3, 4, 6, 8, 9, 11, 12, 14, 16]
+
+
+def test_it_is_the_mean_over_images(data: FreshTokens) -> None:
+    model, measured = random_model(), Validation(data, data.quantizer, SINGLE_PROCESS)
+    batches = [measured.batch(number, slice(None)) for number in range(BATCHES)]
+    summed = sum(float(batch_loss(model, data.quantizer, batch)) * len(batch.labels) for batch in batches)
+    assert measured.loss(model) == pytest.approx(summed / len(data), rel=1e-6)
+
+
+def test_of_many_images_some_are_taken_from_all_over(data: FreshTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_IMAGES >= 100
+    monkeypatch.setattr(validation, "MOST_IMAGES", 16)
+    seen: list[int] = []
+    draw = data.draw
+    monkeypatch.setattr(data, "draw", lambda indices, *rest: seen.extend(indices.tolist()) or draw(indices, *rest))
+    Validation(data, data.quantizer, SINGLE_PROCESS).loss(random_model())
+    assert sorted(seen) == list(range(0, 64, 4))
+
+
+def test_being_evaluated_changes_nothing_of_a_training(data: FreshTokens, tmp_path: Path) -> None:
+    seldom, often = (
+        run(tmp_path / str(times), data, evaluations=times, dropout=0.1, grids=times > 1) for times in EVALUATIONS
+    )
+    assert seldom.history == often.history
+    assert seldom.evaluations == often.evaluations[-1:]
+    assert all(torch.equal(a, b) for a, b in zip(seldom.model.parameters(), often.model.parameters(), strict=True))
+
+
+def test_it_is_the_loss_of_the_model_that_comes_out(data: FreshTokens, tmp_path: Path) -> None:
+    trained = run(tmp_path / "run", data)
+    measured = Validation(data, data.quantizer, SINGLE_PROCESS).loss(trained.model)
+    assert trained.evaluations[-1]["validation_loss"] == measured
+
+
+def test_no_recipe_changes_what_is_measured(
+    data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
+) -> None:
+    """A learning rate of nearly 0 leaves all of them the same model."""
+    stored = store_tokens(tmp_path, data.moments, quantizer)
+    same: dict[str, Any] = {"learning_rate": 1e-30, "weight_decay": 0.0, "evaluations": 1}
+    trainings = [
+        run(tmp_path / "a", data, **same),
+        run(tmp_path / "b", data, **same, batch_size=16, mask_ratio_min=0.1, label_dropout=0.5),
+        run(tmp_path / "c", data, **same, trained_on=stored),
+    ]
+    losses = {trained.evaluations[-1]["validation_loss"] for trained in trainings}
+    assert len(losses) == 1
+
+
+def test_it_is_logged_and_kept_in_the_checkpoint(data: FreshTokens, tmp_path: Path) -> None:
+    tracker = Artifacts()
+    trained = run(tmp_path / "run", data, tracker, evaluations=2, grids=True)
+    rows = [(step, values["validation_loss"]) for step, values in tracker.rows if "validation_loss" in values]
+    assert rows == [(row["step"], row["validation_loss"]) for row in trained.evaluations]
+    assert [step for step, _ in rows] == [4, 8]
+    assert tracker.files == [("samples", "step-00000004.png"), ("samples", "step-00000008.png")]
+    progress = read_json(tmp_path / "run/checkpoints/step-00000008/progress.json")["progress"]
+    assert progress["evaluations"] == trained.evaluations
+    assert run(tmp_path / "run", data, evaluations=2).evaluations == trained.evaluations  # taken from there

@@ -1,0 +1,114 @@
+"""The VAE: pixels in and out, and its training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import LAUNCHER, Silent
+from tokenbridge.base.checkpoints import Checkpoints
+from tokenbridge.base.loading import LoadError
+from tokenbridge.config import DiscriminatorConfig, VaeConfig, VaeLossConfig
+from tokenbridge.vae.autoencoder import decode_images, encode_moments, load_vae, to_bytes, to_unit_range
+from tokenbridge.vae.discriminator import PatchDiscriminator, adversarial_gradient
+from tokenbridge.vae.training import build_vae, reconstruction_loss, train_vae
+
+CONFIG = VaeConfig(
+    pretrained=None,
+    block_widths=[8, 16],
+    layers_per_block=1,
+    dimensions=2,
+    batch_size=8,
+    epochs=2,
+    optimizer="muon",
+    learning_rate=2e-3,
+    muon_learning_rate=0.02,
+    precision="fp32",
+    loss=VaeLossConfig(l1=1.0, mse=0.5, kl=1e-5, adversarial=0.5),
+    discriminator=DiscriminatorConfig(width=8, learning_rate=1e-3, start=0.3),
+)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """64 images [3, 16, 16]: a bright square somewhere on black."""
+    generator = np.random.default_rng(0)
+    images = np.zeros((64, 3, 16, 16), np.uint8)
+    for image, (row, column), shade in zip(
+        images, generator.integers(0, 10, (64, 2)), generator.integers(100, 255, 64), strict=True
+    ):
+        image[:, row : row + 6, column : column + 6] = shade
+    return images
+
+
+def train(config: VaeConfig, images: np.ndarray, checkpoint: Path) -> tuple[torch.nn.Module, list[float]]:
+    vae, history = train_vae(
+        config,
+        images,
+        seed=0,
+        checkpoints=Checkpoints(checkpoint),
+        launcher=LAUNCHER,
+        tracker=Silent(),
+        device=torch.device("cpu"),
+    )
+    return vae, [row["reconstruction_loss"] for row in history]
+
+
+def test_bytes_survive_the_unit_range() -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, 1)
+    assert np.array_equal(to_bytes(to_unit_range(every)), every)
+    assert to_bytes(torch.full((1, 3, 1, 1), 7.0)).tolist() == [[[[255]]] * 3]
+
+
+def test_shapes_and_file_round_trip(images: np.ndarray, tmp_path: Path) -> None:
+    vae = build_vae(CONFIG, 16).eval()
+    moments = encode_moments(vae, images[:4])
+    assert moments.shape == (4, 4, 8, 8)
+    decoded = decode_images(vae, moments[:, :2])
+    assert decoded.shape == (4, 3, 16, 16)
+    assert decoded.dtype == np.uint8
+    vae.save_pretrained(tmp_path)
+    assert torch.equal(encode_moments(load_vae(tmp_path), images[:4]), moments)
+
+
+def test_it_learns_and_its_discriminator_plays(images: np.ndarray, tmp_path: Path) -> None:
+    _, losses = train(replace(CONFIG, epochs=20), images, tmp_path / "checkpoint.pt")
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_same_seed_gives_the_same_bits(images: np.ndarray, tmp_path: Path, optimizer: str) -> None:
+    config = replace(CONFIG, optimizer=optimizer)
+    first, second = (train(config, images, tmp_path / f"{i}.pt")[0] for i in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_overshooting_black_and_white_costs_nothing() -> None:
+    target = torch.tensor([-1.0, 1.0, 0.0])
+    assert reconstruction_loss(torch.tensor([-1.5, 1.5, 0.0]), target, CONFIG) == 0
+    assert reconstruction_loss(torch.tensor([-0.5, 1.0, 0.0]), target, CONFIG) > 0
+
+
+def test_the_adversarial_gradient_has_the_norm_asked_for() -> None:
+    torch.manual_seed(0)
+    fake, like = torch.rand(2, 3, 16, 16) - 0.5, torch.randn(2, 3, 16, 16)
+    gradient = adversarial_gradient(PatchDiscriminator(8), fake, like)
+    torch.testing.assert_close(gradient.norm(), like.norm())
+
+
+def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
+    build_vae(CONFIG, 16).save_pretrained(tmp_path)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    weights.pop("encoder.conv_in.weight")
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoadError, match=r"encoder\.conv_in\.weight"):
+        load_vae(tmp_path)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"config\.json is missing"):
+        load_vae(tmp_path)

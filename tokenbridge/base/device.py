@@ -1,0 +1,90 @@
+"""Where tensors live, in which precision they are computed, and how many threads work on them.
+
+Nothing else in the project names bfloat16.
+"""
+
+import os
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from tokenbridge.base.checks import AUTO, BF16, FP32, require_choice
+from tokenbridge.base.machine import processor
+from tokenbridge.base.protocols import Launcher
+
+DTYPES = {BF16: torch.bfloat16, FP32: torch.float32}
+BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # names of torch.cpu.get_capabilities; the last is Arm's
+X86 = "x86_64"
+AVX512 = "AVX512"  # what torch calls the least instruction set of x86 with bfloat16
+ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # variables; the second is the older name
+AVX512_WITHOUT_BF16 = ("AVX512_CORE", "AVX512_CORE_VNNI")  # their values that oneDNN itself counts as bfloat16
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_device(launcher: Launcher) -> torch.device:
+    """The best device; from now on CPU work runs with the launcher's number of threads."""
+    if launcher.threads:
+        limit_threads(launcher.threads)
+    return best_device()
+
+
+def limit_threads(count: int) -> None:
+    """From now on, CPU work runs with ``count`` threads."""
+    torch.set_num_threads(count)
+    threadpool_limits(count)  # NumPy's and SciPy's
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 products in hardware. Others emulate them, many times slower.
+
+    The answer comes from the device's capabilities, so the same machine always gives the same one. On a CPU it honours
+    ``ATEN_CPU_CAPABILITY`` and ``ONEDNN_MAX_CPU_ISA``.
+    """
+    if device.type == "cuda":  # from Ampere on
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_has_bf16()
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    if not any(capabilities.get(name) for name in BF16_INSTRUCTIONS):
+        return False
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if any(os.environ.get(name, "").upper() in AVX512_WITHOUT_BF16 for name in ONEDNN_LIMITS):
+        return False
+    return capabilities["architecture"] != X86 or torch.backends.cpu.get_cpu_capability() == AVX512
+
+
+def resolve_precision(setting: str, device: torch.device) -> str:
+    """``bf16`` or ``fp32``: ``auto`` is bf16 where the device has it in hardware, the other settings are themselves.
+
+    Raises:
+        ConfigError: for a setting of another name.
+    """
+    require_choice("precision", setting, (AUTO, *DTYPES))
+    if setting == AUTO:
+        return BF16 if has_bf16(device) else FP32
+    return setting
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which torch computes products and convolutions in ``precision`` (bf16 or fp32)."""
+    return torch.autocast(device.type, DTYPES[BF16], enabled=DTYPES[precision] == DTYPES[BF16])
+
+
+def device_name(device: torch.device) -> str:
+    """What people call the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+
+
+def emulation_cost(name: str, device: torch.device) -> str:
+    """What a person should know who set bf16 where it is emulated; ``name`` is the setting's."""
+    return (
+        f"{name} is bf16, which {device_name(device)} only emulates: matrix products take up to 80 times as long as in "
+        f"float32, and trainings about 10 times. Set {name}=auto or {name}=fp32"
+    )

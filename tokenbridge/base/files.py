@@ -1,0 +1,140 @@
+"""Files that are either whole or absent: write aside, then rename; and digests of what was written."""
+
+import csv
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tokenbridge.base.errors import UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SCRATCH = ".partial"  # the end of a folder's name; it is hidden, too
+NEXT_TO_NOTHING = 65_536  # bytes free: libraries that write in C++ or Rust do not always say why they failed
+
+
+class DiskFullError(UserError):
+    """Something could not be written for want of space; what it should have replaced is whole."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"no space is left on the disk of {path.absolute()}. What was saved before is whole: free some space, or "
+            "move the folder to a larger disk and leave a link in its place, and repeat; it goes on from there"
+        )
+
+
+@contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn whatever a full disk raises in the body, which writes ``path`` or below it, into a DiskFullError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_full(path, error):
+            raise
+        raise DiskFullError(path) from error
+
+
+def is_full(path: Path, error: BaseException) -> bool:
+    """Whether a full disk is why ``path``, or something below it, could not be written."""
+    if getattr(error, "errno", None) in NO_SPACE:
+        return True
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    return shutil.disk_usage(there).free < NEXT_TO_NOTHING
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path``; on success it replaces ``path``, file or folder alike.
+
+    On an exception the temporary is removed and ``path`` stays as it was.
+
+    Raises:
+        DiskFullError: instead of what the body raises when the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=SCRATCH, dir=path.parent))
+    try:
+        target = scratch / path.name
+        with explain_full_disk(path):
+            yield target
+        if path.is_dir() and not path.is_symlink():
+            _exchange(target, path, scratch / "replaced")
+        else:
+            target.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what a kill left of ``atomic_path`` in a folder that nobody writes to now."""
+    for left in folder.glob(f".*{SCRATCH}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """``atomic_path`` of a folder that must not be there yet.
+
+    Raises:
+        UserError: if it is.
+    """
+    if path.exists():
+        raise UserError(f"{path} is there already: remove it, or name another folder")
+    with atomic_path(path) as target:
+        yield target
+
+
+def _exchange(new: Path, old: Path, aside: Path) -> None:
+    """A folder cannot be renamed over a full one: the old one steps aside, and back if that fails."""
+    if not new.exists():
+        raise FileNotFoundError(f"{new} was not written, so {old} stays as it is")
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as target:
+        target.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    atomic_write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as a table with a header; a cell is empty where a row lacks the key."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_path(path) as target, target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tree(path: Path) -> str:
+    """Digest of a file, or of a folder's relative names and contents."""
+    if path.is_file():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The small classifier of real images that measures class accuracy, and its training."""

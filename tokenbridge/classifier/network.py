@@ -1,0 +1,132 @@
+"""A small classifier of real images, which tells whether a generated image shows the class that was asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokenbridge.base.chunks import Advance, Chunk, cut, make_chunks
+from tokenbridge.base.distributed import Processes
+from tokenbridge.base.files import atomic_path, read_json, write_json
+from tokenbridge.config import LauncherConfig
+from tokenbridge.evaluation import EvaluationError
+from tokenbridge.images.shards import ImageShards
+
+MAX_SIDE = 32  # pixels; larger images are shrunk, so that all of ImageNet fits into 4 GB of memory
+CHUNK = 1000  # images in one file of predictions
+READ_BATCH = 100  # images that are in memory at full size
+WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+
+
+def convolution(channels_in: int, channels_out: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
+
+
+class ImageClassifier(nn.Module):
+    """Convolutions, most of them at a half and a quarter of the image's size, then the mean over positions.
+
+    Args:
+        width: channels of the first convolution; the next have 2 and 4 times as many.
+    """
+
+    def __init__(self, *, width: int, label_names: list[str]) -> None:
+        super().__init__()
+        self.width, self.label_names = width, label_names
+        self.features = nn.Sequential(
+            convolution(3, width),
+            nn.MaxPool2d(2),
+            convolution(width, 2 * width),
+            convolution(2 * width, 2 * width),
+            nn.MaxPool2d(2),
+            convolution(2 * width, 4 * width),
+            convolution(4 * width, 4 * width),
+        )
+        self.classify = nn.Linear(4 * width, len(label_names))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of uint8 images [B, 3, H, W]."""
+        inputs = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.classify(self.features(inputs).mean(dim=(2, 3)))
+        return logits
+
+
+def read_small(shards: ImageShards, span: range | None = None) -> NDArray[np.uint8]:
+    """Images of a split as the classifier sees them, uint8 [N, 3, side, side]; without ``span``, all of them."""
+    span = span or range(len(shards))
+    side = min(shards.image_size, MAX_SIDE)
+    images = np.empty((len(span), 3, side, side), np.uint8)
+    for start in range(0, len(span), READ_BATCH):
+        part = span[start : start + READ_BATCH]
+        full, _ = shards.read(part.start, part.stop)
+        images[start : start + len(part)] = F.adaptive_avg_pool2d(torch.from_numpy(full).float(), side).round()
+    return images
+
+
+def channels_last(model: ImageClassifier) -> ImageClassifier:
+    """The memory layout in which convolutions are fastest on CPUs."""
+    return model.to(memory_format=torch.channels_last)
+
+
+def save_classifier(model: ImageClassifier, folder: Path) -> None:
+    with atomic_path(folder) as target:
+        target.mkdir()
+        weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, target / WEIGHTS)
+        write_json(target / SETTINGS, {"width": model.width, "label_names": model.label_names})
+
+
+def load_classifier(folder: Path) -> ImageClassifier:
+    """The classifier saved in ``folder``, ready to predict; every tensor must fit."""
+    if not (folder / SETTINGS).is_file():
+        raise EvaluationError(f"{folder} holds no classifier: run `dvc repro classifier`")
+    model = ImageClassifier(**read_json(folder / SETTINGS))
+    model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    return channels_last(model.eval())
+
+
+def predict(model: ImageClassifier, images: NDArray[np.uint8], batch_size: int = 500) -> NDArray[np.int64]:
+    """Most likely class of each uint8 image [N, 3, H, W], int64 [N]."""
+    device = model.classify.weight.device
+    with torch.inference_mode():
+        parts = torch.split(torch.from_numpy(images), batch_size)
+        return np.concatenate([model(part.to(device)).argmax(1).cpu().numpy() for part in parts])
+
+
+def shared_predictions(
+    model: ImageClassifier, shards: ImageShards, folder: Path, *, processes: Processes, launcher: LauncherConfig
+) -> NDArray[np.int64] | None:
+    """``predict`` of all images, a chunk at a time, in files of ``folder`` that a rerun takes up; processes share them.
+
+    Returns:
+        All in the first process, None in the others.
+    """
+    chunks = cut(len(shards), CHUNK, lambda index: folder / f"{index:05d}.npy")
+
+    def write(chunk: Chunk, advance: Advance) -> None:
+        with atomic_path(chunk.path) as target:
+            np.save(target, predict(model, read_small(shards, chunk.span)))
+        advance(len(chunk.span))
+
+    make_chunks("classes", chunks, write, processes=processes, launcher=launcher)
+    return np.concatenate([np.load(chunk.path) for chunk in chunks]) if processes.first else None
+
+
+def class_accuracy(model: ImageClassifier, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
+    """The share of images that the classifier sees as what their label says."""
+    return float((predict(model, images) == labels).mean())
+
+
+def accuracy_by_class(
+    predicted: NDArray[np.int64], labels: NDArray[np.int64], label_names: list[str]
+) -> dict[str, float]:
+    """Class name -> accuracy, for the classes that occur among ``labels``."""
+    return {
+        name: float((predicted[labels == index] == index).mean())
+        for index, name in enumerate(label_names)
+        if (labels == index).any()
+    }

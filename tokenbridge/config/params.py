@@ -1,0 +1,102 @@
+"""From conf/, written by hand, to params.yaml, which DVC and every stage read; both checked against the schema."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tokenbridge.base.files import atomic_write_text
+from tokenbridge.config import Config, ConfigError, require
+
+PARAMS_FILE = "params.yaml"
+
+
+def validate(composed: DictConfig) -> Config:
+    """Check types, unknown keys and ranges.
+
+    Raises:
+        ConfigError: naming the key and what it should be.
+    """
+    missing = OmegaConf.missing_keys(composed)
+    require(not missing, f"no value for {', '.join(sorted(missing))}: set it in conf/ or on the command line")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {_brief(error)}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf")) -> DictConfig:
+    """Compose conf/ with Hydra overrides and resolve every interpolation.
+
+    Raises:
+        ConfigError: an override names no setting or group, or gives a value that cannot work.
+    """
+    try:
+        with initialize_config_dir(str(conf_dir.resolve()), version_base=None):
+            composed = compose("config", overrides=list(overrides))
+        OmegaConf.resolve(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{_brief(error)} ({conf_dir} names every setting and choice)") from error
+    validate(composed)
+    return composed
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of overrides that name several values, in Hydra's way: ``seed=0,1``, ``seed=range(0,4)``.
+
+    Raises:
+        ConfigError: if one cannot be read.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(_brief(error)) from error
+    choices = [
+        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+        if item.is_sweep_override()
+        else [text]
+        for item, text in zip(parsed, overrides, strict=True)
+    ]
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def _brief(error: Exception) -> str:
+    """The message in one line, without search paths and without advice to add keys, which the schema refuses."""
+    text = re.split(r"\n(?:Config search path|To append|See https:|\s+full_key:)", str(error))[0]
+    return " ".join(text.split())
+
+
+def write_params(overrides: Sequence[str] = (), root: Path = Path()) -> Config:
+    """Write root/params.yaml from root/conf, byte for byte as ``dvc exp run`` would."""
+    composed = compose_config(overrides, root / "conf")
+    atomic_write_text(root / PARAMS_FILE, OmegaConf.to_yaml(composed))
+    return validate(composed)
+
+
+def load_params(root: Path = Path(), changes: Sequence[str] = ()) -> Config:
+    """Read root/params.yaml as a checked ``Config``, with ``changes`` (``promotion.seconds=60``) that are not kept."""
+    path = root / PARAMS_FILE
+    require(path.exists(), f"{path} is missing: run `tokenbridge params` to compose it from conf/")
+    loaded = OmegaConf.load(path)
+    require(isinstance(loaded, DictConfig), f"{path} is not a mapping: run `tokenbridge params` to compose it again")
+    assert isinstance(loaded, DictConfig)
+    return validate(DictConfig(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(changes)))))
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys, the form MLflow shows."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,9 +1,0 @@
-"""Images: where they come from (mirrors, folders), and the Parquet shards that they are kept in."""
-
-from tokenbridge.errors import UserError
-
-TRAIN, VALIDATION, TEST = "train", "validation", "test"  # names of the splits, in the order in which they are written
-
-
-class DataError(UserError):
-    """Source data that cannot be used; the message names the file and the remedy."""

@@ -1,0 +1,92 @@
+"""Watch over a training's numbers: spikes of the loss, and what can be kept of a step that went wrong.
+
+Such a step is kept as a folder: ``weights/`` (a checkpoint from before the update), ``rank-00000.safetensors`` (each
+process's part of the batch), ``quantizer/`` and ``report.json``, which has the settings and the images' numbers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tokenbridge.base.checkpoints import Checkpoints, State
+from tokenbridge.base.distributed import Processes
+from tokenbridge.base.files import read_json, write_json
+
+SPIKE = 6.0  # standard deviations above the running mean of the loss
+MEMORY = 0.99  # share of the running mean that stays at each step
+SETTLING = 100  # steps before anything counts as a spike
+SHOWN = 20  # images that a message names
+REPORT = "report.json"
+
+
+class LossWatch:
+    """Tells when the loss of a step is far above those before it."""
+
+    def __init__(self) -> None:
+        self.seen = torch.zeros((), dtype=torch.long)
+        self.mean, self.variance = (torch.zeros((), dtype=torch.float64) for _ in range(2))
+
+    def is_spike(self, loss: Tensor) -> Tensor:
+        """1 for a spike, else 0; the loss is taken into the running mean, a spike no farther than where it begins."""
+        value = loss.detach().double().cpu()
+        limit = self.mean + SPIKE * self.variance.sqrt()
+        spike = (self.seen >= SETTLING) & (value > limit)
+        value = torch.where(spike, limit, value)
+        weight = max(1 - MEMORY, 1 / (1 + int(self.seen)))
+        difference = value - self.mean
+        self.mean += weight * difference
+        self.variance += weight * ((1 - weight) * difference**2 - self.variance)
+        self.seen += 1
+        return spike.double()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The very tensors."""
+        return {"seen": self.seen, "mean": self.mean, "variance": self.variance}
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """What a process knows of a step whose loss or gradient is not finite."""
+
+    step: int
+    loss: float  # of this process's part of the batch
+    images: list[int]  # of that part
+    tensors: dict[str, Tensor]  # that part, as the model got it
+    settings: dict[str, Any]  # what else the step hangs on
+
+
+def keep_bad_step(folder: Path, bad: BadStep, state: State, processes: Processes) -> str:
+    """Write ``folder``, all processes together; what to tell of it: the ranks, their images, the folder."""
+    weights = Checkpoints(folder / "weights", processes, keep=1)
+    weights.save(bad.step, state, {"step": bad.step})
+    weights.finish()
+    save_file({name: each.cpu().contiguous() for name, each in bad.tensors.items()}, _part(folder, processes.rank))
+    parts = processes.gather({"rank": processes.rank, "loss": bad.loss, "images": bad.images})
+    if processes.first:
+        losses = [{**part, "loss": str(part["loss"])} for part in parts]  # JSON has no nan
+        write_json(folder / REPORT, {"step": bad.step, "settings": bad.settings, "processes": losses})
+    wrong = [part for part in parts if not torch.isfinite(torch.tensor(part["loss"]))]
+    told = "; ".join(_told(part) for part in wrong or parts)
+    where = "" if wrong else "every loss is finite, but not every gradient: "  # which are summed over ranks by now
+    return f"{where}{told}. Batch and weights are in {folder}"
+
+
+def _part(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.safetensors"
+
+
+def _told(part: dict[str, Any]) -> str:
+    images: list[int] = part["images"]
+    more = ", ..." if len(images) > SHOWN else ""
+    return f"rank {part['rank']} has loss {part['loss']} on images {', '.join(map(str, images[:SHOWN]))}{more}"
+
+
+def load_bad_step(folder: Path, state: State) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
+    """The report, and each process's part of the batch; ``state`` gets the weights from before the step."""
+    report: dict[str, Any] = read_json(folder / REPORT)
+    Checkpoints(folder / "weights").load(state)
+    return report, [load_file(_part(folder, part["rank"])) for part in report["processes"]]

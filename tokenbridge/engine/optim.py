@@ -1,0 +1,140 @@
+"""Optimizers of the trained parts: AdamW as in the paper, or Muon for the matrices of short runs.
+
+Every parameter group keeps its peak rate as ``initial_lr``; ``update_weights`` scales it by the schedule.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tokenbridge.base.device import DTYPES
+from tokenbridge.config import FP32
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+MOMENTUM = 0.95
+NamedParameter = tuple[str, nn.Parameter]
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient is NaN or infinite; raised before the update, so that the weights are whole."""
+
+    def __init__(self, name: str, value: float, step: int, details: str = "") -> None:
+        self.name, self.value = name, value
+        super().__init__(
+            f"{name} is {value} at step {step}: the weights were not changed; lower the learning rate, "
+            f"or train with precision=fp32. {details}".rstrip()
+        )
+
+
+def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return roughly the nearest (semi-)orthogonal matrix, by Newton-Schulz in ``dtype`` (Jordan et al. 2024)."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).to(dtype)
+    x = x / (x.norm() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if tall else x).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024), for matrices and for convolution kernels [out, in, k, k].
+
+    torch.optim.Muon takes no kernels; a kernel is treated as the matrix [out, in k k].
+
+    Args:
+        dtype: in which momentum is orthogonalised; weights and momentum keep their own.
+    """
+
+    def __init__(self, params: Iterable[NamedParameter], lr: float, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(params, {"lr": lr})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "Muon evaluates no closure"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+                update = orthogonalize(parameter.grad.lerp(momentum, MOMENTUM).flatten(1), self.dtype)
+                scale = math.sqrt(max(1.0, update.shape[0] / update.shape[1]))
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+
+
+def build_optimizers(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    kind: str = "adamw",
+    muon_learning_rate: float = 0.0,
+    precision: str = FP32,
+    is_matrix: Callable[[str, nn.Parameter], bool] = lambda *_: False,
+) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for all parameters, or (``kind`` "muon") Muon for those of ``is_matrix`` and AdamW for the rest.
+
+    Muon orthogonalises in ``precision`` (bf16 or fp32).
+    Weight decay acts on AdamW's matrices and tables, not on biases and norms (MAR).
+    """
+    matrices: list[NamedParameter] = []
+    decayed: list[NamedParameter] = []
+    plain: list[NamedParameter] = []
+    for name, parameter in model.named_parameters():
+        if kind == "muon" and is_matrix(name, parameter):
+            matrices.append((name, parameter))
+        else:
+            (plain if parameter.ndim == 1 or name.endswith("bias") else decayed).append((name, parameter))
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]  # torch takes an empty one for nameless
+    optimizers: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, lr=learning_rate, betas=betas)}
+    if matrices:
+        optimizers["muon"] = Muon(matrices, lr=muon_learning_rate, dtype=DTYPES[precision])
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def update_weights(
+    loss: Tensor,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    factor: float,
+    clip_norm: float,
+    step: int,
+) -> Tensor:
+    """Clip the gradients that are there, step every optimizer at ``factor`` times its peak rate, clear them.
+
+    Returns:
+        The gradients' norm before clipping.
+
+    Raises:
+        NonFiniteError: before any weight has changed.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    for name, value in (("loss", loss.detach()), ("gradient norm", norm)):
+        if not torch.isfinite(value):
+            raise NonFiniteError(name, float(value), step)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -1,1 +1,0 @@
-"""Weights that others released, as folders of ours: ``tokenbridge import``."""

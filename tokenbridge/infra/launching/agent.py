@@ -1,0 +1,29 @@
+"""torchrun on this machine, which ends with its driver: a killed driver leaves no workers behind."""
+
+import os
+import signal
+import threading
+import time
+
+from tokenbridge.infra.launching.local import DRIVER_VARIABLE
+
+WATCH_SECONDS = 0.5
+
+
+def main() -> None:
+    """Run torchrun with this process's arguments."""
+    driver = int(os.environ.pop(DRIVER_VARIABLE))
+    threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
+    from torch.distributed.run import main as torchrun  # seconds, in which the driver may be gone already
+
+    torchrun()
+
+
+def _end_with(driver: int) -> None:
+    while os.getppid() == driver:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)  # on which torchrun ends its workers
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Workers on Kubernetes: one indexed Job, handed over by kubectl.
+
+The manifest is tested against Kubernetes' schema. What kubectl does with it is not: no cluster was at hand.
+"""
+
+import json
+import subprocess
+
+import yaml
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import atomic_write_text
+from tokenbridge.infra.launching.following import JobState, LogFiles, follow
+from tokenbridge.infra.launching.kubernetes_manifest import log_pattern, render
+from tokenbridge.infra.launching.output import Output
+from tokenbridge.infra.launching.work import Ending, LaunchError, ParallelWork
+
+ENDINGS = {"Complete": True, "Failed": False}  # conditions of a Job
+
+
+def run(work: ParallelWork, output: Output) -> Ending:
+    """Apply the manifest and follow the Job, or the one that a killed driver left; it is deleted when we end.
+
+    Raises:
+        UserError: without kubectl, naming the manifest; or with kubectl's words, if it refuses.
+        LaunchError: if the cluster does not answer.
+    """
+    kubernetes = work.launcher.kubernetes
+    assert kubernetes is not None  # the configuration's checks saw to it
+    manifest = work.folder / "job.yaml"
+    atomic_write_text(manifest, yaml.safe_dump_all(render(work, kubernetes), sort_keys=False))
+    kubectl = Kubectl(str(manifest), work.name, kubernetes.namespace)
+    left = kubectl.state()
+    if left is None or left.ended:
+        kubectl.delete()
+        work.prepare()
+        for log in work.folder.glob(log_pattern(work).name):  # an earlier job's, which had the same name
+            log.unlink()
+        kubectl("apply", "--filename", kubectl.manifest)
+    name = f"Kubernetes job {work.name}"
+    try:
+        state = follow(name, LogFiles(log_pattern(work), recall=True), kubectl.current, output)
+    finally:
+        kubectl.delete()
+    return Ending(state.ok, f"{name} ended as {state.words}; its output: {log_pattern(work)}")
+
+
+class Kubectl:
+    """The command, for one job."""
+
+    def __init__(self, manifest: str, name: str, namespace: str) -> None:
+        self.manifest, self.name, self.namespace = manifest, name, namespace
+
+    def __call__(self, *arguments: str) -> str:
+        """What kubectl answers."""
+        command = ["kubectl", f"--namespace={self.namespace}", *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"there is no kubectl here. The job is written: `kubectl apply -f {self.manifest}` starts it elsewhere"
+            ) from error
+        if done.returncode:
+            words = f"kubectl {arguments[0]}: {done.stderr.strip()}"
+            raise LaunchError(words) if arguments[0] == "get" else UserError(words)
+        return done.stdout
+
+    def delete(self) -> None:
+        self("delete", "--ignore-not-found", "--cascade=foreground", "--filename", self.manifest)
+
+    def current(self) -> JobState:
+        """The state, or that it cannot be asked now."""
+        try:
+            return self.state() or JobState("deleted", ended=True)
+        except LaunchError as error:
+            return JobState(f"not known now: {error}")
+
+    def state(self) -> JobState | None:
+        """Of the job; None if there is none."""
+        answer = self("get", "job", self.name, "--ignore-not-found", "--output=json")
+        if not answer.strip():
+            return None
+        status = json.loads(answer)["status"]
+        for condition in status.get("conditions", []):
+            if condition["type"] in ENDINGS and condition["status"] == "True":
+                words = " ".join([condition["type"], condition.get("message", "")]).strip()
+                return JobState(words, ended=True, ok=ENDINGS[condition["type"]])
+        counts = [f"{status[name]} {name}" for name in ("active", "ready", "failed") if status.get(name)]
+        return JobState(", ".join(counts) or "no pod yet")

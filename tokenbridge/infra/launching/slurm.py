@@ -1,0 +1,138 @@
+"""Workers on Slurm: one job, whose nodes each run torchrun in a task of srun.
+
+sbatch, squeue, scontrol and scancel are all that is asked for; accounting (sacct) is not needed.
+"""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Mapping
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import atomic_write_text
+from tokenbridge.infra.launching.following import JobState, LogFiles, follow
+from tokenbridge.infra.launching.output import Output
+from tokenbridge.infra.launching.slurm_script import render, sbatch_options
+from tokenbridge.infra.launching.work import Ending, LaunchError, ParallelWork
+
+COMPLETED = "COMPLETED"
+ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    COMPLETED,
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+}
+COMPLETING = "COMPLETING"  # its processes are being ended; a job that is requeued passes through it, too
+FORGOTTEN = "Invalid job id"  # what Slurm says some minutes after a job's end
+UNREACHABLE = re.compile(r"unable to contact|timed out|connection refused|connection failure", re.IGNORECASE)
+NO_REASON = "None"
+RETRY_SECONDS = 1.0
+
+
+class SlurmError(Exception):
+    """A command of Slurm failed; the message is what it said."""
+
+
+def run(work: ParallelWork, output: Output) -> Ending:
+    """Submit the job, or find the one that a killed driver left, and follow it; it is cancelled if we are ended.
+
+    Raises:
+        UserError: if Slurm is not here, or refuses the job.
+        LaunchError: if Slurm does not answer.
+    """
+    job = _running(work)
+    if job is None:
+        job = _submit(work)
+        logs = LogFiles(work.log(job), recall=False)
+    else:
+        print(f"Slurm job {job} is at work on this already: following it", flush=True)
+        logs = LogFiles(work.log(job), recall=True)
+    name = f"Slurm job {job}"
+    try:
+        state = follow(name, logs, lambda: _state(job), output)
+    except BaseException:
+        _cancel(job)
+        raise
+    return Ending(state.ok, f"{name} ended as {state.words}; its output: {work.log(job)}")
+
+
+def _running(work: ParallelWork) -> str | None:
+    """The id of this work's job, if there is one; jobs that are just ending are waited for."""
+    while True:
+        try:
+            listing = _slurm("squeue", "--me", "--noheader", f"--name={work.name}", "--format=%i %T")
+        except SlurmError as error:
+            raise LaunchError(f"squeue: {error}") from error
+        jobs = dict(line.split() for line in listing.splitlines())
+        alive = [job for job, state in jobs.items() if state != COMPLETING]
+        if alive:
+            return alive[0]
+        if not jobs:
+            return None
+        time.sleep(RETRY_SECONDS)
+
+
+def _submit(work: ParallelWork) -> str:
+    slurm = work.launcher.slurm
+    assert slurm is not None  # the configuration's checks saw to it
+    work.prepare()
+    script = work.folder / "job.sbatch"
+    atomic_write_text(script, render(work, slurm))
+    # an allocation that we run in ourselves says nothing about the new job
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
+    try:
+        answer = _slurm("sbatch", "--parsable", *sbatch_options(work, slurm), str(script), environment=environment)
+    except SlurmError as error:
+        if UNREACHABLE.search(str(error)):
+            raise LaunchError(f"sbatch: {error}") from error
+        raise UserError(f"Slurm refuses the job; mend launcher.slurm. sbatch says: {error}") from error
+    return answer.strip().split(";")[0]  # id;cluster
+
+
+def _state(job: str) -> JobState:
+    try:
+        fields = dict(re.findall(r"(\S+?)=(\S*)", _slurm("scontrol", "--oneliner", "show", "job", job)))
+    except SlurmError as error:
+        gone = FORGOTTEN in str(error)
+        return JobState("forgotten by Slurm" if gone else f"not known now: {error}", ended=gone)
+    state, reason = fields["JobState"], fields["Reason"]
+    notes = [] if reason == NO_REASON else [reason]
+    if state in ENDED and state != COMPLETED:
+        code, signum = fields["ExitCode"].split(":")
+        notes += [f"exit code {code}"] + ([f"signal {signum}"] if signum != "0" else [])
+    if state == "RUNNING":
+        notes.append(f"on {fields['NodeList']}")
+    words = f"{state} ({', '.join(notes)})" if notes else state
+    return JobState(words, ended=state in ENDED, ok=state == COMPLETED)
+
+
+def _cancel(job: str) -> None:
+    try:
+        _slurm("scancel", job)
+        print(f"Slurm job {job} is cancelled", flush=True)
+    except (SlurmError, UserError) as error:
+        print(f"Slurm job {job} may go on, cancel it by `scancel {job}`: {error}", flush=True)
+
+
+def _slurm(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """What a command of Slurm answers.
+
+    Raises:
+        UserError: if it is not installed.
+        SlurmError: if it fails.
+    """
+    try:
+        done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"launcher.kind is slurm, and there is no {program} here: start this on a machine of the cluster"
+        ) from error
+    if done.returncode:
+        raise SlurmError(done.stderr.strip() or f"exit code {done.returncode}")
+    return done.stdout

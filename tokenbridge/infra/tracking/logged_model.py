@@ -1,0 +1,81 @@
+"""A pipeline folder as an MLflow model: self-contained, served by ``mlflow models serve``.
+
+Built from MLflow's parts instead of ``mlflow.pyfunc.log_model``, which runs the model on its example, changes the
+process's tracking URI and ends the run it logs to.
+"""
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+from mlflow import pyfunc
+from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, Schema
+
+import tokenbridge
+from tokenbridge.infra.dvc import md5_as_dvc
+from tokenbridge.infra.tracking.store import Store
+
+MODEL_MD5 = "model.md5"  # tag: the model's digest, as dvc.lock has it
+MAX_ROWS, MAX_STEPS = 64, 256  # of one request; `model_config` of pyfunc.load_model and models serve overrides them
+PACKAGE = Path(tokenbridge.__file__).parent
+SERVED_MODEL = PACKAGE / "ops/serving/served_model.py"
+# what tokenbridge.sampling.pipeline imports; our own code travels with the model
+REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "numpy", "pillow", "pandas", "hydra-core")
+OPTIONAL = {"seed": "long", "guidance_scale": "double", "steps": "long", "temperature": "double"}
+SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [ColSpec("string", "class"), *(ColSpec(kind, name, required=False) for name, kind in OPTIONAL.items())]
+    ),
+    outputs=Schema([ColSpec("string")]),
+)
+EXAMPLE = {"class": "0", "seed": 0, "guidance_scale": 2.0, "temperature": 1.0}
+
+
+def log_model(store: Store, run_id: str, pipeline: Path, name: str, mark: str) -> str:
+    """Log the folder ``pipeline`` as model ``name`` of a run, and return the model's id.
+
+    Args:
+        mark: identifies this model within its run; a model half logged under it is completed, not logged again.
+    """
+    tags = {"spool.file": mark, MODEL_MD5: md5_as_dvc(pipeline)}
+    model = find_model(store, run_id, mark) or store.client.create_logged_model(
+        store.experiment, name, source_run_id=run_id, tags=tags, model_type="tokenbridge"
+    )
+    if str(model.status) != "READY":
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            save_model(pipeline, folder, run_id, model.model_id)
+            store.client.log_model_artifacts(model.model_id, str(folder))
+        store.client.finalize_logged_model(model.model_id, "READY")
+    store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return str(model.model_id)
+
+
+def find_model(store: Store, run_id: str, mark: str) -> LoggedModel | None:
+    found = store.client.search_logged_models(
+        [store.experiment], f"source_run_id = '{run_id}' and tags.`spool.file` = '{mark}'"
+    )
+    return found[0] if found else None
+
+
+def find_by_digest(store: Store, md5: str) -> LoggedModel | None:
+    """A whole model of this digest, whichever run logged it."""
+    found = store.client.search_logged_models([store.experiment], f"tags.`{MODEL_MD5}` = '{md5}'")
+    return next((model for model in found if str(model.status) == "READY"), None)
+
+
+def save_model(pipeline: Path, folder: Path, run_id: str, model_id: str) -> None:
+    pyfunc.save_model(
+        str(folder),
+        python_model=str(SERVED_MODEL),
+        artifacts={"pipeline": str(pipeline)},
+        code_paths=[str(PACKAGE)],
+        signature=SIGNATURE,
+        input_example=pd.DataFrame([EXAMPLE]),
+        model_config={"max_rows": MAX_ROWS, "max_steps": MAX_STEPS},
+        pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+        mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id),
+    )

@@ -1,0 +1,87 @@
+"""What the syncer sees of spools: which have news, their events, and how far each was sent."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tokenbridge.base.files import read_json, write_json
+from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
+
+
+@dataclass
+class SyncState:
+    """How far a spool has come into which store."""
+
+    store: str = ""
+    run_id: str | None = None
+    offset: int = 0  # bytes of events.jsonl that are in MLflow
+    done: bool = False
+    refused: list[str] = field(default_factory=list)  # what MLflow would not take, and why
+
+
+class Spool:
+    """Reads a spool folder, for the syncer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.id = folder, folder.name
+        self.events_path = folder / "events.jsonl"
+
+    def exists(self) -> bool:
+        return (self.folder / "meta.json").exists()
+
+    def meta(self) -> dict[str, Any]:
+        content: dict[str, Any] = read_json(self.folder / "meta.json")
+        return content
+
+    def state(self) -> SyncState:
+        path = self.folder / "state.json"
+        return SyncState(**read_json(path)) if path.exists() else SyncState()
+
+    def save(self, state: SyncState) -> None:
+        write_json(self.folder / "state.json", asdict(state))
+
+    def abandoned(self) -> bool:
+        """Whether the writing process has ended, however it ended."""
+        lock = FileLock(self.folder / "writer.lock")
+        try:
+            with lock.acquire(blocking=False):
+                return True
+        except Timeout:
+            return False
+
+    def has_news(self) -> bool:
+        state = self.state()
+        grown = self.events_path.stat().st_size > state.offset
+        return not state.done and (grown or state.run_id is None or self.abandoned())
+
+    def events(self, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (offset behind the event, event) from ``offset`` to what is now the last whole line.
+
+        What a busy writer adds meanwhile is left for the next call, or other spools would never have their turn.
+        """
+        end = self.events_path.stat().st_size
+        with self.events_path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if offset + len(line) > end or not line.endswith(b"\n"):
+                    return  # written since, being written, or torn by a kill
+                offset += len(line)
+                yield offset, json.loads(line)
+
+    def last_time(self) -> int:
+        """When something was last written, in milliseconds."""
+        return self.events_path.stat().st_mtime_ns // 1_000_000
+
+    def delete(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def find_spools(root: Path) -> list[Spool]:
+    """All spools under ``root``, oldest first."""
+    folders = sorted((root / SPOOL_FOLDER).glob("*/meta.json"))
+    return [Spool(path.parent) for path in folders]

@@ -1,0 +1,190 @@
+"""Versions of registered models and their aliases, in the MLflow store.
+
+A version is a model, known by its digest: a second evaluation of the same weights is news of that version (its tags,
+its metrics), not another version, for there is nothing else to serve.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import atomic_path
+from tokenbridge.infra.dvc import md5_as_dvc
+from tokenbridge.infra.tracking.logged_model import MODEL_MD5, find_by_digest, log_model
+from tokenbridge.infra.tracking.store import Store, connect, tracking_uri
+
+CHAMPION, PREVIOUS = "champion", "previous"
+VETO = "veto"  # tag: who will not have this version promoted, and why
+MODEL_ID = "model.id"  # tag: MLflow's id of the logged model
+EVALUATION = "evaluation.md5"  # tag: digest of the report that the metrics are from
+METRIC = "metric."  # prefix of the tags that hold metrics
+LONGEST_DESCRIPTION = 5000  # characters; MLflow's databases hold no more
+LONGEST_TAG = 5000
+DESCRIPTION = """Evaluated models of one recipe, registered by `tokenbridge repro` and the flows. `tokenbridge promote`
+moves the alias **champion**, and keeps the one before as **previous**; the tag `veto` on a version forbids it."""
+
+
+class RegistryError(UserError):
+    """The registry lacks what was asked for, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: int
+    tags: dict[str, str]
+
+    @property
+    def md5(self) -> str:
+        """Digest of its pipeline folder, as in dvc.lock."""
+        return self._tag(MODEL_MD5)
+
+    @property
+    def model_id(self) -> str:
+        """Of the logged model whose files it has."""
+        return self._tag(MODEL_ID)
+
+    def _tag(self, key: str) -> str:
+        if key not in self.tags:
+            raise RegistryError(f"{self} has no tag {key}: only versions that the pipeline registered will do")
+        return self.tags[key]
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.number}"
+
+
+@contextmanager
+def open_registry(root: Path) -> Iterator["Registry"]:
+    """The registry of the store in use.
+
+    Raises:
+        RegistryError: if it does not answer, now or in the ``with`` block.
+    """
+    try:
+        yield Registry(connect(root))
+    except MlflowException as error:
+        raise RegistryError(
+            f"MLflow at {tracking_uri(root)} does not answer, or refuses: {str(error).splitlines()[0]}. "
+            "Mend that, or point MLFLOW_TRACKING_URI at another"
+        ) from error
+
+
+def is_registered(root: Path, name: str, tags: dict[str, str]) -> bool:
+    """Whether this very model with this very evaluation is a version; false if there is nobody to ask."""
+    try:
+        version = Registry(connect(root)).of_model(name, tags[MODEL_MD5])
+    except (MlflowException, OSError):
+        return False
+    return version is not None and version.tags.get(EVALUATION) == tags[EVALUATION]
+
+
+class Registry:
+    """What the project asks of MLflow's model registry."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.client = store, store.client
+
+    def versions(self, name: str) -> list[Version]:
+        """Newest first."""
+        found = self.client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
+        return [_version(entry) for entry in found]
+
+    def version(self, name: str, number: int | None = None) -> Version:
+        """The version of this number, the newest one by default.
+
+        Raises:
+            RegistryError: naming those there are.
+        """
+        versions = self.versions(name)
+        if not versions:
+            names = ", ".join(model.name for model in self.client.search_registered_models()) or "none"
+            raise RegistryError(
+                f"no version of {name} is registered: `tokenbridge repro` registers what it evaluates "
+                f"(registered models: {names})"
+            )
+        numbers = ", ".join(str(version.number) for version in versions)
+        chosen = [version for version in versions if number in (None, version.number)]
+        if not chosen:
+            raise RegistryError(f"{name} has no version {number}: choose one of {numbers}")
+        return chosen[0]
+
+    def holder(self, name: str, alias: str) -> Version | None:
+        """The version that has the alias."""
+        aliases = self.client.get_registered_model(name).aliases
+        return self.version(name, int(aliases[alias])) if alias in aliases else None
+
+    def of_model(self, name: str, md5: str) -> Version | None:
+        return next((version for version in self.versions(name) if version.tags.get(MODEL_MD5) == md5), None)
+
+    def point(self, alias: str, version: Version) -> None:
+        self.client.set_registered_model_alias(version.name, alias, str(version.number))
+
+    def tag(self, version: Version, tags: dict[str, str]) -> None:
+        for key, value in tags.items():
+            self.client.set_model_version_tag(version.name, str(version.number), key, value[:LONGEST_TAG])
+
+    def fetch(self, version: Version, folder: Path) -> None:
+        """Download the version's pipeline to ``folder``, unless it is there.
+
+        Raises:
+            RegistryError: if what comes is not the model that was registered.
+        """
+        if folder.exists():
+            return
+        (artifact,) = self.client.list_logged_model_artifacts(version.model_id, "artifacts")
+        uri = f"{self.client.get_logged_model(version.model_id).artifact_location}/{artifact.path}"
+        with atomic_path(folder) as target, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            came = Path(download_artifacts(uri, dst_path=scratch, tracking_uri=self.store.uri))
+            if md5_as_dvc(came) != version.md5:
+                raise RegistryError(f"the files of {version} are not what was registered: veto it, and retrain")
+            shutil.move(came, target)
+
+
+def register(store: Store, run_id: str, folder: Path, event: dict[str, Any]) -> None:
+    """Make sure that the pipeline in ``folder`` is a version with the tags and metrics of a spool's event.
+
+    May be repeated. A model that is not in this store is logged first, as one of run ``run_id``.
+    """
+    registry, name, tags = Registry(store), event["name"], event["tags"]
+    logged = find_by_digest(store, tags[MODEL_MD5])
+    model_id = logged.model_id if logged else log_model(store, run_id, folder, event["model"], mark=event["file"])
+    version = registry.of_model(name, tags[MODEL_MD5]) or _create(registry, run_id, name, model_id, tags)
+    registry.tag(version, tags)
+    for outdated in [key for key in version.tags if key.startswith(METRIC) and key not in tags]:
+        store.client.delete_model_version_tag(name, str(version.number), outdated)
+    store.client.update_model_version(name, str(version.number), _shortened(event["description"]))
+    store.client.log_batch(
+        run_id, metrics=[Metric(key, v, event["time"], 0, model_id=model_id) for key, v in event["metrics"].items()]
+    )
+
+
+def _create(registry: Registry, run_id: str, name: str, model_id: str, tags: dict[str, str]) -> Version:
+    try:
+        registry.client.create_registered_model(name, description=DESCRIPTION)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    identity = {MODEL_MD5: tags[MODEL_MD5], MODEL_ID: model_id}  # with the version, so that a kill leaves none without
+    location = registry.client.get_logged_model(model_id).artifact_location  # MLflow seeks models:/ in another store
+    return _version(registry.client.create_model_version(name, location, run_id, identity, model_id=model_id))
+
+
+def _shortened(text: str) -> str:
+    """What fits; the run holds the whole as an artifact."""
+    return text if len(text) <= LONGEST_DESCRIPTION else text[: LONGEST_DESCRIPTION - 3] + "..."
+
+
+def _version(entry: ModelVersion) -> Version:
+    return Version(entry.name, int(entry.version), dict(entry.tags))

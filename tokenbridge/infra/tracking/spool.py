@@ -1,0 +1,188 @@
+"""The local record of a run: a stage appends to it, ``tokenbridge.infra.tracking.sync`` replays it into MLflow.
+
+``<root>/.spool/<time>-<stage>-<id>/`` holds
+
+- ``meta.json``: stage, name, key, parent, start time; written last, so a folder without it is no spool;
+- ``events.jsonl``: one event per line with its wall-clock time in milliseconds; a torn last line is no event;
+- ``files/``: artifacts and models, taken when they were logged;
+- ``writer.lock``: held as long as the writing process lives, so the syncer knows a run that was killed;
+- ``state.json``: the syncer's own: the run's id in MLflow and how far the replay has come.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import threading
+import time
+import uuid
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock
+
+from tokenbridge.base.files import DiskFullError, explain_full_disk, write_json
+from tokenbridge.infra.git import git_tags
+from tokenbridge.infra.tracking.system import SystemSampler
+
+SPOOL_FOLDER = ".spool"
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+
+
+def milliseconds() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A model may have gigabytes and is never edited in place, so a second name for it will do."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
+class Tracker:
+    """Records one run. Every call is on disk when it returns; none of them waits for MLflow.
+
+    As a context manager it finishes the run as FINISHED, as FAILED on an exception, and as KILLED when interrupted.
+    A run whose process dies without either is closed as KILLED by the next sync.
+
+    Attributes:
+        curves: names of the metrics that were given over steps.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.id = folder, folder.name
+        self.writing = threading.Lock()
+        self.alive = FileLock(folder / "writer.lock", thread_local=False)
+        self.alive.acquire(blocking=False)
+        self.file = (folder / "events.jsonl").open("ab", buffering=0)  # unbuffered: one write per event
+        self.sampler: SystemSampler | None = None
+        self.curves: set[str] = set()
+
+    @classmethod
+    def open(
+        cls,
+        stage: str,
+        key: str,
+        root: Path,
+        parent: str | None = None,
+        resumed_from: str | None = None,
+        name: str | None = None,
+        system_interval: float = 5.0,
+    ) -> Self:
+        """Start a run of ``stage``.
+
+        Args:
+            key: digest over the stage's parameters and inputs; ``store.find_run`` finds the run by it.
+            root: the project's folder; the spool lies under ``root/.spool``.
+            parent: ``Tracker.id`` of the parent run (or an MLflow run id).
+            resumed_from: ``Tracker.id`` of the run whose work is taken up.
+            name: what MLflow shows the run as; ``stage`` by default.
+            system_interval: seconds between samples of the system metrics; 0 records none.
+        """
+        start = milliseconds()
+        moment = datetime.fromtimestamp(start / 1000, UTC).strftime("%Y%m%dT%H%M%S%f")
+        safe_stage = re.sub(r"[^\w@.-]", "_", stage)
+        folder = root / SPOOL_FOLDER / f"{moment}-{safe_stage}-{uuid.uuid4().hex[:8]}"
+        (folder / "files").mkdir(parents=True)
+        tracker = cls(folder)
+        tracker.tags(git_tags(root) | ({"resumed_from": resumed_from} if resumed_from else {}))
+        meta = {"stage": stage, "name": name or stage, "key": key, "parent": parent, "start": start}
+        write_json(folder / "meta.json", meta)
+        if system_interval > 0:
+            tracker.sampler = SystemSampler(tracker.metrics, system_interval)
+        return tracker
+
+    def params(self, values: dict[str, Any]) -> None:
+        """Settings, nested as they come; MLflow shows them with dotted names."""
+        self._append("params", values=values)
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        if step > 0:
+            self.curves |= values.keys()
+        self._append("metrics", values={name: float(value) for name, value in values.items()}, step=step)
+
+    def tags(self, values: dict[str, str]) -> None:
+        self._append("tags", values={name: str(value) for name, value in values.items()})
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Log a copy, made now, of a file or folder; ``folder`` is where MLflow shows it."""
+        self._append("artifact", file=self._take(path, shutil.copy2), folder=folder)
+
+    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
+        """Name a data set by its digest. ``context`` says what for, such as training."""
+        self._append("dataset", name=name, digest=digest, source=source, context=context)
+
+    def model(self, path: Path, name: str) -> None:
+        """Log a pipeline folder as an MLflow model that can be served."""
+        self._append("model", file=self._take(path, link_or_copy), name=name)
+
+    def version(
+        self, path: Path, *, name: str, model: str, tags: dict[str, str], metrics: dict[str, float], description: str
+    ) -> None:
+        """Register a pipeline folder, logged as ``model``, as a version of the registered model ``name``."""
+        told = {"tags": tags, "metrics": metrics, "description": description}
+        self._append("version", file=self._take(path, link_or_copy), name=name, model=model, **told)
+
+    def reused(self, stage: str, key: str) -> None:
+        """Record that ``stage`` was skipped: tag ``reused.<stage>`` names the run that made its outputs."""
+        self._append("reused", stage=stage, key=key)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run; a second call does nothing."""
+        if status not in STATUSES:
+            raise ValueError(f"status is {status!r}: choose one of {', '.join(STATUSES)}")
+        if self.file.closed:
+            return
+        if self.sampler:
+            self.sampler.stop()
+        self._append("finish", status=status)
+        self.file.close()
+        self.alive.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.finish()
+            return
+        with suppress(DiskFullError):  # the error that we were left with tells more
+            self.tags({"error": f"{type(error).__name__}: {error}"})
+            self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        with self.writing:
+            if self.file.closed:
+                raise ValueError(f"run {self.id} is finished: nothing can be added to it")
+            event = {"type": kind, "time": milliseconds(), **fields}
+            self._write(json.dumps(event, default=str).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        """The whole line or nothing of it: what a full disk cut short would spoil the line after it."""
+        end = self.file.seek(0, os.SEEK_END)
+        with explain_full_disk(self.folder):
+            try:
+                if self.file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self.file.truncate(end)
+                raise
+
+    def _take(self, path: Path, copy: Any) -> str:
+        source = path.absolute()
+        if not source.exists():
+            raise FileNotFoundError(f"{path} cannot be logged: it does not exist")
+        target = self.folder / "files" / uuid.uuid4().hex[:12] / source.name
+        with explain_full_disk(target):
+            target.parent.mkdir()
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=copy)
+            else:
+                copy(str(source), str(target))
+        return target.relative_to(self.folder).as_posix()

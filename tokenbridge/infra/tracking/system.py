@@ -1,0 +1,69 @@
+"""System metrics of a running stage, under the names that MLflow shows as system metrics."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+
+from tokenbridge.base.files import DiskFullError
+
+MEGABYTE = 1e6
+
+
+def gpu_metrics() -> dict[str, float]:
+    """Memory in use per GPU; empty unless this process has CUDA at work already."""
+    torch = sys.modules.get("torch")
+    try:
+        if torch is None or not torch.cuda.is_initialized():  # never be the one to initialise CUDA
+            return {}
+    except AttributeError:  # the main thread is importing it just now
+        return {}
+    found: dict[str, float] = {}
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        found[f"system/gpu_{index}_memory_usage_megabytes"] = (total - free) / MEGABYTE
+        found[f"system/gpu_{index}_memory_usage_percentage"] = 100 * (total - free) / total
+    return found
+
+
+def system_metrics() -> dict[str, float]:
+    """One sample of the machine; CPU utilisation is the mean since the previous sample."""
+    memory, disk, network = psutil.virtual_memory(), psutil.disk_usage(os.sep), psutil.net_io_counters()
+    return {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": memory.used / MEGABYTE,
+        "system/system_memory_usage_percentage": memory.percent,
+        "system/process_memory_usage_megabytes": psutil.Process().memory_info().rss / MEGABYTE,
+        "system/disk_usage_percentage": disk.percent,
+        "system/disk_available_megabytes": disk.free / MEGABYTE,
+        "system/network_receive_megabytes": network.bytes_recv / MEGABYTE if network else 0.0,
+        "system/network_transmit_megabytes": network.bytes_sent / MEGABYTE if network else 0.0,
+    } | gpu_metrics()
+
+
+class SystemSampler:
+    """Calls ``record(metrics, step)`` every ``interval`` seconds, and once more when stopped."""
+
+    def __init__(self, record: Callable[[dict[str, float], int], None], interval: float) -> None:
+        self.record, self.interval, self.step = record, interval, 0
+        self.stopping = threading.Event()
+        psutil.cpu_percent()  # the first call has nothing to compare with
+        self.thread = threading.Thread(target=self.run, name="system metrics", daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        with suppress(DiskFullError):  # the stage's own next record says so
+            while not self.stopping.wait(self.interval):
+                self.sample()
+
+    def sample(self) -> None:
+        self.record(system_metrics(), self.step)
+        self.step += 1
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.thread.join()
+        self.sample()

@@ -1,0 +1,65 @@
+"""MAR's KL-16, an LDM-style autoencoder, as a diffusers ``AutoencoderKL`` folder."""
+
+import re
+from pathlib import Path
+
+from diffusers import AutoencoderKL
+
+from tokenbridge.base.files import new_folder
+from tokenbridge.config import Config
+from tokenbridge.ops.exchange.weights import fill, read_weights
+
+LOSS = "loss."  # the discriminator and what else trained it
+RENAMED = (  # regular expressions, from diffusers' names to LDM's, applied in turn
+    (r"\.down_blocks\.(\d+)\.", r".down.\1."),
+    (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
+    (r"\.resnets\.", ".block."),
+    (r"\.attentions\.", ".attn."),
+    (r"\.(down|up)samplers\.0\.", r".\1sample."),
+    (r"\.group_norm\.", ".norm."),
+    (r"\.conv_norm_out\.", ".norm_out."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".proj_out."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+)
+
+
+def import_vae(checkpoint: Path, out: Path, config: Config) -> None:
+    """Write ``checkpoint`` (kl16.ckpt: {"model": tensors}, or the tensors alone) as the folder ``out``.
+
+    Args:
+        config: the settings of an experiment with this VAE, such as imagenet_l.
+
+    Raises:
+        UserError: if ``out`` exists, or the checkpoint does not hold exactly this VAE.
+    """
+    with new_folder(out) as target:
+        content = read_weights(checkpoint)
+        weights = {name: tensor for name, tensor in content.get("model", content).items() if not name.startswith(LOSS)}
+        vae = build_kl16(config)
+        fill(vae, weights, lambda name: [released_name(name, len(config.vae.block_widths))])
+        vae.save_pretrained(target)
+
+
+def build_kl16(config: Config) -> AutoencoderKL:
+    """KL-16 with fresh weights. The encoder attends at the lowest resolution, the decoder in its middle only."""
+    depth = len(config.vae.block_widths)
+    return AutoencoderKL(
+        latent_channels=config.vae.dimensions,
+        block_out_channels=tuple(config.vae.block_widths),
+        layers_per_block=config.vae.layers_per_block,
+        down_block_types=("DownEncoderBlock2D",) * (depth - 1) + ("AttnDownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        sample_size=config.data.image_size,
+        scaling_factor=1 / config.quantizer.fixed_scale,  # for users of diffusers; here the quantizer normalises
+        force_upcast=False,
+    )
+
+
+def released_name(name: str, depth: int) -> str:
+    """LDM's name of a tensor of the diffusers VAE; LDM counts the decoder's ``depth`` levels from the image up."""
+    name = re.sub(r"\.up_blocks\.(\d+)\.", lambda match: f".up.{depth - 1 - int(match[1])}.", name)
+    name = re.sub(r"\.mid_block\.resnets\.(\d+)\.", lambda match: f".mid.block_{int(match[1]) + 1}.", name)
+    for ours, theirs in RENAMED:
+        name = re.sub(ours, theirs, name)
+    return name

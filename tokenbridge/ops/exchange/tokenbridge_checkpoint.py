@@ -1,0 +1,239 @@
+"""Checkpoints of the released TokenBridge code as pipeline folders."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from tokenbridge.base.checks import require_positive
+from tokenbridge.base.files import new_folder
+from tokenbridge.config import Config
+from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.ops.exchange.weights import ImportFailedError, fill, read_weights
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.tokenizer.levels import gaussian_levels, stretch
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.vae.autoencoder import load_vae
+
+WEIGHTS = {"ema": "model_ema", "raw": "model"}  # which of a checkpoint's weights, and their key in it
+LEVELS = "reconstruction_values"  # level values in [-3, 3]
+BUFFERS = (LEVELS, "boundaries", "channel_mask")  # derived by the released code; none is a tensor of our model
+BARE = "weights."  # what may precede the names in a file that holds other tensors too
+STARTS = {  # our names' beginnings, and theirs
+    "class_embedding.": "class_emb.",
+    "no_class": "fake_latent",
+    "token_in.": "z_proj.",
+    "encoder_position": "encoder_pos_embed_learned",
+    "encoder_in_norm.": "z_proj_ln.",
+    "encoder.": "encoder_blocks.",
+    "decoder_in.": "decoder_embed.",
+    "decoder_position": "decoder_pos_embed_learned",
+    "decoder.": "decoder_blocks.",
+    "output_position": "output_pos_embed",
+    "head.condition.": "condition_proj.",
+    "head.slot_embedding": "channel_embed",
+    "head.modulation_embedding": "timesteps_embeddings",
+    "head.blocks.": "channel_blocks.",
+    "head.norm.": "channel_norm.",
+    "head.final_modulation.": "channel_final.adaLN_modulation.1.",
+}
+PARTS = {  # within a block
+    ".attention.out.": ".attn.proj.",
+    ".attention.": ".attn.",
+    ".mlp.expand.": ".mlp.fc1.",
+    ".mlp.contract.": ".mlp.fc2.",
+    ".modulation.": ".adaLN_modulation.1.",
+}
+TABLES = {  # one tensor here, one for each dimension there
+    "head.level_embedding.weight": "token_embeddings.{}.weight",
+    "head.output_weight": "channel_heads.{}.weight",
+    "head.output_bias": "channel_heads.{}.bias",
+}
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """What the shapes in a checkpoint do not show."""
+
+    heads: int  # of the encoder and the decoder
+    image_size: int  # pixels
+    vae_stride: int  # pixels for each position of the VAE
+    patch_size: int  # positions of the VAE for each position of the model
+    range: float  # the levels cover scaled latents in [-range, range]
+    latent_scale: float  # what the VAE's latents were multiplied by
+    dimension_order: tuple[int, ...]  # the dimension that the head predicts first, second, ...
+
+    def __post_init__(self) -> None:
+        require_positive("import", **{name: value for name, value in vars(self).items() if name != "dimension_order"})
+
+    @classmethod
+    def of(cls, config: Config) -> "CheckpointSettings":
+        """Those of an experiment that takes a released model, such as imagenet_l."""
+        (model,) = config.models.values()
+        assert config.quantizer.given_order is not None
+        return cls(
+            heads=model.heads,
+            image_size=config.data.image_size,
+            vae_stride=2 ** (len(config.vae.block_widths) - 1),
+            patch_size=config.quantizer.patch_size,
+            range=config.quantizer.range,
+            latent_scale=1 / config.quantizer.fixed_scale,
+            dimension_order=tuple(config.quantizer.given_order),
+        )
+
+
+def import_tokenbridge(
+    checkpoint: Path,
+    out: Path,
+    vae_folder: Path,
+    settings: CheckpointSettings,
+    *,
+    weights: str = "ema",
+    label_names: Path | None = None,
+) -> None:
+    """Write ``checkpoint`` as the pipeline folder ``out``.
+
+    Args:
+        checkpoint: .pth of the released training script, or a bare state dict (.pth, .safetensors).
+        vae_folder: the diffusers VAE whose latents the model was trained on.
+        weights: "ema" or "raw"; a bare state dict has one set of weights, which is taken.
+        label_names: a text file with a class name in each line; None: the classes are called by their numbers.
+
+    Raises:
+        UserError: if ``out`` exists, or the checkpoint, the VAE, the settings and the names do not fit together.
+    """
+    with new_folder(out) as target:
+        vae = load_vae(vae_folder)
+        tensors = select_weights(read_weights(checkpoint), weights)
+        sizes = transformer_sizes(tensors, settings)
+        _check_vae(vae, sizes["dimensions"], settings)
+        names = _class_names(label_names, sizes["num_classes"])
+        quantizer = build_quantizer(tensors, settings)
+        TokenBridgePipeline(vae, build_transformer(tensors, sizes), quantizer, names).save_pretrained(target)
+
+
+def select_weights(content: Mapping[str, Any], which: str) -> dict[str, Tensor]:
+    """Weights and buffers by their released names; averaged weights without buffers get those of the raw model."""
+    if not any(key in content for key in WEIGHTS.values()):
+        bare = {name.removeprefix(BARE): tensor for name, tensor in content.items() if name.startswith(BARE)}
+        return bare or dict(content)
+    if WEIGHTS[which] not in content:
+        raise ImportFailedError(f"the checkpoint has no {WEIGHTS[which]}: choose other weights with --weights")
+    buffers = {name: content["model"][name] for name in BUFFERS if name in content.get("model", {})}
+    return buffers | content[WEIGHTS[which]]
+
+
+def transformer_sizes(weights: Mapping[str, Tensor], settings: CheckpointSettings) -> dict[str, int]:
+    """The arguments of ``TokenBridgeTransformer``, from the shapes of ``weights`` where they tell.
+
+    Raises:
+        ImportFailedError: if a tensor that tells is missing, or a setting does not fit.
+    """
+    positions = _shape(weights, "output_pos_embed")[1]
+    width, dimensions = _shape(weights, "z_proj.weight")
+    levels, head_width = _shape(weights, "channel_heads.0.weight")
+    grid = settings.image_size // (settings.vae_stride * settings.patch_size)
+    if grid**2 != positions:
+        raise ImportFailedError(
+            f"the checkpoint has {positions} positions, but an image of {settings.image_size} pixels at a VAE stride "
+            f"of {settings.vae_stride} and a patch size of {settings.patch_size} has {grid} x {grid}: mend these"
+        )
+    if width % settings.heads:
+        raise ImportFailedError(f"a width of {width} cannot be shared by {settings.heads} heads: mend their number")
+    return {
+        "grid_height": grid,
+        "grid_width": grid,
+        "dimensions": dimensions,
+        "levels": levels,
+        "num_classes": _shape(weights, "class_emb.weight")[0],
+        "width": width,
+        "encoder_depth": _depth(weights, "encoder_blocks"),
+        "decoder_depth": _depth(weights, "decoder_blocks"),
+        "heads": settings.heads,
+        "head_width": head_width,
+        "head_depth": _depth(weights, "channel_blocks"),
+        "head_heads": head_width // _shape(weights, "channel_blocks.0.attn.q_norm.weight")[0],
+        "buffer_size": _shape(weights, "encoder_pos_embed_learned")[1] - positions,
+    }
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size:
+    if name not in weights:
+        raise ImportFailedError(f"the checkpoint has no {name}: is it one of the released TokenBridge code?")
+    return weights[name].shape
+
+
+def _depth(weights: Mapping[str, Tensor], blocks: str) -> int:
+    indices = [int(match[1]) for name in weights if (match := re.match(rf"{blocks}\.(\d+)\.", name))]
+    return 1 + max(indices, default=-1)
+
+
+def build_transformer(weights: Mapping[str, Tensor], sizes: dict[str, int]) -> TokenBridgeTransformer:
+    """The model of ``weights``, whose names are the released ones.
+
+    Raises:
+        ImportFailedError: naming the tensors that are missing, left over or of another shape.
+    """
+    model = TokenBridgeTransformer(**sizes).eval()
+    learned = {name: tensor for name, tensor in weights.items() if name not in BUFFERS}
+    fill(model, learned, lambda name: released_names(name, sizes["dimensions"]))
+    return model
+
+
+def released_names(name: str, dimensions: int) -> list[str]:
+    """What the released code calls a tensor of ours."""
+    if name in TABLES:
+        first_has_none = name == "head.level_embedding.weight"  # nothing is known before the first dimension
+        return [TABLES[name].format(i) for i in range(dimensions - first_has_none)]
+    for ours, theirs in STARTS.items():
+        if name.startswith(ours):
+            name = theirs + name.removeprefix(ours)
+            break
+    for ours, theirs in PARTS.items():
+        name = name.replace(ours, theirs)
+    return [name]
+
+
+def build_quantizer(weights: Mapping[str, Tensor], settings: CheckpointSettings) -> DimensionwiseQuantizer:
+    """The released quantizer, with the checkpoint's own level values where it has them.
+
+    They were computed in float32, and differ by 1e-5 from the exact ones.
+    """
+    levels, _ = _shape(weights, "channel_heads.0.weight")
+    dimensions = len(settings.dimension_order)
+    values = stretch(weights.get(LEVELS, gaussian_levels(levels)), settings.range)
+    return DimensionwiseQuantizer.build(
+        loc=torch.zeros(dimensions),
+        scale=torch.full((dimensions,), 1 / settings.latent_scale),
+        levels=values.expand(dimensions, -1),
+        dimension_order=torch.tensor(settings.dimension_order),
+        patch_size=settings.patch_size,
+    )
+
+
+def _check_vae(vae: AutoencoderKL, dimensions: int, settings: CheckpointSettings) -> None:
+    stride = 2 ** (len(vae.config.block_out_channels) - 1)
+    of_a_token = vae.config.latent_channels * settings.patch_size**2
+    if (stride, of_a_token) != (settings.vae_stride, dimensions):
+        raise ImportFailedError(
+            f"the VAE has a stride of {stride} and tokens of {of_a_token} dimensions, but the model one of "
+            f"{settings.vae_stride} and tokens of {dimensions}: name the VAE that it was trained with, and its stride"
+        )
+    if len(settings.dimension_order) != dimensions:
+        raise ImportFailedError(f"the dimension order names {len(settings.dimension_order)} of {dimensions} dimensions")
+
+
+def _class_names(file: Path | None, count: int) -> list[str]:
+    if file is None:
+        return [str(label) for label in range(count)]
+    if not file.is_file():
+        raise ImportFailedError(f"{file} is missing: write the name of a class in each of its lines")
+    names = file.read_text(encoding="utf-8").splitlines()
+    if len(names) != count:
+        raise ImportFailedError(f"{file} has {len(names)} lines for {count} classes: name each class in a line")
+    return names

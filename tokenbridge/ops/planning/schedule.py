@@ -1,0 +1,109 @@
+"""Seconds of a training step and what they add up to.
+
+A step computes, exchanges gradients and updates. Gradients travel while the backward still computes; what is not
+done by then is waited for. Bandwidths are the hardware's: a real network gives some four fifths of them.
+"""
+
+from dataclasses import dataclass
+
+from tokenbridge.base.seeding import EpochOrder
+from tokenbridge.config import PlanConfig, TrainConfig
+from tokenbridge.ops.planning.activations import FULL, Numerics
+from tokenbridge.ops.planning.cluster import Cluster
+from tokenbridge.ops.planning.flops import Flops
+from tokenbridge.ops.planning.volumes import Volumes
+
+GIGA, TERA, HOUR = 1e9, 1e12, 3600
+UPDATE_PASSES = 13  # over the weights: clipping 3, AdamW 7, averaging 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done for one image and for one step."""
+
+    needed: Flops  # forward and backward of an image
+    recomputed: Flops  # what checkpointing adds
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds."""
+
+    compute: float
+    exchange: float
+    waiting: float  # for the part of the exchange that the computing does not hide
+    update: float
+    exchanged: float  # bytes that each GPU sends
+    bandwidth: float  # GB/s at which it would be hidden wholly
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.waiting + self.update
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Of the whole training."""
+
+    steps: int
+    step: Step
+    images_per_second: float
+    hours: float
+    gpu_hours: float
+    cost: float
+    mfu: float  # of what is needed, over all the time
+    read: float  # bytes a second of training data, of all GPUs
+    checkpoint: float  # seconds
+
+
+def peak_flops(plan: PlanConfig, numerics: Numerics) -> float:
+    """Operations a second, of one GPU."""
+    return TERA * (plan.gpu.bf16_tflops if numerics.bf16 else plan.gpu.fp32_tflops)
+
+
+def exchanged_bytes(cluster: Cluster, parameters: int, numerics: Numerics) -> float:
+    """Sent by each GPU in one step, by rings.
+
+    DDP: every gradient around twice. FSDP: weights gathered for the forward and for the backward of each part of the
+    batch, gradients scattered once.
+    """
+    others = (cluster.gpus - 1) / cluster.gpus
+    if cluster.sharded:
+        return others * parameters * (2 * cluster.accumulation * numerics.half + FULL)
+    return others * parameters * 2 * FULL
+
+
+def step_of(work: Work, recipe: TrainConfig, cluster: Cluster, plan: PlanConfig, numerics: Numerics) -> Step:
+    images = cluster.images_at_once(recipe.batch_size) * cluster.accumulation
+    executed = work.needed.total + (work.recomputed.total if cluster.checkpointed else 0)
+    speed = peak_flops(plan, numerics) * plan.mfu
+    compute = images * executed / speed
+    backward = images * (executed - work.needed.total / 3) / speed
+    hiding = compute if cluster.sharded else backward / cluster.accumulation  # DDP: in the last part's backward
+    exchanged = exchanged_bytes(cluster, work.parameters, numerics)
+    bandwidth = plan.gpu.link if cluster.nodes == 1 else min(plan.gpu.link, plan.network)
+    exchange = exchanged / (bandwidth * GIGA)
+    shards = cluster.gpus if cluster.sharded else 1
+    update = UPDATE_PASSES * FULL * work.parameters / shards / (plan.gpu.memory_bandwidth * GIGA)
+    return Step(compute, exchange, max(0.0, exchange - hiding), update, exchanged, exchanged / hiding / GIGA)
+
+
+def schedule_of(
+    work: Work, recipe: TrainConfig, cluster: Cluster, plan: PlanConfig, numerics: Numerics, volumes: Volumes
+) -> Schedule:
+    step = step_of(work, recipe, cluster, plan, numerics)
+    steps = EpochOrder(volumes.images, recipe.batch_size, recipe.seed).steps(recipe.epochs)
+    rate = recipe.batch_size / step.total
+    hours = steps * step.total / HOUR
+    return Schedule(
+        steps=steps,
+        step=step,
+        images_per_second=rate,
+        hours=hours,
+        gpu_hours=hours * cluster.gpus,
+        cost=hours * cluster.gpus * plan.gpu.price,
+        mfu=rate * work.needed.total / cluster.gpus / peak_flops(plan, numerics),
+        read=rate * volumes.of_image,
+        checkpoint=volumes.checkpoint / (plan.disk * GIGA),
+    )

@@ -1,0 +1,57 @@
+"""Bytes on disk: what a model is trained on, and its checkpoints."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenbridge.config import MOMENTS, Config, require
+from tokenbridge.ops.planning.activations import FULL
+from tokenbridge.ops.planning.sizes import grid_side
+from tokenbridge.tokenizer.tokens import bits_per_index, packed_bytes
+
+MOMENT = np.dtype(np.float16).itemsize
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """Bytes, but for the images."""
+
+    images: int
+    of_image: int  # read for one image of a step
+    moments: int
+    tokens: int  # 0: not stored
+    checkpoint: int  # weights, averaged weights, optimizer
+    model: int  # the averaged weights alone
+
+    @classmethod
+    def of(cls, config: Config, parameters: int, optimizer: int) -> "Volumes":
+        images, flips = train_images(config), 2 if config.encode.flip else 1
+        positions = grid_side(config) ** 2
+        moments = 2 * config.dimensions * positions * MOMENT
+        bits = bits_per_index(config.quantizer.levels, config.tokenize.packing)
+        tokens = packed_bytes(positions * config.dimensions, bits)
+        stored = images * flips * config.tokenize.samples * tokens if config.tokenize.outs else 0
+        return cls(
+            images=images,
+            of_image=moments if config.train_on == MOMENTS else tokens,
+            moments=images * flips * moments,
+            tokens=stored,
+            checkpoint=2 * FULL * parameters + optimizer,
+            model=FULL * parameters,
+        )
+
+
+def train_images(config: Config) -> int:
+    """Images that a model is trained on.
+
+    Raises:
+        ConfigError: if nobody said how many the data set has.
+    """
+    known, name = config.plan.train_images, config.data.name
+    require(
+        name in known or config.data.max_train is not None,
+        f"the number of training images of {name} is not known before they are fetched: "
+        f"say +plan.train_images.{name}=...",
+    )
+    limits = (known.get(name), config.data.max_train, config.encode.images)
+    return min(limit for limit in limits if limit is not None)

@@ -1,0 +1,87 @@
+"""What a candidate must pass; each gate tells its value, its limit and, in words, why."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tokenbridge.config import PromotionConfig
+from tokenbridge.ops.promotion.comparison import Comparison, Difference
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition.
+
+    Attributes:
+        value: None if it could not be measured.
+    """
+
+    name: str
+    value: float | None
+    limit: float
+    passed: bool
+    reason: str
+
+
+def at_most(name: str, value: float, limit: float, what: str) -> Gate:
+    return _gate(name, value, limit, value <= limit, what, "at most")
+
+
+def at_least(name: str, value: float, limit: float, what: str) -> Gate:
+    return _gate(name, value, limit, value >= limit, what, "at least")
+
+
+def _gate(name: str, value: float, limit: float, passed: bool, what: str, demand: str) -> Gate:
+    kept = value if math.isfinite(value) else None
+    return Gate(name, kept, limit, passed, f"{what} {value:.4g}: {demand} {limit:g} is asked for")
+
+
+def veto_gate(reason: str | None) -> Gate:
+    return Gate("veto", float(reason is not None), 0.0, reason is None, f"vetoed: {reason}" if reason else "no veto")
+
+
+def weights_gate(finite: bool) -> Gate:
+    told = "every weight is finite" if finite else "the weights hold NaN or infinity: train again"
+    return Gate("weights", float(not finite), 0.0, finite, told)
+
+
+def finite_gate(figures: Mapping[str, float]) -> Gate:
+    """No NaN and no infinity among the figures."""
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    return Gate("finite", float(len(bad)), 0.0, not bad, f"not finite: {', '.join(bad) or 'none'}")
+
+
+def absolute_gates(config: PromotionConfig, accuracy: float, precision: float, recall: float) -> list[Gate]:
+    """The floors that hold for every champion, the first one too."""
+    return [
+        at_least("class_accuracy", accuracy, config.min_class_accuracy, "class accuracy is"),
+        at_least("precision", precision, config.min_precision, "precision is"),
+        at_least("recall", recall, config.min_recall, "recall is"),
+    ]
+
+
+def relative_gates(config: PromotionConfig, found: Comparison, slowdown: float) -> list[Gate]:
+    """What holds against the champion; of an interval, the worse end counts."""
+    frechet, loss = found.frechet, -found.accuracy.low
+    return [
+        at_most(
+            "fd_increase",
+            frechet.high,
+            config.max_fd_increase,
+            f"Fréchet distance minus the champion's is {_interval(frechet, config)}, so it may have grown by",
+        ),
+        at_most(
+            "class_accuracy_decrease",
+            loss,
+            config.max_class_accuracy_decrease,
+            f"class accuracy minus the champion's is {_interval(found.accuracy, config)}, so it may have fallen by",
+        ),
+        at_most("slowdown", slowdown, config.max_slowdown, "time per image over the champion's is"),
+    ]
+
+
+def _interval(difference: Difference, config: PromotionConfig) -> str:
+    return (
+        f"{difference.observed:+.4g} ({100 * config.confidence:g}% interval {difference.low:+.4g} "
+        f"to {difference.high:+.4g})"
+    )

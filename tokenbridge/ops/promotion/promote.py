@@ -1,0 +1,131 @@
+"""``tokenbridge promote`` and ``tokenbridge rollback``: decide, move the aliases, and record why."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from tokenbridge.base.files import atomic_write_text, write_json
+from tokenbridge.config.params import flatten, load_params
+from tokenbridge.infra.tracking.registry import CHAMPION, PREVIOUS, VETO, open_registry
+from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.infra.tracking.sync import LiveSync
+from tokenbridge.ops.promotion import PromotionError
+from tokenbridge.ops.promotion.decision import PROMOTED, REFUSED, Decision
+from tokenbridge.ops.promotion.gates import veto_gate
+from tokenbridge.ops.promotion.registration import registered_name
+from tokenbridge.ops.promotion.trial import Trial
+from tokenbridge.stages.runtime import WORK
+from tokenbridge.stages.workspace_lock import only_pipeline
+
+DECISION_TAG = "promotion"  # of a version: what became of it when it was a candidate
+
+
+def promote(
+    root: Path, model: str, *, number: int | None = None, dry_run: bool = False, changes: Sequence[str] = ()
+) -> Decision:
+    """Measure a version of ``model`` against the champion, and make it the champion if it passes every gate.
+
+    Args:
+        model: its key in params.yaml.
+        number: of the version; None: the newest.
+        dry_run: decide, and change nothing: no alias, no run.
+        changes: settings for this once, such as ``promotion.max_slowdown=2``.
+
+    Raises:
+        UserError: naming what to mend, before anything is measured.
+    """
+    config = load_params(root, changes)
+    name = registered_name(config.data.name, model)
+    with open_registry(root) as registry, only_pipeline(root), _alone(root):
+        trial = Trial(root, config, registry, model, registry.version(name, number), registry.holder(name, CHAMPION))
+        if dry_run or trial.is_champion:
+            return replace(trial.decide(), dry_run=dry_run)
+        with LiveSync(root), Tracker.open("promotion", str(trial.candidate), root) as tracker:
+            decided = trial.decide()
+            _record(tracker, decided, trial.folder)  # first: the reasons are kept if the registry fails
+            decision = carry_out(trial, decided)
+            if decision != decided:
+                _record(tracker, decision, trial.folder)
+            registry.tag(trial.candidate, {DECISION_TAG: decision.summary()})
+        return decision
+
+
+def carry_out(trial: Trial, decision: Decision) -> Decision:
+    """Move the aliases if the candidate is promoted, unless something changed while it was measured.
+
+    MLflow moves an alias in one transaction but knows no condition, so between the question and the move another
+    machine could still slip in; on this one a lock keeps others out.
+    """
+    if decision.outcome != PROMOTED:
+        return decision
+    registry, champion = trial.registry, trial.champion
+    now = registry.holder(decision.model, CHAMPION)
+    if (now.number if now else None) != decision.champion:
+        told = f"version {now.number}" if now else "no version"
+        return replace(decision, outcome=REFUSED, reason=f"Meanwhile {told} is the champion: promote again.")
+    veto = veto_gate(registry.version(decision.model, decision.candidate).tags.get(VETO))
+    if not veto.passed:
+        return replace(decision, outcome=REFUSED, reason=veto.reason, gates=[veto, *decision.gates[1:]])
+    if champion is not None:
+        registry.point(PREVIOUS, champion)  # first: whatever happens next, the way back is known
+    registry.point(CHAMPION, trial.candidate)
+    return decision
+
+
+def rollback(root: Path, model: str, veto: str | None = None) -> str:
+    """Exchange ``champion`` and ``previous``; returns what was done, in words.
+
+    Args:
+        veto: who will not have the champion that steps down promoted again, and why; None: it may come back.
+
+    Raises:
+        PromotionError: if there is no way back.
+    """
+    name = registered_name(load_params(root).data.name, model)
+    with open_registry(root) as registry, _alone(root):
+        registry.version(name)  # that there is such a model
+        champion, previous = (registry.holder(name, alias) for alias in (CHAMPION, PREVIOUS))
+        if champion is None or previous is None or previous.number == champion.number:
+            raise PromotionError(f"{name} has no champion before this one: nothing to go back to")
+        if VETO in previous.tags:
+            raise PromotionError(f"{previous} is vetoed ({previous.tags[VETO]}): remove its tag `{VETO}` first")
+        done = f"{previous} is the champion again, version {champion.number} is `{PREVIOUS}`"
+        with LiveSync(root), Tracker.open("rollback", str(champion), root, system_interval=0) as tracker:
+            # first: a failure between the two moves leaves no alias on the version that steps down
+            tracker.tags({"model": name, "outcome": done} | ({VETO: veto} if veto else {}))
+            if veto is not None:
+                registry.tag(champion, {VETO: veto})
+            registry.point(CHAMPION, previous)
+            registry.point(PREVIOUS, champion)
+        return done
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One promotion at a time on this machine: two would measure the same twice, and each other's load."""
+    folder = root / WORK / "promotion"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        yield
+
+
+def _record(tracker: Tracker, decision: Decision, folder: Path) -> None:
+    """The decision with its reasons, in the run and in ``folder``."""
+    against = "none" if decision.champion is None else str(decision.champion)
+    versions = {"model": decision.model, "candidate": str(decision.candidate), "champion": against}
+    tracker.tags(versions | {"outcome": decision.outcome, "reason": decision.reason})
+    tracker.params(dict(decision.settings))
+    measured = {
+        "candidate": decision.candidate_metrics,
+        "champion": decision.champion_metrics,
+        "difference": decision.differences,
+        "gate": {gate.name: gate.passed for gate in decision.gates},
+    }
+    tracker.metrics(flatten(measured))
+    write_json(folder / "decision.json", decision.as_json())
+    atomic_write_text(folder / "report.md", decision.report())
+    for path in [folder / "decision.json", folder / "report.md", *decision.pictures]:
+        tracker.artifact(path)

@@ -1,0 +1,146 @@
+"""Which models a pipeline run leaves to be registered, and with what facts: a model whose evaluation is dvc.lock's.
+
+Recorded as a run ``register@<model>`` in the spool, so that an MLflow that is down gets it later.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import read_json, sha256_file
+from tokenbridge.config.params import flatten
+from tokenbridge.images.shards import read_manifest
+from tokenbridge.infra.dvc import LOCK_FILE, md5_as_dvc, read_lock
+from tokenbridge.infra.git import git_tags
+from tokenbridge.infra.lineage import belong_together
+from tokenbridge.infra.tracking.logged_model import MODEL_MD5
+from tokenbridge.infra.tracking.recorded import LOCK_DIGEST
+from tokenbridge.infra.tracking.registry import EVALUATION, METRIC, is_registered
+from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.ops.exchange.model_card import CARD, PICTURE, render_card
+from tokenbridge.ops.promotion import PromotionError
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model of this project with the report of its evaluation.
+
+    Attributes:
+        tags: what the version will be tagged with; with its digest and the report's.
+    """
+
+    key: str
+    root: Path
+    name: str
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "models" / self.key
+
+    @property
+    def report(self) -> Path:
+        return self.root / report_path(self.key)
+
+    @property
+    def picture(self) -> Path:
+        return self.root / f"reports/samples/{self.key}.png"
+
+
+def registered_name(data: str, model: str) -> str:
+    """``tokenbridge-<data>-<model>``, of the characters that MLflow takes."""
+    return re.sub(r"[^\w.-]", "-", f"tokenbridge-{data}-{model}", flags=re.ASCII)
+
+
+def report_path(model: str) -> str:
+    return f"reports/evaluate/{model}.json"
+
+
+def register_models(root: Path, models: Iterable[str], parent: str) -> None:
+    """Record every model that is not a version yet, with this evaluation, under the pipeline's run ``parent``.
+
+    A model that cannot be registered is named with the reason: a pipeline that ended well stays so.
+    """
+    for model in models:
+        try:
+            evaluated = read_evaluated(root, model)
+        except (UserError, OSError) as error:
+            print(f"registry: {model} is not registered: {error}", flush=True)
+            continue
+        if not is_registered(root, evaluated.name, evaluated.tags):
+            record_version(evaluated, parent)
+
+
+def read_evaluated(root: Path, model: str) -> EvaluatedModel:
+    """The model with its evaluation, both as dvc.lock records them.
+
+    Raises:
+        PromotionError: if one of them is not there, or not of the other.
+    """
+    lock, train, evaluate = read_lock(root), f"train@{model}", f"evaluate@{model}"
+    if train not in lock or not belong_together(lock, evaluate, train):
+        raise PromotionError(f"{LOCK_FILE} records no evaluation of it: `tokenbridge repro` makes one")
+    outs = lock[train].outs | lock[evaluate].outs
+    for path in (f"models/{model}", report_path(model)):
+        if not (root / path).exists() or md5_as_dvc(root / path) != outs[path]:
+            raise PromotionError(f"{path} is not what {LOCK_FILE} records: `dvc checkout` restores it")
+    report = read_json(root / report_path(model))
+    metrics = {name: float(value) for name, value in report.items() if isinstance(value, int | float)}
+    data = read_manifest(root / "data/images")
+    tags = {
+        MODEL_MD5: outs[f"models/{model}"],
+        EVALUATION: outs[report_path(model)],
+        "data.name": data["name"],
+        "data.digest": data["digest"],
+        LOCK_DIGEST: sha256_file(root / LOCK_FILE),
+        **{name: value for name, value in git_tags(root).items() if name.startswith("git.")},
+        **{name: str(value) for name, value in flatten(lock[f"generate@{model}"].params).items()},
+        **{f"{METRIC}{name}": f"{value:.6g}" for name, value in metrics.items()},
+    }
+    return EvaluatedModel(model, root, registered_name(data["name"], model), tags, metrics)
+
+
+def record_version(model: EvaluatedModel, parent: str) -> None:
+    """A run of its own: it comes after the run of the training, which logs the model, in whatever order they are sent.
+
+    Its artifacts are the model card, the picture of the samples and the report.
+    """
+    stage = f"register@{model.key}"
+    with Tracker.open(stage, model.tags[MODEL_MD5], model.root, parent, system_interval=0) as tracker:
+        tracker.tags({name: value for name, value in model.tags.items() if not name.startswith(METRIC)})
+        tracker.artifact(model.report)
+        with tempfile.TemporaryDirectory() as scratch:
+            card, description = _cards(model)
+            (Path(scratch) / CARD).write_text(card, encoding="utf-8", newline="\n")
+            tracker.artifact(Path(scratch) / CARD)
+            if model.picture.exists():
+                shutil.copyfile(model.picture, Path(scratch) / PICTURE)
+                tracker.artifact(Path(scratch) / PICTURE)
+        tracker.version(
+            model.folder,
+            name=model.name,
+            model=f"tokenbridge-{model.key}",
+            tags=model.tags,
+            metrics=model.metrics,
+            description=description,
+        )
+    print(f"registry: {model.name} gets this model and its evaluation", flush=True)
+
+
+def _cards(model: EvaluatedModel) -> tuple[str, str]:
+    """The model card, and the same for a page that cannot show the picture beside it."""
+    from tokenbridge.ops.exchange.export import (
+        model_facts,
+    )  # torch is slow to import, and mostly there is nothing to register
+
+    try:
+        facts = model_facts(model.root, model.key)
+    except UserError as error:  # such as weights from elsewhere, whose card is their makers' to write
+        return (f"# {model.name}\n\nNo model card: {error}\n",) * 2
+    where = f"The picture of its samples is the artifact `{PICTURE}` of the run that registered it."
+    return render_card(facts), render_card(replace(facts, no_picture=where)).split("---\n", 2)[-1].strip()

@@ -1,0 +1,129 @@
+"""A candidate meets the champion: both are measured, and the gates decide."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tokenbridge.base.files import atomic_path
+from tokenbridge.config import Config
+from tokenbridge.config.params import flatten
+from tokenbridge.infra.tracking.registry import VETO, Registry, Version
+from tokenbridge.ops.promotion.comparison import Comparison, compare
+from tokenbridge.ops.promotion.decision import PROMOTED, REFUSED, UNCHANGED, Decision
+from tokenbridge.ops.promotion.figures import differences_figure, side_by_side
+from tokenbridge.ops.promotion.gates import Gate, absolute_gates, finite_gate, relative_gates, veto_gate, weights_gate
+from tokenbridge.ops.promotion.measurement import ACCURACY, Bench, Measurement, is_finite
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.stages.runtime import WORK
+
+SECONDS = "seconds_per_image"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate, the champion if there is one, and where they meet.
+
+    Attributes:
+        model: its key in params.yaml.
+    """
+
+    root: Path
+    config: Config
+    registry: Registry
+    model: str
+    candidate: Version
+    champion: Version | None
+
+    @property
+    def is_champion(self) -> bool:
+        return self.champion is not None and self.champion.number == self.candidate.number
+
+    @property
+    def folder(self) -> Path:
+        """Where the decision's files go."""
+        against = f"-against-{self.champion.number}" if self.champion else ""
+        return self.root / WORK / "promotion" / f"{self.candidate.name}-{self.candidate.number}{against}"
+
+    def decide(self) -> Decision:
+        """Measure as much as it takes to know, and say what should become of the candidate."""
+        if self.is_champion:
+            return self._decision([], UNCHANGED, "It is the champion already.")
+        gates = [veto_gate(self.candidate.tags.get(VETO))]
+        if not gates[0].passed:
+            return self._decision(gates)
+        bench = Bench(self.root, self.config)
+        pipeline = bench.load_version(self.registry, self.model, self.candidate)
+        gates.append(weights_gate(is_finite(pipeline)))
+        if not gates[-1].passed:
+            return self._decision(gates)
+        return self._measure(bench, pipeline, gates)
+
+    def _measure(self, bench: Bench, pipeline: TokenBridgePipeline, gates: list[Gate]) -> Decision:
+        versions = [version for version in (self.candidate, self.champion) if version is not None]
+        pipelines = [pipeline, *(bench.load_version(self.registry, self.model, version) for version in versions[1:])]
+        measured = [bench.measure(p, version.md5) for p, version in zip(pipelines, versions, strict=True)]
+        found = self._compare(bench, *measured) if self.champion else None
+        seconds = bench.seconds_per_image(pipelines)
+        figures = [m.metrics | {SECONDS: median(taken)} for m, taken in zip(measured, seconds, strict=True)]
+        differences = found.intervals() if found else {}
+        gates = [*gates, finite_gate(figures[0] | flatten(differences)), *self._floors(measured[0])]
+        if found:
+            slowdown = median(new / old for new, old in zip(*seconds, strict=True))
+            gates += relative_gates(self.config.promotion, found, slowdown)
+        return self._decision(
+            gates,
+            candidate_metrics=figures[0],
+            champion_metrics=figures[1] if found else {},
+            differences=differences,
+            settings=bench.settings_record() | ({"resamples": found.resamples} if found else {}),
+            pictures=self._pictures(versions, measured, found),
+        )
+
+    def _floors(self, measured: Measurement) -> list[Gate]:
+        figures = (measured.metrics[ACCURACY], measured.figure("precision"), measured.figure("recall"))
+        return absolute_gates(self.config.promotion, *figures)
+
+    def _compare(self, bench: Bench, candidate: Measurement, champion: Measurement) -> Comparison:
+        limits = self.config.promotion
+        least, most = limits.min_resamples, limits.resamples
+        print(f"promotion: resampling for {limits.seconds:g} s, {least} times at least, {most} at most", flush=True)
+        return compare(
+            candidate.compared,
+            champion.compared,
+            bench.reference["pooled"],
+            confidence=limits.confidence,
+            resamples=most,
+            min_resamples=least,
+            seconds=limits.seconds,
+        )
+
+    def _decision(self, gates: list[Gate], outcome: str = "", reason: str = "", **measured: Any) -> Decision:
+        """PROMOTED if every gate is passed, unless told otherwise."""
+        failed = "; ".join(gate.reason for gate in gates if not gate.passed)
+        passed = "It passes every gate." if self.champion else "There was no champion, and it passes every gate."
+        return Decision(
+            self.candidate.name,
+            self.candidate.number,
+            self.champion.number if self.champion else None,
+            outcome or (REFUSED if failed else PROMOTED),
+            reason or failed or passed,
+            dry_run=False,
+            gates=gates,
+            **measured,
+        )
+
+    def _pictures(
+        self, versions: Sequence[Version], measured: Sequence[Measurement], found: Comparison | None
+    ) -> list[Path]:
+        titles = [f"{role}: version {v.number}" for role, v in zip(("candidate", "champion"), versions, strict=False)]
+        shown = {title: m.samples for title, m in zip(titles, measured, strict=True)}
+        pictures = [self.folder / "samples.png"]
+        with atomic_path(pictures[0]) as target:
+            side_by_side(shown, self.config.generate.grid_per_class).save(target, "PNG")
+        if found is not None:
+            pictures.append(self.folder / "differences.png")
+            with atomic_path(pictures[-1]) as target:
+                differences_figure(found).savefig(target)
+        return pictures

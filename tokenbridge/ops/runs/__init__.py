@@ -1,0 +1,1 @@
+"""Executions of the pipeline: one, a recorded one again, many of them."""

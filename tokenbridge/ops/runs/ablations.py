@@ -1,0 +1,137 @@
+"""Ablations: the experiments of conf/experiment/ablation, one after the other, as rows of one table.
+
+They run in a git worktree of the last commit, which shares DVC's cache, so that your own files stay as they are and
+VAE and moments are made once. A row that is in the table already is not run again, and a killed one resumes.
+"""
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import atomic_write_text, read_json, write_csv
+from tokenbridge.base.subprocesses import StageFailedError
+from tokenbridge.config.params import load_params
+from tokenbridge.infra.git import git
+from tokenbridge.ops.runs.pipeline_run import reproduce_in_worktree
+
+EXPERIMENTS = Path("conf/experiment/ablation")
+TABLE = Path("docs/ablations.csv")
+PAGE = Path("docs/ablations.md")
+WORKTREE = Path(".work/ablations")
+MODEL = "tiny"
+BASE = "base"
+START, END = "<!-- table -->", "<!-- end of table -->"
+METRICS = (  # of reports/evaluate, in the table; by the validation images, since choices are made by them
+    "validation_fd_efficientnet_lite0_32px",
+    "validation_kid_efficientnet_lite0_32px",
+    "validation_precision_efficientnet_lite0_32px",
+    "validation_recall_efficientnet_lite0_32px",
+    "class_accuracy",
+)
+Row = dict[str, object]
+
+
+def ablation_names(root: Path) -> list[str]:
+    """Every experiment of the folder, what all others are compared with first."""
+    names = sorted(path.stem for path in (root / EXPERIMENTS).glob("*.yaml"))
+    return sorted(names, key=lambda name: name != BASE)
+
+
+def run_ablations(root: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
+    """Run what the table lacks, one seed after the other, and write each row as soon as it is there.
+
+    Raises:
+        UserError: for a name that is no experiment, or a row that failed.
+    """
+    known = ablation_names(root)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"no such ablation: {', '.join(unknown)}. Choose from {', '.join(known)}")
+    wanted = [(name, seed) for seed in seeds for name in (names or known)]
+    table = read_table(root)
+    done = {(str(row["ablation"]), int(str(row["seed"]))) for row in table}
+    missing = [row for row in wanted if row not in done]
+    print(f"ablations: {len(wanted) - len(missing)} of {len(wanted)} rows are in {TABLE}", flush=True)
+    if not missing:
+        return
+    for position, (name, seed) in enumerate(missing, 1):
+        print(f"\nablations: row {position} of {len(missing)}: {name}, seed {seed}", flush=True)
+        table.append(_run_row(root, name, seed))
+        write_csv(root / TABLE, table)
+        write_page(root, table)
+
+
+def read_table(root: Path) -> list[Row]:
+    path = root / TABLE
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [dict(row) for row in csv.DictReader(file)]
+
+
+def _run_row(root: Path, name: str, seed: int) -> Row:
+    overrides = [f"experiment={EXPERIMENTS.name}/{name}", f"train.seed={seed}", f"model={MODEL}"]
+    started = time.monotonic()
+    try:
+        worktree = reproduce_in_worktree(root, WORKTREE, overrides, lambda line: print(line, flush=True))
+    except StageFailedError as error:
+        raise UserError(f"the ablation {name} stopped ({error}); mend it and run the same again") from error
+    return _read_row(worktree, name, seed) | {"minutes": round((time.monotonic() - started) / 60, 1)}
+
+
+def _read_row(worktree: Path, name: str, seed: int) -> Row:
+    reports, config = worktree / "reports", load_params(worktree)
+    evaluation, training = read_json(reports / f"evaluate/{MODEL}.json"), read_json(reports / f"train/{MODEL}.json")
+    return {
+        "ablation": name,
+        "seed": seed,
+        "data": config.data.name,
+        "epochs": config.models[MODEL].train.epochs,
+        "parameters": training["parameters"],
+        "validation_loss": training["validation_loss"],
+        "validation_psnr": read_json(reports / "reconstruct.json")["validation_quantized_psnr"],
+        **{metric: evaluation[metric] for metric in METRICS},
+        "commit": git(worktree, "rev-parse", "--short", "HEAD"),
+    }
+
+
+def write_page(root: Path, table: Sequence[Row]) -> None:
+    """Put the table into the page, between its marks; the words around it stay."""
+    page = root / PAGE
+    before, rest = page.read_text().split(START)
+    _, after = rest.split(END)
+    atomic_write_text(page, f"{before}{START}\n{markdown_table(root, table)}\n{END}{after}")
+
+
+def markdown_table(root: Path, table: Sequence[Row]) -> str:
+    """One line for each ablation, in the order of ``ablation_names``; values of several seeds beside each other."""
+    lines = [
+        "| ablation | what is changed | seeds | validation loss | Fréchet distance | class accuracy | precision "
+        "| recall | parameters | minutes |",
+        "|" + "---|" * 10,
+    ]
+    for name in ablation_names(root):
+        rows = [row for row in table if row["ablation"] == name]
+        if rows:
+            lines.append(_markdown_line(name, _description(root / EXPERIMENTS / f"{name}.yaml"), rows))
+    return "\n".join(lines)
+
+
+def _markdown_line(name: str, description: str, rows: Sequence[Row]) -> str:
+    def values(column: str, digits: int) -> str:
+        return " / ".join(f"{float(str(row[column])):,.{digits}f}" for row in rows)
+
+    fd, _, precision, recall, accuracy = METRICS
+    columns = [(fd, 2), (accuracy, 3), (precision, 2), (recall, 2)]
+    cells = [f"`{name}`", description, values("seed", 0), values("validation_loss", 3)]
+    cells += [values(column, digits) for column, digits in columns]
+    cells += [f"{int(str(rows[0]['parameters'])):,}", values("minutes", 1)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _description(path: Path) -> str:
+    """The file's first comment after its package line."""
+    comments = [line for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
+    return comments[0].removeprefix("# ").rstrip(".")

@@ -1,0 +1,288 @@
+"""One execution of the pipeline: the parent run around DVC's stages, shared by ``tokenbridge repro`` and the flow.
+
+Under a bare ``dvc repro`` no code of ours runs for skipped stages or after the end; here it does.
+"""
+
+import re
+import sys
+import tempfile
+import textwrap
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import read_json, sha256_file
+from tokenbridge.base.machine import installed_packages, processor
+from tokenbridge.base.subprocesses import Command, StageFailedError
+from tokenbridge.config import Config
+from tokenbridge.config.params import PARAMS_FILE, compose_config, flatten, load_params, validate, write_params
+from tokenbridge.infra.dvc import LOCK_FILE, read_stages, repair_lock_file, share_cache
+from tokenbridge.infra.git import RepositoryError, checkout, git, uncommitted
+from tokenbridge.infra.tracking.pages import DISTANCES, HEADLINES
+from tokenbridge.infra.tracking.recorded import (
+    LEFT_OUT,
+    LOCK_DIGEST,
+    PACKAGES_FILE,
+    PATCH_FILE,
+    PIPELINE,
+    PROCESSOR,
+    SOURCE_STATE,
+)
+from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.infra.tracking.store import tracking_uri
+from tokenbridge.infra.tracking.sync import LiveSync
+from tokenbridge.ops.promotion.registration import register_models
+from tokenbridge.ops.runs.forecast import Forecast, forecast
+from tokenbridge.ops.runs.freshness import is_of, is_stale, note_fetched
+from tokenbridge.ops.runs.precision_check import check_precision
+from tokenbridge.sources.state import source_state
+from tokenbridge.stages.runtime import PARENT_VARIABLE
+from tokenbridge.stages.workspace_lock import only_pipeline
+
+LONGEST_TITLE = 200  # characters
+RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
+FETCH = "fetch"
+ENDED = "the pipeline has ended"
+OUTCOMES = {
+    r"Running stage '(.+)':": RAN,
+    r"Stage '(.+)' didn't change, skipping": SKIPPED,
+    r"Stage '(.+)' is cached - skipping run": CACHED,
+    r"ERROR: failed to reproduce '(.+?)'": FAILED,
+}
+
+
+@dataclass
+class PipelineRun:
+    """The parent run, and what became of each stage."""
+
+    root: Path
+    tracker: Tracker
+    outcomes: dict[str, str] = field(default_factory=dict)  # stage -> ran | skipped | cached | failed
+    source_state: str | None = None  # of the images, if it was asked
+    forecast: Forecast | None = None  # from the first command on
+    _command: Command | None = None  # the last one
+    _ended: bool = False
+    _starting: threading.Lock = field(default_factory=threading.Lock)
+
+    def dvc(self, arguments: Sequence[str], on_line: Callable[[str], None]) -> None:
+        """Run a dvc command, passing on its output, noting what it says of stages and telling which are to come.
+
+        Raises:
+            StageFailedError: if it fails.
+        """
+        coming = self.forecast = self.forecast or forecast(self.root)
+
+        def note(line: str) -> None:
+            progress_line = coming.listen(line)
+            for stage, outcome in read_outcome(line).items():
+                if (self.outcomes.get(stage), outcome) != (RAN, SKIPPED):  # asked twice in this run
+                    self.outcomes[stage] = outcome
+                progress_line = foresee(coming, stage, outcome)
+            on_line(line)
+            if progress_line:
+                on_line(progress_line)
+
+        environment = {PARENT_VARIABLE: self.tracker.id}
+        with self._starting:
+            if self._ended:
+                raise StageFailedError(ENDED)
+            self._command = Command([sys.executable, "-m", "dvc", *arguments], self.root, environment)
+        try:
+            self._command.follow(note)
+        except BaseException:
+            coming.fail()
+            raise
+        if progress_line := coming.end():
+            on_line(progress_line)
+
+    def end(self) -> None:
+        """No command starts after this; one that another thread left at work, as in a cancelled flow, is ended."""
+        with self._starting:
+            self._ended = True
+        if self._command:
+            self._command.stop()
+
+    def fetch_if_changed(self, on_line: Callable[[str], None]) -> None:
+        """Fetch the images anew if their source has changed, which DVC does not watch.
+
+        Raises:
+            StageFailedError: if that fails.
+        """
+        config = load_params(self.root)
+        try:
+            state = source_state(config.data, config.storage)
+        except UserError:
+            return  # if fetch has to run, it says what is wrong
+        if is_stale(self.root, config, state):
+            on_line("the source of the images is not what it was, or nobody noted what it was: fetching it anew")
+            self.forecast = forecast(self.root, everything=True)
+            self.dvc(["--wait-for-lock", "repro", "--force", "--single-item", FETCH], on_line)
+        self.source_state = state
+
+    def outs(self) -> dict[str, list[Path]]:
+        """Outs of the stages that came to an end in this run, by stage."""
+        declared = self._declared_outs
+        finished = [name for name in self.outcomes if name in declared and self.outcomes[name] != FAILED]
+        return {name: [self.root / out for out in declared[name]] for name in finished}
+
+    @cached_property
+    def _declared_outs(self) -> dict[str, list[str]]:
+        """Of every stage; dvc takes a second to read its files, and they stay the same during a run."""
+        return {name: stage.outs for name, stage in read_stages(self.root).items()}
+
+    def metrics(self) -> dict[str, float]:
+        """Every metric of those stages, as ``<stage>/<metric>``."""
+        metrics: dict[str, float] = {}
+        for name, outs in self.outs().items():
+            for path in [out for out in outs if out.suffix == ".json" and out.exists()]:
+                content = flatten(read_json(path))
+                metrics |= {f"{name}/{key}": value for key, value in content.items() if isinstance(value, int | float)}
+        return {key.replace("@", "_"): value for key, value in metrics.items()}
+
+    def headlines(self) -> tuple[str, dict[str, float]] | None:
+        """The best evaluated model, and its metrics as its own stages name them: what a table of runs compares."""
+        metrics = self.metrics()
+        found: dict[str, dict[str, float]] = {}
+        for key, value in metrics.items():
+            stage, _, name = key.partition("/")
+            kind, _, model = stage.partition("_")
+            if kind in ("evaluate", "train") and name in HEADLINES:
+                found.setdefault(model, {})[name] = value
+        distances = {model: values[name] for model, values in found.items() for name in DISTANCES if name in values}
+        best = min(distances, key=distances.__getitem__, default=None)
+        return (best, found[best]) if best else None
+
+    def sample_grids(self) -> list[Path]:
+        pictures = [out for name, outs in self.outs().items() for out in outs if name.startswith("generate")]
+        return [out for out in pictures if out.suffix == ".png" and out.exists()]
+
+
+def title(what: str, overrides: Sequence[str]) -> str:
+    """Name of a run in MLflow's and Prefect's pages, which tells it from others."""
+    return textwrap.shorten(" ".join([what, *overrides]), LONGEST_TITLE, placeholder=" ...")
+
+
+def read_outcome(line: str) -> dict[str, str]:
+    """{stage: outcome} if dvc's line tells one."""
+    for pattern, outcome in OUTCOMES.items():
+        if match := re.match(pattern, line):
+            return {match[1]: outcome}
+    return {}
+
+
+def foresee(coming: Forecast, stage: str, outcome: str) -> str | None:
+    """Let the forecast know what became of a stage; the line to show, if one begins to run."""
+    if outcome == RAN:
+        return coming.start(stage)
+    if outcome == FAILED:
+        coming.fail()
+    else:
+        coming.finish()
+        coming.skip(stage)
+    return None
+
+
+@contextmanager
+def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[PipelineRun]:
+    """Open the parent run; at the end, whatever happened, record stages, lock file and metrics in it.
+
+    Overrides are composed into params.yaml first, as ``dvc exp run -S`` does.
+
+    Raises:
+        ConfigError: before anything runs.
+    """
+    config = _check(root, overrides)  # before a wait that may be long
+    with only_pipeline(root):
+        if overrides:
+            write_params(overrides, root)
+        repair_lock_file(root)
+        key, name = sha256_file(root / PARAMS_FILE), title(PIPELINE, overrides)
+        with LiveSync(root), Tracker.open(PIPELINE, key, root, name=name) as tracker:
+            names = {"data": config.data.name, "models": ", ".join(config.models)}
+            tracker.params({"overrides": " ".join(overrides)} | names)
+            _record_origin(tracker, root)
+            run = PipelineRun(root, tracker)
+            try:
+                check_precision(root, config)
+                yield run
+            finally:
+                run.end()
+                _record(run)
+
+
+def _check(root: Path, overrides: Sequence[str]) -> Config:
+    return validate(compose_config(overrides, root / "conf")) if overrides else load_params(root)
+
+
+def _record_origin(tracker: Tracker, root: Path) -> None:
+    """What the run was made with, beyond commit, settings and data: enough to rebuild it."""
+    tracker.tags({PROCESSOR: processor()})
+    with tempfile.TemporaryDirectory() as scratch:
+        packages = Path(scratch) / PACKAGES_FILE
+        packages.write_text("".join(f"{name}=={version}\n" for name, version in sorted(installed_packages().items())))
+        tracker.artifact(packages)
+        with suppress(RepositoryError):  # no git: nothing to rebuild from
+            changes = uncommitted(root)
+            if changes.left_out:
+                tracker.tags({LEFT_OUT: ", ".join(changes.left_out)})
+            patch = Path(scratch) / PATCH_FILE
+            patch.write_bytes(changes.patch)
+            tracker.artifact(patch)
+
+
+def _record(run: PipelineRun) -> None:
+    stages = read_stages(run.root)
+    for name, outcome in run.outcomes.items():
+        run.tracker.tags({f"stage.{name}": outcome})
+        if outcome in (SKIPPED, CACHED) and name in stages:
+            run.tracker.reused(name, stages[name].key)
+    run.tracker.artifact(run.root / PARAMS_FILE)
+    lock = run.root / LOCK_FILE
+    if lock.exists():
+        run.tracker.artifact(lock)
+        run.tracker.tags({LOCK_DIGEST: sha256_file(lock)})
+    run.tracker.metrics(run.metrics())
+    if headlines := run.headlines():
+        run.tracker.tags({"model": headlines[0]})
+        run.tracker.metrics(headlines[1])
+    for grid in run.sample_grids():
+        run.tracker.artifact(grid, "samples")
+    if run.source_state and run.outcomes.get(FETCH) == RAN:
+        note_fetched(run.root, run.source_state)
+    if run.source_state and is_of(run.root, load_params(run.root), run.source_state):
+        run.tracker.tags({SOURCE_STATE: run.source_state})
+    evaluated = [name.removeprefix("evaluate@") for name in run.outs() if name.startswith("evaluate@")]
+    register_models(run.root, evaluated, run.tracker.id)
+
+
+def reproduce(root: Path, overrides: Sequence[str] = ()) -> None:
+    """``dvc repro`` under a parent run."""
+    with pipeline_run(root, overrides) as run:
+        run.fetch_if_changed(_print)
+        run.dvc(["repro"], _print)
+    if run.outcomes and set(run.outcomes.values()) <= {SKIPPED, CACHED}:
+        print("\nEverything is up to date: no stage had anything to do.")
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def reproduce_in_worktree(root: Path, folder: Path, overrides: Sequence[str], on_line: Callable[[str], None]) -> Path:
+    """The same in a worktree of the last commit, with this project's cache and MLflow: your own files stay as they are.
+
+    Returns:
+        The worktree, where the run's reports are.
+
+    Raises:
+        StageFailedError: if it fails.
+    """
+    worktree = checkout(root, root / folder, git(root, "rev-parse", "HEAD"))
+    share_cache(root, worktree)
+    environment = {"PYTHONPATH": str(worktree), "MLFLOW_TRACKING_URI": tracking_uri(root)}
+    Command([sys.executable, "-m", "tokenbridge.cli", "repro", *overrides], worktree, environment).follow(on_line)
+    return worktree

@@ -1,0 +1,42 @@
+"""What precision settings cost, said before the first stage runs: on this machine, whose stages run here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenbridge.base.device import best_device, emulation_cost, has_bf16
+from tokenbridge.config import AUTO, BF16, LOCAL, Config
+from tokenbridge.infra.dvc import read_stages
+from tokenbridge.stages.context import begun_in, check_resumable
+from tokenbridge.stages.runtime import WORK
+
+
+def check_precision(root: Path, config: Config) -> None:
+    """Print a line for each setting that asks for emulated bfloat16; other launchers' workers do so themselves.
+
+    Raises:
+        UserError: if a stage was begun in bf16 by ``auto`` on another machine, and this one only emulates it.
+    """
+    device = best_device()
+    if config.launcher.kind != LOCAL or has_bf16(device):
+        return
+    settings = precision_settings(config)
+    for name, setting in settings.items():
+        if setting == BF16:
+            print(f"note: {emulation_cost(name, device)}", flush=True)
+    for stage in read_stages(root).values():
+        work = root / WORK / stage.name / stage.key
+        if settings.get(setting_of(stage.name)) == AUTO and (precision := begun_in(work)):
+            check_resumable(work, precision, device)
+
+
+def precision_settings(config: Config) -> Mapping[str, str]:
+    """Every precision setting by its dotted name."""
+    groups = ("classifier", "vae", "encode", "reconstruct", "generate", "evaluate")
+    settings: dict[str, str] = {f"{group}.precision": getattr(config, group).precision for group in groups}
+    return settings | {f"models.{name}.train.precision": m.train.precision for name, m in config.models.items()}
+
+
+def setting_of(stage: str) -> str:
+    """Name of the setting that decides a stage's precision."""
+    kind, _, model = stage.partition("@")
+    return f"models.{model}.train.precision" if kind == "train" else f"{kind}.precision"

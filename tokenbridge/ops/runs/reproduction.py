@@ -1,0 +1,213 @@
+"""A run rebuilt from its id: the same code, settings and data, in a worktree beside your own files.
+
+Either everything is restored from DVC's cache or remote, without computing anything, or all stages run again and what
+they give is compared with what was recorded.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import atomic_write_text, write_json
+from tokenbridge.base.machine import installed_packages, processor
+from tokenbridge.base.subprocesses import StageFailedError
+from tokenbridge.config.params import PARAMS_FILE
+from tokenbridge.infra.dvc import LOCK_FILE, md5_as_dvc, parse_lock, read_graph, share_cache
+from tokenbridge.infra.git import apply_patch, checkout, git
+from tokenbridge.infra.tracking.recorded import PROCESSOR, RecordedRun, read_recorded
+from tokenbridge.infra.tracking.spool import SPOOL_FOLDER, Tracker
+from tokenbridge.infra.tracking.sync import LiveSync
+from tokenbridge.ops.runs.pipeline_run import FETCH, PipelineRun
+from tokenbridge.stages.runtime import WORK
+
+FOLDER = Path(".work/reproduce")
+IMAGES = "data/images"
+ABSENT = "absent"
+REPORT = "reproduction.json"
+STAGE = "reproduction"
+TOLERANCE = 0.1  # relative; another processor rounds otherwise, and training amplifies that
+NEAR_ZERO = 1e-3  # differences below it pass as rounding too
+OnLine = Callable[[str], None]
+
+
+class ReproductionError(UserError):
+    """A run that cannot be rebuilt."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not as it was recorded."""
+
+    what: str  # path of an out, name of a metric or package
+    recorded: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of it.
+
+    Attributes:
+        outs, metrics: how many were compared; metrics only where they were computed.
+        machine: packages and processor that are not those of the run.
+        changed: outs of another digest.
+        drifted: metrics that differ, by more than the tolerance where the machine does.
+    """
+
+    run_id: str
+    folder: str
+    recomputed: bool
+    outs: int
+    metrics: int
+    machine: list[Difference]
+    changed: list[Difference]
+    drifted: list[Difference]
+
+    @property
+    def exact(self) -> bool:
+        return not self.changed and not self.drifted
+
+    @property
+    def equal(self) -> bool:
+        """Whether this is the run again: the same bits; computed anew on another machine, metrics as close."""
+        complete = all(item.found != ABSENT for item in self.changed)
+        return self.exact or (self.recomputed and bool(self.machine) and complete and not self.drifted)
+
+
+def reproduce_run(
+    root: Path, run_id: str, recompute: bool, tolerance: float = TOLERANCE, on_line: OnLine = print
+) -> Reproduction:
+    """Rebuild the pipeline run ``run_id`` of MLflow in a worktree under .work/reproduce.
+
+    Args:
+        recompute: run every stage again instead of restoring its outs.
+        tolerance: relative difference of a metric that passes as rounding.
+
+    Raises:
+        UserError: if the run is unknown, was not recorded whole, or its data is neither in the cache nor at a remote.
+    """
+    recorded = read_recorded(root, run_id)
+    lock = root / FOLDER / f"{recorded.run_id}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock), LiveSync(root), Tracker.open(STAGE, recorded.run_id, root) as tracker:
+        folder = prepare(root, recorded)
+        tracker.tags({"reproduces": recorded.run_id, "recomputed": str(recompute).lower()})
+        run = PipelineRun(folder, tracker)
+        _bring(run, recompute, on_line)
+        result = compare(recorded, run, recompute, tolerance)
+        write_json(folder / REPORT, asdict(result))
+        tracker.artifact(folder / REPORT)
+        tracker.tags({"equal": str(result.equal).lower(), "exact": str(result.exact).lower()})
+    return result
+
+
+def prepare(root: Path, recorded: RecordedRun) -> Path:
+    """The worktree of a run: its commit, its changes that were not committed, its settings and its dvc.lock."""
+    folder = checkout(root, root / FOLDER / recorded.run_id, recorded.commit)
+    git(folder, "clean", "--quiet", "--force", "-d")
+    apply_patch(folder, recorded.patch)
+    atomic_write_text(folder / PARAMS_FILE, recorded.params)
+    atomic_write_text(folder / LOCK_FILE, recorded.lock)
+    share_cache(root, folder)
+    if not (folder / SPOOL_FOLDER).exists():
+        (folder / SPOOL_FOLDER).symlink_to((root / SPOOL_FOLDER).resolve())  # its runs are this project's runs
+    return folder
+
+
+def _bring(run: PipelineRun, recompute: bool, on_line: OnLine) -> None:
+    if not recompute:
+        _restore(run, [], on_line)
+        return
+    shutil.rmtree(run.root / WORK, ignore_errors=True)  # what was begun before is not this run's
+    with suppress(ReproductionError):  # then they are fetched anew
+        _restore(run, [IMAGES], on_line)  # whose source may have grown since
+    run.dvc(["repro", "--single-item", FETCH], on_line)
+    computed = [stage for stage in read_graph(run.root) if stage != FETCH]
+    run.dvc(["repro", "--force", "--single-item", *computed], on_line)
+
+
+def _restore(run: PipelineRun, outs: Sequence[str], on_line: OnLine) -> None:
+    """Bring back these outs, or all, from the cache or the remote."""
+    try:
+        run.dvc(["checkout", "--force", *outs], on_line)
+    except StageFailedError:
+        on_line("not everything is in the cache: pulling the rest from the remote")
+        try:
+            run.dvc(["pull", "--force", *outs], on_line)
+        except StageFailedError as error:
+            raise ReproductionError(
+                f"what this run made is not in DVC's cache, and no remote gives it ({error}): see that the remote "
+                "answers, `dvc push` from where the run was made, or recompute it with --recompute"
+            ) from error
+
+
+def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool, tolerance: float) -> Reproduction:
+    """The worktree of ``run`` against what was recorded."""
+    machine = _differences(recorded.packages, installed_packages())
+    machine += _differences({PROCESSOR: recorded.processor}, {PROCESSOR: processor()})
+    machine += [Difference(file, "too large to be recorded", ABSENT) for file in recorded.left_out]
+    outs = _locked_outs(recorded, run.root)
+    found = {path: md5_as_dvc(run.root / path) for path in outs if (run.root / path).exists()}
+    here, allowed = run.metrics(), tolerance if machine else 0.0
+    metrics = _metrics_of(recorded, run.root) if recomputed else {}
+    drifted = [name for name, value in metrics.items() if name not in here or not _close(here[name], value, allowed)]
+    return Reproduction(
+        run_id=recorded.run_id,
+        folder=str(run.root),
+        recomputed=recomputed,
+        outs=len(outs),
+        metrics=len(metrics),
+        machine=machine,
+        changed=_differences(outs, found),
+        drifted=[Difference(name, repr(metrics[name]), repr(here.get(name, ABSENT))) for name in drifted],
+    )
+
+
+def _locked_outs(recorded: RecordedRun, folder: Path) -> dict[str, str]:
+    """Out -> md5 of the stages that its dvc.yaml has; the lock file may remember more."""
+    stages = read_graph(folder)
+    locked = parse_lock(recorded.lock)
+    return {path: md5 for name, stage in locked.items() if name in stages for path, md5 in stage.outs.items()}
+
+
+def _metrics_of(recorded: RecordedRun, folder: Path) -> dict[str, float]:
+    """The recorded metrics of stages that its dvc.yaml has; the others repeat some of them for tables."""
+    stages = {stage.replace("@", "_") for stage in read_graph(folder)}
+    return {name: value for name, value in recorded.metrics.items() if name.partition("/")[0] in stages}
+
+
+def _differences(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[Difference]:
+    return [
+        Difference(name, value, found.get(name, ABSENT))
+        for name, value in recorded.items()
+        if found.get(name, ABSENT) != value
+    ]
+
+
+def _close(value: float, recorded: float, tolerance: float) -> bool:
+    if tolerance == 0:
+        return value == recorded or (math.isnan(value) and math.isnan(recorded))
+    return math.isclose(value, recorded, rel_tol=tolerance, abs_tol=NEAR_ZERO)
+
+
+def report(result: Reproduction) -> str:
+    """The result in Markdown."""
+    verdict = "the same bits" if result.exact else "metrics within the tolerance" if result.equal else "DIFFERENT"
+    lines = [
+        f"Run {result.run_id} {'computed anew' if result.recomputed else 'restored'} in {result.folder}: {verdict}.",
+        "",
+        f"- {result.outs - len(result.changed)} of {result.outs} outs have the recorded digest",
+    ]
+    if result.recomputed:
+        lines.append(f"- {result.metrics - len(result.drifted)} of {result.metrics} metrics are as recorded")
+    for title, found in (("machine", result.machine), ("outs", result.changed), ("metrics", result.drifted)):
+        if found:
+            lines += ["", f"| {title}: not as recorded | recorded | here |", "|---|---|---|"]
+            lines += [f"| {item.what} | {item.recorded} | {item.found} |" for item in found]
+    return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""A picture of edits by a trained pipeline, for the command line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from tokenbridge.base.device import best_device
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import atomic_path
+from tokenbridge.base.image_grid import image_grid
+from tokenbridge.base.progress import Progress
+from tokenbridge.base.seeding import generator
+from tokenbridge.images.decoding import open_whole
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.sampling.sampler import SamplingSettings
+
+DRAWN_ANEW = 127  # the grey that covers what is not kept
+
+
+def draw_edits(
+    model: Path,
+    images: Sequence[Path],
+    keep: Path | str,
+    label: str,
+    count: int,
+    out: Path,
+    *,
+    seed: int,
+    settings: SamplingSettings,
+) -> None:
+    """Write one row for each image to ``out``: the image, the part that is kept, and ``count`` edits.
+
+    Args:
+        keep: a side, or the file of a mask (see ``keep_mask``).
+        label: class of the edits.
+
+    Raises:
+        UserError: naming what to change.
+    """
+    if count < 1:
+        raise UserError(f"--count is {count}: at least one edit is needed")
+    pipeline = TokenBridgePipeline.from_pretrained(model).to(best_device())
+    index = pipeline.label_index(label)
+    originals = np.stack([read_fitted(path, "RGB", pipeline.image_size) for path in images]).transpose(0, 3, 1, 2)
+    config = pipeline.transformer.config
+    kept = keep_mask(keep, (config.grid_height, config.grid_width))
+    steps = settings.steps_for(int((~kept).sum()))
+    progress = Progress("edit", len(images) * steps, "steps", every=1.0)
+    rows = []
+    for row, original in enumerate(originals):
+        tokens = pipeline.encode_images(original[None]).expand(count, -1, -1)
+        generators = [generator(seed, "edit", row, i) for i in range(count)]
+        labels = torch.full((count,), index)
+        edits = pipeline.sample(labels, generators, settings, lambda *_: progress.advance(1), tokens, kept)
+        rows.append(np.concatenate([original[None], cover(original, kept)[None], edits]))
+    with atomic_path(out) as target:
+        image_grid(np.concatenate(rows), count + 2).save(target, "PNG")
+    print(f"{out}: {count} edits of each of {len(images)} images as {pipeline.class_names[index]}")
+
+
+def keep_mask(keep: Path | str, grid: tuple[int, int]) -> NDArray[np.bool_]:
+    """Positions [h, w] that are kept.
+
+    Args:
+        keep: left, right, top or bottom half; or the file of a mask, white where the image is drawn anew. A position
+            is kept if the mask leaves most of it black.
+
+    Raises:
+        UserError: if there is no such side, or the mask cannot be read.
+    """
+    if isinstance(keep, Path):
+        return read_fitted(keep, "L", grid) < 128
+    (height, width), (rows, columns) = grid, np.indices(grid)
+    sides = {
+        "left": columns < width // 2,
+        "right": columns >= width - width // 2,
+        "top": rows < height // 2,
+        "bottom": rows >= height - height // 2,
+    }
+    if keep not in sides:
+        raise UserError(f"--keep is {keep!r}: choose one of {', '.join(sides)}")
+    return sides[keep]
+
+
+def read_fitted(path: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Pixels [height, width] or [height, width, 3] of an image file: upright, cut to the shape and resized.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no image file {path}: check the path")
+    upright = ImageOps.exif_transpose(open_whole(path.read_bytes(), str(path)))
+    height, width = size
+    method = Image.Resampling.BOX if mode == "L" else Image.Resampling.BICUBIC
+    return np.asarray(ImageOps.fit(upright.convert(mode), (width, height), method))
+
+
+def cover(image: NDArray[np.uint8], kept: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The image [3, H, W], grey at the positions [h, w] that are drawn anew."""
+    height, width = image.shape[1] // kept.shape[0], image.shape[2] // kept.shape[1]
+    return np.where(kept.repeat(height, 0).repeat(width, 1), image, np.uint8(DRAWN_ANEW))

@@ -1,0 +1,247 @@
+"""TokenBridgePipeline: a trained model as diffusers users expect it.
+
+pipeline = TokenBridgePipeline.from_pretrained("models/tiny")
+pipeline(class_labels=[7], num_inference_steps=16, guidance_scale=3.0, generator=generator).images
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.loading import LoadError, load_whole
+from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.sampling.sampler import Draws, SamplingSettings, sample_tokens
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, to_maps, to_sequence
+from tokenbridge.vae.autoencoder import decode_images, encode_moments
+
+
+class TokenBridgePipeline(DiffusionPipeline):
+    """Class labels in, images out; and images with some tokens kept (``edit``).
+
+    ``to(device)`` and ``to(torch.bfloat16)`` work as in any diffusers pipeline; the quantizer stays float32. Sampling
+    calls ``transformer.features``, so that is what to compile:
+    ``pipeline.transformer.features = torch.compile(pipeline.transformer.features, dynamic=True)``.
+
+    Args:
+        vae: decodes latents, and encodes images to edit.
+        transformer: predicts tokens.
+        quantizer: turns tokens into latents.
+        label_names: what the classes are called.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        transformer: TokenBridgeTransformer,
+        quantizer: DimensionwiseQuantizer,
+        label_names: Sequence[str] = (),  # with a default, so that diffusers saves it as JSON and not as a module
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, transformer=transformer, quantizer=quantizer)
+        self.register_to_config(label_names=list(label_names))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device_map: str | None = None, **options: Any
+    ) -> "TokenBridgePipeline":
+        """Load what ``save_pretrained`` wrote; ``options`` go to each module's ``from_pretrained`` (torch_dtype, ...).
+
+        Args:
+            device_map: one device for the whole pipeline, such as "cuda", as in diffusers. Its "balanced" is not
+                offered: a model of a billion parameters fits on any one device.
+
+        Raises:
+            LoadError: if a tensor is missing or left over; diffusers itself would only warn.
+        """
+        path = Path(folder)
+        if not (path / "model_index.json").exists():
+            raise LoadError(f"{path} is no trained pipeline: run `make repro` first, or name the folder of one")
+        device = _device(device_map)
+        pipeline = cls(
+            vae=load_whole(AutoencoderKL, path / "vae", **options),
+            transformer=load_whole(TokenBridgeTransformer, path / "transformer", **options),
+            quantizer=load_whole(DimensionwiseQuantizer, path / "quantizer"),
+            label_names=cls.load_config(path)["label_names"],
+        )
+        return pipeline.to(device)
+
+    @property
+    def class_names(self) -> list[str]:
+        """What the classes are called: their indices if nobody named them."""
+        return list(self.config.label_names) or [str(i) for i in range(self.transformer.config.num_classes)]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image, in pixels."""
+        config = self.transformer.config
+        stride = 2 ** (len(self.vae.config.block_out_channels) - 1) * self.quantizer.config.patch_size
+        return config.grid_height * stride, config.grid_width * stride
+
+    def label_index(self, label: int | str) -> int:
+        """Class index of a name (any case) or of an index.
+
+        Raises:
+            UserError: listing the classes there are.
+        """
+        names = [name.lower() for name in self.class_names]
+        text = str(label).strip().lower()
+        if text in names:
+            return names.index(text)
+        if text.isdecimal() and int(text) < len(names):
+            return int(text)
+        listed = ", ".join(f"{i} {name}" for i, name in enumerate(self.class_names))
+        raise UserError(f"there is no class {label!r}: choose one of {listed}")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Sequence[int | str],
+        num_inference_steps: int | None = SamplingSettings.steps,
+        guidance_scale: float = SamplingSettings.guidance_scale,
+        guidance_schedule: str = SamplingSettings.guidance_schedule,
+        guidance_interval: Sequence[float] = SamplingSettings.guidance_interval,
+        temperature: float = SamplingSettings.temperature,
+        top_p: float = SamplingSettings.top_p,
+        order: str = SamplingSettings.order,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        given: Tensor | None = None,
+        keep: Tensor | np.ndarray | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[int, int], None] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Generate one image for each of ``class_labels`` (indices or names).
+
+        Args:
+            num_inference_steps: at most as many as there are positions to draw; None: 16, or one for each.
+            guidance_scale, guidance_schedule, guidance_interval, temperature, top_p, order: see ``SamplingSettings``.
+            generator: one for all images, or one for each; image i then depends on its own generator alone.
+            given: tokens [N, S, C], and
+            keep: a mask [h, w] over positions, true where they are kept as they are (see ``edit``).
+            output_type: "pil", or "np" for float [N, H, W, 3] in [0, 1].
+            callback_on_step_end: called with (steps done, steps in all).
+        """
+        if output_type not in ("pil", "np"):
+            raise UserError(f"output_type is {output_type!r}: choose 'pil' or 'np'")
+        settings = SamplingSettings(
+            num_inference_steps, guidance_scale, guidance_schedule, guidance_interval, temperature, top_p, order
+        )
+        labels = torch.tensor([self.label_index(label) for label in class_labels], dtype=torch.long)
+        generators = image_generators(generator, len(labels))
+        images = self.sample(labels, generators, settings, callback_on_step_end, given, keep)
+        hwc = images.transpose(0, 2, 3, 1)
+        output = [Image.fromarray(image) for image in hwc] if output_type == "pil" else hwc.astype(np.float32) / 255
+        return ImagePipelineOutput(images=output) if return_dict else (output,)
+
+    def edit(
+        self,
+        images: Sequence[Image.Image] | np.ndarray,
+        keep: Tensor | np.ndarray,
+        class_labels: Sequence[int | str],
+        **options: Any,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw part of each image anew, as its class of ``class_labels``, which may be another than it shows.
+
+        The tokens that are kept stay exact. Their pixels pass through the VAE, which looks a little past their edges.
+
+        Args:
+            images: one for each label, as in ``encode_images``.
+            keep: a mask [h, w] over positions, true where the image is kept.
+            options: as in ``__call__``.
+        """
+        self._check_keep(keep)
+        if len(images) != len(class_labels):
+            raise UserError(f"{len(images)} images for {len(class_labels)} class labels: give one label for each image")
+        return self(class_labels, given=self.encode_images(images), keep=keep, **options)
+
+    def sample(
+        self,
+        labels: Tensor,
+        generators: Sequence[torch.Generator],
+        settings: SamplingSettings,
+        on_step: Callable[[int, int], None] | None = None,
+        given: Tensor | None = None,
+        keep: Tensor | np.ndarray | None = None,
+    ) -> np.ndarray:
+        """uint8 images [N, 3, H, W] for label indices [N]; ``given`` and ``keep`` as in ``__call__``.
+
+        Raises:
+            UserError: if a weight is not finite, or the mask is no mask of the positions.
+        """
+        config, device = self.transformer.config, self.transformer.device
+        self._check_weights()
+        kept = None if keep is None else self._check_keep(keep).flatten().to(device)
+        given = None if given is None else given.to(device)
+        draws = Draws.from_generators(generators, self.transformer.positions, config.dimensions).to(device)
+        tokens = sample_tokens(
+            self.transformer, self.quantizer, labels.to(device), draws, settings, on_step, given, kept
+        )
+        return self.decode_tokens(tokens)
+
+    def encode_images(self, images: Sequence[Image.Image] | np.ndarray) -> Tensor:
+        """Tokens [N, S, C] of the posterior mean of PIL images, or of uint8 images [N, 3, H, W].
+
+        Raises:
+            UserError: if the images are not of the pipeline's size.
+        """
+        height, width = self.image_size
+        arrays = [
+            np.asarray(image.convert("RGB")).transpose(2, 0, 1) if isinstance(image, Image.Image) else image
+            for image in images
+        ]
+        for array in arrays:
+            if array.dtype != np.uint8 or array.shape != (3, height, width):
+                raise UserError(
+                    f"an image is {array.dtype} {list(array.shape)}: this model takes RGB images {width} wide and "
+                    f"{height} high, from PIL or as uint8 [3, {height}, {width}]"
+                )
+        mean, _ = encode_moments(self.vae, np.stack(arrays)).chunk(2, dim=1)
+        return self.quantizer.encode(to_sequence(self.quantizer.normalize(mean)))
+
+    def _check_keep(self, keep: Tensor | np.ndarray) -> Tensor:
+        grid = self.transformer.config.grid_height, self.transformer.config.grid_width
+        mask = torch.as_tensor(keep)
+        if mask.shape != grid or mask.dtype != torch.bool:
+            raise UserError(
+                f"keep is {mask.dtype} {list(mask.shape)}: give a mask of bools {list(grid)}, one for each position"
+            )
+        return mask
+
+    def _check_weights(self) -> None:
+        for part in ("transformer", "vae"):
+            for name, parameter in getattr(self, part).named_parameters():
+                if not parameter.isfinite().all():
+                    raise UserError(f"{part} weight {name} holds NaN or infinity: train or import the model again")
+
+    def decode_tokens(self, tokens: Tensor) -> np.ndarray:
+        """uint8 images [N, 3, H, W] of tokens [N, S, C]."""
+        config = self.transformer.config
+        latents = to_maps(self.quantizer.decode(tokens), config.grid_height, config.grid_width)
+        return decode_images(self.vae, self.quantizer.denormalize(latents))
+
+
+def _device(device_map: str | None) -> torch.device:
+    try:
+        return torch.device(device_map or "cpu")
+    except RuntimeError as error:
+        raise UserError(f"device_map is {device_map!r}: name one device, such as 'cpu' or 'cuda'") from error
+
+
+def image_generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+) -> Sequence[torch.Generator]:
+    """One generator for each image: those given, or new ones seeded by the single one."""
+    if isinstance(generator, Sequence):
+        if len(generator) != count:
+            raise UserError(f"{len(generator)} generators for {count} images: give one, or one for each image")
+        return generator
+    device = generator.device if generator is not None else torch.device("cpu")
+    seeds = torch.randint(2**62, (count,), generator=generator, device=device).tolist()
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -1,0 +1,247 @@
+"""Sampling (paper Sec. 3.3; MAR): masked positions are revealed step by step, each token dimension by dimension.
+
+Shapes: N images, S positions, C dimensions, B levels, M positions drawn in one step. S' positions are to be
+drawn: all S, or those that an edit does not keep.
+All randomness enters as ``Draws``, a function of each image's own generator: neither batch size nor
+step count changes what an image draws.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.config import GenerateConfig, check_sampling, require
+from tokenbridge.model.transformer import TokenBridgeTransformer, gather, split_order
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+
+MOST_DEFAULT_STEPS = 16
+MOST_LOGITS = 2**25  # held at once: bounds memory when dimensions are predicted jointly
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as can be
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of N images.
+
+    Attributes:
+        order: [N, S] permutations; the tail is revealed first.
+        uniforms: [N, S, C] in [0, 1), one for each index that will be drawn; dimensions in head order. A head that
+            predicts g dimensions jointly draws C / g indices, with the first uniforms of the position.
+    """
+
+    order: Tensor
+    uniforms: Tensor
+
+    @classmethod
+    def from_generators(cls, generators: Sequence[torch.Generator], positions: int, dimensions: int) -> "Draws":
+        order = [torch.randperm(positions, generator=g, device=g.device) for g in generators]
+        uniforms = [torch.rand(positions, dimensions, generator=g, device=g.device) for g in generators]
+        return cls(torch.stack(order), torch.stack(uniforms))
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(self.order.to(device), self.uniforms.to(device))
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are drawn.
+
+    Attributes:
+        order: ``random``, the paper's: each image in its own order; ``raster``: row by row from the top left;
+            ``confidence``: each step draws all masked positions and keeps those of the highest mean log-probability,
+            which is taken before temperature and top-p. The authors use it for clean backgrounds only, as it
+            costs diversity.
+
+    Raises:
+        UserError: naming the setting that cannot work.
+    """
+
+    steps: int | None = None  # None: one for each position to draw, at most MOST_DEFAULT_STEPS
+    guidance_scale: float = 2.0  # 1: no guidance
+    guidance_schedule: str = "linear"
+    guidance_interval: Sequence[float] = (0.0, 1.0)  # shares of positions revealed before a step: [from, to)
+    temperature: float = 1.0  # of the logits; 0 takes the likeliest level
+    top_p: float = 1.0  # draw among the likeliest levels that together have this probability
+    order: str = "random"
+
+    def __post_init__(self) -> None:
+        require(self.steps is None or self.steps >= 1, f"steps is {self.steps}: at least one step is needed")
+        check_sampling(
+            "",
+            guidance_scale=self.guidance_scale,
+            guidance_schedule=self.guidance_schedule,
+            guidance_interval=self.guidance_interval,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            order=self.order,
+        )
+
+    @classmethod
+    def from_config(cls, config: GenerateConfig) -> "SamplingSettings":
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+    def steps_for(self, positions: int) -> int:
+        """Steps in which to draw so many positions."""
+        return min(positions, MOST_DEFAULT_STEPS) if self.steps is None else self.steps
+
+
+def masked_counts(positions: int, steps: int) -> list[int]:
+    """Positions still masked after each step: S cos(pi/2 (i + 1)/n), at least one revealed a step, 0 at the end.
+
+    Raises:
+        UserError: if there are more steps than positions.
+    """
+    if steps > positions:
+        raise UserError(f"{steps} steps for {positions} positions: use at most {positions} steps")
+    counts, masked = [], positions
+    for i in range(steps - 1):
+        masked = max(1, min(masked - 1, math.floor(positions * math.cos(math.pi / 2 * (i + 1) / steps))))
+        counts.append(masked)
+    return [*counts, 0]
+
+
+def guidance_at(settings: SamplingSettings, positions: int, masked_before: int, masked_after: int) -> float:
+    """Guidance scale of one step, 1 outside the interval.
+
+    ``linear`` grows with the share of revealed positions, ``cosine`` likewise but slowly at both ends.
+    As released, the last step counts one position as still masked, so that neither ever quite reaches the scale.
+    """
+    first, end = settings.guidance_interval
+    if not first <= (positions - masked_before) / positions < end:
+        return 1.0
+    if settings.guidance_schedule == "constant":
+        return settings.guidance_scale
+    gain, revealed = settings.guidance_scale - 1, positions - max(1, masked_after)
+    if settings.guidance_schedule == "cosine":
+        return 1 + gain * (1 - math.cos(math.pi * revealed / positions)) / 2
+    return 1 + gain * revealed / positions
+
+
+def choose_levels(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
+    """Levels [M] drawn from logits [M, B] by inverting the cumulative distribution at ``uniforms`` [M].
+
+    Differs: the released code calls ``multinomial`` on the whole batch, whose draws depend on the batch.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = (logits.double() / temperature).softmax(dim=-1)
+    if top_p < 1:
+        probabilities = _nucleus(probabilities, top_p)
+    cumulative = probabilities.cumsum(dim=-1)
+    return (cumulative[:, :-1] <= uniforms.double()[:, None] * cumulative[:, -1:]).sum(dim=-1)
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Probabilities [M, B] with zeros outside the fewest likeliest levels that together have ``top_p``."""
+    ranked, levels = probabilities.sort(dim=-1, descending=True, stable=True)
+    outside = ranked.cumsum(dim=-1) - ranked >= top_p
+    return probabilities.scatter(-1, levels, ranked.masked_fill(outside, 0))
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: TokenBridgeTransformer,
+    quantizer: DimensionwiseQuantizer,
+    labels: Tensor,
+    draws: Draws,
+    settings: SamplingSettings,
+    on_step: Callable[[int, int], None] | None = None,
+    given: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """Tokens [N, S, C], dimensions in natural order, for labels [N].
+
+    Args:
+        on_step: called with (steps done, steps in all).
+        given: tokens [N, S, C] of images to edit, dimensions in natural order; needs ``keep``.
+        keep: bool [S], where ``given`` is kept exactly and seen from the first step on. Steps and guidance count
+            the other positions only, so that an edit goes through the whole schedule however much is kept.
+
+    Raises:
+        UserError: if there are more steps than positions to draw, or none to draw.
+    """
+    tokens = torch.zeros_like(draws.uniforms, dtype=torch.long)  # head order
+    order, to_draw = _reveal_order(draws, settings.order), draws.order.shape[1]
+    require((given is None) == (keep is None), "given and keep go together: give both or neither")
+    if given is not None and keep is not None:
+        require(given.shape == tokens.shape, f"given is {list(given.shape)}: give tokens {list(tokens.shape)}")
+        tokens = torch.where(keep[:, None], quantizer.to_head_order(given), tokens)
+        order = order.gather(1, keep[order].int().argsort(dim=1, stable=True))  # the tail counts as revealed
+        to_draw -= int(keep.sum())
+        require(to_draw > 0, "keep covers every position: leave at least one to be drawn")
+    counts = masked_counts(to_draw, settings.steps_for(to_draw))
+    masked_before = to_draw
+    for step, masked_after in enumerate(counts):
+        _, visible = split_order(order, masked_before)
+        values = quantizer.decode(quantizer.from_head_order(tokens))
+        scale = guidance_at(settings, to_draw, masked_before, masked_after)
+        z = _guided_features(model, values, labels, visible, scale)
+        if settings.order == "confidence":
+            uniforms = (draws.uniforms.double() + step * GOLDEN_RATIO) % 1  # else what was rejected is drawn again
+            drawn, confidence = _draw(model, z, uniforms, order[:, :masked_before], settings)
+            rank = confidence.argsort(dim=1, stable=True)
+            order = torch.cat([order[:, :masked_before].gather(1, rank), order[:, masked_before:]], dim=1)
+            drawn = gather(drawn, rank[:, masked_after:])
+        else:
+            drawn, _ = _draw(model, z, draws.uniforms, order[:, masked_after:masked_before], settings)
+        revealed = order[:, masked_after:masked_before]
+        tokens.scatter_(1, revealed[..., None].expand_as(drawn), drawn)
+        masked_before = masked_after
+        if on_step is not None:
+            on_step(step + 1, len(counts))
+    return quantizer.from_head_order(tokens)
+
+
+def _reveal_order(draws: Draws, order: str) -> Tensor:
+    """Positions [N, S], the tail of which is revealed first."""
+    if order == "raster":
+        return torch.arange(draws.order.shape[1] - 1, -1, -1, device=draws.order.device).expand_as(draws.order)
+    return draws.order
+
+
+def _guided_features(
+    model: TokenBridgeTransformer, values: Tensor, labels: Tensor, visible: Tensor, scale: float
+) -> Tensor:
+    """Decoder features [N, S, D], mixed as z_uncond + s (z_cond - z_uncond), before the head (released code)."""
+    if scale == 1:
+        return model.features(values, labels, visible)
+    dropped = torch.full_like(labels, model.num_classes)
+    both = model.features(values.repeat(2, 1, 1), torch.cat([labels, dropped]), visible.repeat(2, 1))
+    conditional, unconditional = both.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def _draw(
+    model: TokenBridgeTransformer, z: Tensor, uniforms: Tensor, positions: Tensor, settings: SamplingSettings
+) -> tuple[Tensor, Tensor]:
+    """Tokens [N, K, C] in head order at positions [N, K], and the confidence [N, K] in each (see _LevelChoice)."""
+    rows = max(1, MOST_LOGITS // (model.head.slots * model.head.classes))
+    flat_z, flat_uniforms = (gather(x, positions).flatten(0, 1).split(rows) for x in (z, uniforms))
+    choices = [_LevelChoice(part, settings) for part in flat_uniforms]
+    drawn = torch.cat([model.head.sample(part, choice) for part, choice in zip(flat_z, choices, strict=True)])
+    confidence = torch.cat([choice.confidence for choice in choices])
+    return drawn.view(*positions.shape, -1), confidence.view(positions.shape)
+
+
+class _LevelChoice:
+    """Chooses for the head, slot after slot.
+
+    Attributes:
+        confidence: [M], the sum over slots of the log-probability of what was chosen, before temperature and top-p
+            (it ranks as the mean does); 0 unless the order asks for it.
+    """
+
+    def __init__(self, uniforms: Tensor, settings: SamplingSettings) -> None:
+        self.uniforms, self.settings = uniforms, settings
+        self.confidence = torch.zeros(len(uniforms), device=uniforms.device)
+
+    def __call__(self, logits: Tensor, slot: int) -> Tensor:
+        logits = logits.float()
+        chosen = choose_levels(logits, self.uniforms[:, slot], self.settings.temperature, self.settings.top_p)
+        if self.settings.order == "confidence":
+            self.confidence += logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
+        return chosen

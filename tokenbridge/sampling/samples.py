@@ -1,0 +1,95 @@
+"""Samples of a model as shards, balanced over classes; sample i depends on the seed and i alone."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tokenbridge.base.chunks import Advance, Chunk, cut, make_chunks
+from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
+from tokenbridge.base.files import atomic_path
+from tokenbridge.base.seeding import generator
+from tokenbridge.config import GenerateConfig, LauncherConfig
+from tokenbridge.images.shards import write_manifest, write_shards
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.sampling.sampler import SamplingSettings
+
+CHUNK = 250  # samples in one file, kept if the process is killed
+GRID_ROWS = 10
+
+
+def sample_label(index: int, num_classes: int) -> int:
+    """Classes in turn, so that any number of samples is balanced."""
+    return index % num_classes
+
+
+def draw_samples(pipeline: TokenBridgePipeline, indices: list[int], seed: int, config: GenerateConfig) -> np.ndarray:
+    """The samples of these indices, uint8 [n, 3, H, W]."""
+    labels = torch.tensor([sample_label(i, len(pipeline.class_names)) for i in indices])
+    generators = [generator(seed, "sample", i) for i in indices]
+    return pipeline.sample(labels, generators, SamplingSettings.from_config(config))
+
+
+def sample_chunks(folder: Path, count: int) -> list[Chunk]:
+    """The files of ``count`` samples, uint8 images [n, 3, H, W] each, sample after sample."""
+    return cut(count, CHUNK, lambda index: folder / f"chunk-{index * CHUNK:08d}.npy")
+
+
+def draw_chunks(
+    pipeline: TokenBridgePipeline,
+    folder: Path,
+    seed: int,
+    config: GenerateConfig,
+    launcher: LauncherConfig,
+    processes: Processes = SINGLE_PROCESS,
+) -> None:
+    """Write the files that ``folder`` lacks; the processes share them."""
+
+    def draw(chunk: Chunk, advance: Advance) -> None:
+        parts = []
+        for batch in torch.arange(chunk.span.start, chunk.span.stop).split(launcher.batch_size):
+            parts.append(draw_samples(pipeline, batch.tolist(), seed, config))
+            advance(len(batch))
+        with atomic_path(chunk.path) as target, target.open("wb") as file:
+            np.save(file, np.concatenate(parts))
+
+    make_chunks("generate", sample_chunks(folder, config.samples), draw, processes=processes, launcher=launcher)
+
+
+def write_samples(
+    folder: Path, drawn: Path, label_names: list[str], image_size: int, count: int, shard_size: int, precision: str
+) -> None:
+    """Write the images that ``draw_chunks`` left in ``drawn``, as PNG in shards with a manifest: the split ``samples``.
+
+    The manifest notes the ``precision`` (bf16 or fp32) in which they were drawn.
+    """
+
+    def encoded() -> Iterator[bytes]:
+        for chunk in sample_chunks(drawn, count):
+            for image in np.load(chunk.path):
+                buffer = BytesIO()
+                Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
+                yield buffer.getvalue()
+
+    labels = [sample_label(i, len(label_names)) for i in range(count)]
+    examples = ((png, f"{i:06d}.png", label) for i, (png, label) in enumerate(zip(encoded(), labels, strict=True)))
+    folder.mkdir(exist_ok=True)
+    shards = write_shards(folder, "samples", examples, label_names, shard_size, count)
+    write_manifest(
+        folder,
+        name="samples",
+        image_size=image_size,
+        label_names=label_names,
+        splits={"samples": shards},
+        precision=precision,
+    )
+
+
+def grid_indices(num_classes: int, columns: int, count: int) -> list[int]:
+    """Which of ``count`` samples a picture shows: one row for each of the first ten classes."""
+    rows = min(num_classes, GRID_ROWS)
+    wanted = [row + num_classes * column for row in range(rows) for column in range(columns)]
+    return [index for index in wanted if index < count]

@@ -1,0 +1,1 @@
+"""Where images come from: mirrors, folders, archives, the Hub, S3."""

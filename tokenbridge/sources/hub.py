@@ -1,0 +1,80 @@
+"""The files of a data set on the Hugging Face Hub, read in parts as they are asked for; nothing is cached on disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from httpx2 import HTTPError
+from huggingface_hub import HfApi, HfFileSystem
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
+
+from tokenbridge.images import DataError
+
+SCHEME = "hf://"
+REFUSED = (401, 403)  # HTTP: who are you, and you may not
+
+Entry = tuple[str, str, int, str]  # path below the address, whole address, bytes, Git's or LFS's digest
+
+
+@contextmanager
+def explained(address: str) -> Iterator[None]:
+    """Turns what huggingface_hub raises into a DataError that says what to do."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise DataError(refusal(address)) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise DataError(f"{address} is not on the Hub, or not for you: correct data.root, or set HF_TOKEN") from error
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in REFUSED:
+            raise DataError(refusal(address)) from error
+        raise DataError(f"{address}: the Hub does not serve it ({error}): try again later") from error
+    except (FileNotFoundError, ValueError, NotImplementedError) as error:
+        cause = error.__cause__
+        if isinstance(cause, HfHubHTTPError):
+            with explained(address):
+                raise cause from None
+        raise DataError(f"{address} is no data set on the Hub: write hf://datasets/owner/name[/folder]") from error
+    except (HTTPError, OSError) as error:  # of the network
+        raise DataError(f"{address}: the Hub cannot be reached ({error}): try again, what is done is kept") from error
+
+
+def refusal(address: str) -> str:
+    return f"{address} is gated or private: accept its terms on its page, then say `hf auth login` or set HF_TOKEN"
+
+
+def hub_files(address: str) -> Iterator[tuple[Entry, partial[bytes]]]:
+    """Every file below hf://datasets/owner/name[@revision][/folder], and how to read (start, size) of it.
+
+    All are of the one commit that the revision names now, so that a push meanwhile mixes nothing.
+    """
+    system = HfFileSystem(skip_instance_cache=True)  # which lists anew
+    with explained(address):
+        place = system.resolve_path(address)
+        if not isinstance(place, HfFileSystemResolvedRepositoryPath):
+            raise ValueError(address)
+        commit = HfApi().repo_info(place.repo_id, repo_type=place.repo_type, revision=place.revision).sha
+        base = f"{place.repo_type}s/{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
+        listed = system.find(base, detail=True)
+        assert isinstance(listed, dict)  # of details
+    for path, about in listed.items():
+        version = about["lfs"].sha256 if about.get("lfs") else about["blob_id"]
+        name = path.removeprefix(base).lstrip("/") or path.rpartition("/")[2]
+        yield (name, SCHEME + path, about["size"], version), partial(read_range, system, path)
+
+
+def read_range(system: HfFileSystem, path: str, start: int, size: int) -> bytes:
+    """Bytes start..start+size-1 by one request; transfers that break off are tried again by huggingface_hub."""
+    if size == 0:
+        return b""
+    with explained(SCHEME + path):
+        content: bytes = system.cat_file(path, start, start + size, cache_type="none")
+    if len(content) != size:
+        raise DataError(f"{SCHEME + path} gave {len(content):,} bytes of {size:,}: try again, what is done is kept")
+    return content

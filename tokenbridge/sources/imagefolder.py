@@ -1,0 +1,126 @@
+"""Folders of image files, a folder per class: root/train/<class>/* and root/test/<class>/*, or root/<class>/*.
+
+A folder root/val, valid or validation beside root/train holds the images for validation.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Protocol, Self
+
+from tokenbridge.config import IMAGENET, DataConfig
+from tokenbridge.images import TEST, TRAIN, VALIDATION, DataError
+from tokenbridge.images.splits import Split
+from tokenbridge.sources.imagefiles import SUFFIXES, ClassFiles, ImageFile, divide, make_split
+from tokenbridge.sources.imagenet_classes import names_of
+
+VALIDATION_FOLDERS = ("val", "valid", "validation")
+
+
+class Folder(Protocol):
+    """What is asked of a folder or file, which may lie on S3; pathlib.Path has it."""
+
+    @property
+    def name(self) -> str: ...
+    def is_dir(self) -> bool: ...
+    def iterdir(self) -> Iterator[Self]: ...
+    def read_bytes(self) -> bytes: ...
+    def __truediv__(self, name: str, /) -> Self: ...
+
+
+def load_imagefolder(config: DataConfig) -> tuple[list[str], dict[str, Split]]:
+    """Label names and the splits. Looks at names only; images are read, and checked, when they are encoded."""
+    return load_folder(config, find_root(config))
+
+
+def load_folder(config: DataConfig, root: Folder) -> tuple[list[str], dict[str, Split]]:
+    """``load_imagefolder`` of a folder that need not be a local one."""
+    if (root / "train").is_dir():
+        folders = {TRAIN: root / "train", TEST: root / "test"}
+        if (found := validation_folder(root)) is not None:
+            folders[VALIDATION] = found
+        files = {split: class_files(folder, config, f"{folder.name}/") for split, folder in folders.items()}
+    else:
+        if config.test_fraction == 0:
+            raise DataError(f"{root} has no train folder and data.test_fraction is 0: set data.test_fraction=0.1")
+        files = divide(class_files(root, config), config.test_fraction)
+    names = label_names(config, sorted(files["train"]), root)
+    for split, classes in files.items():
+        if sorted(classes) != sorted(names):
+            differing = ", ".join(sorted(set(classes) ^ set(names)))
+            raise DataError(
+                f"splits {TRAIN} and {split} of {root} differ in their class folders ({differing}): give both the same"
+            )
+    splits = {split: make_split(classes, names) for split, classes in files.items()}
+    return names_of(names, str(root)) if config.class_names == IMAGENET else names, splits
+
+
+def validation_folder(root: Folder) -> Folder | None:
+    """root/val, root/valid or root/validation; not where root/test is a link to it, as is usual for ImageNet."""
+    found = [folder for name in VALIDATION_FOLDERS if (folder := root / name).is_dir()]
+    if len(found) > 1:
+        listed = ", ".join(str(folder) for folder in found)
+        raise DataError(f"{listed} are both folders of validation images: keep one of them")
+    if found and isinstance(root, Path) and (root / "test").resolve() == (root / found[0].name).resolve():
+        return None
+    return found[0] if found else None
+
+
+def find_root(config: DataConfig) -> Path:
+    if config.root is None:
+        raise DataError("data.root is not set: name your folder of images, data.root=/path/to/images")
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: set data.root to the folder that holds your class folders")
+    return root
+
+
+def class_files(folder: Folder, config: DataConfig, prefix: str = "") -> ClassFiles:
+    """The images of every class folder; hidden files (.DS_Store and the like) are passed over.
+
+    Args:
+        prefix: what the images' paths begin with.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is missing: make it, or link it (`ln -s val {folder}`), beside the other split")
+    entries = visible(folder)
+    folders = [entry for entry in entries if entry.is_dir()]
+    stray = [entry for entry in entries if is_image(entry) and not entry.is_dir()]
+    if stray:
+        raise DataError(f"{stray[0]} lies outside of a class folder: move it into {folder}/<class>/")
+    if len(folders) != config.num_classes:
+        shown = ", ".join(entry.name for entry in folders[:10]) + (", ..." if len(folders) > 10 else "")
+        raise DataError(
+            f"{folder} has {len(folders)} class folders ({shown or 'none'}) but data.num_classes is "
+            f"{config.num_classes}: set data.num_classes={len(folders)} or correct data.root"
+        )
+    return {entry.name: images_of(entry, f"{prefix}{entry.name}/") for entry in folders}
+
+
+def images_of(folder: Folder, prefix: str) -> list[ImageFile]:
+    files = visible(folder)
+    if not files:
+        raise DataError(f"class folder {folder} is empty: put its images in, or delete it and lower data.num_classes")
+    for file in files:
+        if not is_image(file) or file.is_dir():
+            raise DataError(f"{file} is not an image file ({', '.join(SUFFIXES)}): move it away or convert it")
+    return [ImageFile(prefix + file.name, str(file), file.read_bytes) for file in files]
+
+
+def is_image(file: Folder) -> bool:
+    return PurePath(file.name).suffix.lower() in SUFFIXES
+
+
+def visible(folder: Folder) -> list[Folder]:
+    return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda each: each.name)
+
+
+def label_names(config: DataConfig, found: list[str], root: Folder) -> list[str]:
+    """data.label_names, which sets the order, or the folders' sorted names."""
+    if config.label_names is None:
+        return found
+    if sorted(config.label_names) != found:
+        differing = ", ".join(sorted(set(config.label_names) ^ set(found)))
+        raise DataError(
+            f"data.label_names and the class folders of {root} differ ({differing}): correct one, or set null"
+        )
+    return config.label_names

@@ -1,0 +1,201 @@
+"""ImageNet-1k from its original archives, read in place: nothing is unpacked.
+
+ILSVRC2012_img_train.tar is a tar of one <wnid>.tar for each class, ILSVRC2012_img_val.tar has the validation images,
+and ILSVRC2012_devkit_t12.tar.gz tells their classes.
+"""
+
+import gzip
+import hashlib
+import io
+import re
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+import numpy as np
+import scipy.io
+
+from tokenbridge.base.progress import Progress
+from tokenbridge.config import DataConfig, StorageConfig
+from tokenbridge.images import DataError
+from tokenbridge.images.splits import Split
+from tokenbridge.sources.imagefiles import (
+    MAX_FILE_BYTES,
+    SUFFIXES,
+    THREADS,
+    ClassFiles,
+    ImageFile,
+    check_size,
+    make_split,
+)
+from tokenbridge.sources.imagenet_classes import names_of
+from tokenbridge.sources.places import TAR, StoredFile, list_files
+from tokenbridge.sources.tars import files_of, member_file, open_tar
+
+TRAIN, VALIDATION, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+MAX_CLASS_BYTES = 2**32  # of one class's tar: ImageNet's have up to 300 MB
+CHUNK = 2**24  # bytes that are read at a time for a digest
+Parsed = TypeVar("Parsed")
+META, TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
+
+
+def load_imagenet_tars(
+    config: DataConfig, storage: StorageConfig, every: float, proven: bool
+) -> tuple[list[str], dict[str, Split]]:
+    """Readable label names, by the order of wnids, and both splits.
+
+    Reads every archive once for its MD5 and once for names; then each image by its place, when it is encoded.
+
+    Args:
+        every: seconds between progress lines.
+        proven: the MD5 of these files have been checked before.
+
+    Raises:
+        DataError: when an archive is missing, has another MD5 than data.md5 says, is damaged or unsafe, or when classes
+            disagree.
+    """
+    if config.root is None:
+        raise DataError(f"data.root is not set: name the folder, or the prefix, of {TRAIN}, {VALIDATION} and {DEVKIT}")
+    archives = {file.name: file for file in list_files(config.root, storage)}
+    missing = [name for name in (TRAIN, VALIDATION, DEVKIT) if name not in archives]
+    if missing:
+        raise DataError(f"{config.root} lacks {', '.join(missing)}: get it from image-net.org, or correct data.root")
+    if not proven:
+        check_digests(archives, config, every)
+    wnids, truth = read_devkit(archives[DEVKIT])
+    train = index_train(archives[TRAIN], every)
+    if not sorted(train) == sorted(set(wnids.values())) or len(train) != config.num_classes:
+        raise DataError(
+            f"{TRAIN} has {len(train)} classes, {DEVKIT} {len(set(wnids.values()))}, and data.num_classes is "
+            f"{config.num_classes}: they must be the same"
+        )
+    test = index_validation(archives[VALIDATION], wnids, truth)
+    order = sorted(train)
+    without = [wnid for wnid in order if wnid not in test]
+    if without:
+        raise DataError(f"{VALIDATION} has no image of {', '.join(without[:10])}: {DEVKIT} is another one's")
+    splits = {"train": make_split(train, order), "test": make_split(test, order)}
+    return names_of(order, TRAIN), splits
+
+
+def check_digests(archives: dict[str, StoredFile], config: DataConfig, every: float) -> None:
+    """Raises DataError for the first archive that differs from data.md5; what that does not name is not checked."""
+    checked = {name: archives[name] for name in (DEVKIT, VALIDATION, TRAIN) if name in config.md5}
+    total = sum(file.size for file in checked.values())
+    progress = Progress("check MD5 of the archives", max(total // 10**6, 1), "MB", every)
+    for name, file in checked.items():
+        digest, position = hashlib.md5(usedforsecurity=False), 0
+        while position < file.size:
+            content = file.read(position, min(CHUNK, file.size - position))
+            if not content:
+                raise DataError(f"{file.place} grew shorter while it was read: get it again")
+            digest.update(content)
+            progress.advance((position + len(content)) // 10**6 - position // 10**6)
+            position += len(content)
+        if digest.hexdigest() != config.md5[name]:
+            raise DataError(
+                f"{file.place} has the MD5 {digest.hexdigest()}, not {config.md5[name]}: get it again, or correct "
+                f"data.md5 if it is really yours"
+            )
+
+
+def index_train(archive: StoredFile, every: float) -> ClassFiles:
+    """The images of each wnid."""
+    with open_tar(archive) as outer:
+        members = [member_file(archive, member) for member in files_of(outer, archive.place, MAX_CLASS_BYTES)]
+    progress = Progress("read names of ImageNet", len(members), "classes", every)
+    classes: ClassFiles = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for member, images in zip(members, pool.map(index_class, members), strict=True):
+            classes[PurePosixPath(member.name).stem] = images
+            progress.advance(1)
+    return classes
+
+
+def index_class(tar: StoredFile) -> list[ImageFile]:
+    wnid = PurePosixPath(tar.name).stem
+    if not tar.name.endswith(TAR):
+        raise DataError(f"{tar.place} is no {TAR}: {TRAIN} holds one <wnid>{TAR} for each class, and nothing else")
+    images = images_of(tar, f"train/{wnid}/")
+    if not images:
+        raise DataError(f"{tar.place} has no images: get {TRAIN} again")
+    return images
+
+
+def images_of(tar: StoredFile, prefix: str) -> list[ImageFile]:
+    with open_tar(tar) as archive:
+        return [
+            ImageFile(
+                prefix + PurePosixPath(member.name).name,
+                f"{tar.place}: {member.name}",
+                partial(tar.read, member.offset_data, member.size),
+            )
+            for member in files_of(archive, tar.place)
+            if PurePosixPath(member.name).suffix.lower() in SUFFIXES
+        ]
+
+
+def index_validation(archive: StoredFile, wnids: dict[int, str], truth: list[int]) -> ClassFiles:
+    """The images of each wnid; image i of the names ILSVRC2012_val_<i>.JPEG, from 1 on, is of class truth[i - 1]."""
+    images = images_of(archive, "")
+    if len(images) != len(truth):
+        raise DataError(f"{archive.place} has {len(images):,} images, but {TRUTH} {len(truth):,} lines: get both again")
+    classes: ClassFiles = {}
+    for image in images:
+        number = re.search(r"_(\d+)\.\w+$", image.path)
+        if number is None or not 1 <= int(number[1]) <= len(truth):
+            raise DataError(f"{image.place} is no ILSVRC2012_val_<number>.JPEG with a line in {TRUTH}: get both again")
+        wnid = wnids[truth[int(number[1]) - 1]]
+        classes.setdefault(wnid, []).append(replace(image, path=f"val/{wnid}/{image.path}"))
+    return classes
+
+
+def read_devkit(archive: StoredFile) -> tuple[dict[int, str], list[int]]:
+    """wnid of each ILSVRC2012_ID, and the validation images' IDs."""
+    contents = read_gzipped(archive, (META, TRUTH))
+    meta = parse(contents[META], META, read_meta)
+    truth = parse(contents[TRUTH], TRUTH, lambda content: [int(line) for line in content.decode().split()])
+    unknown = sorted(set(truth) - set(meta))
+    if unknown:
+        raise DataError(f"{archive.place}: {TRUTH} has the ID {unknown[0]}, which {META} does not know: get it again")
+    return meta, truth
+
+
+def parse(content: bytes, name: str, how: Callable[[bytes], Parsed]) -> Parsed:
+    try:
+        return how(content)
+    except Exception as error:  # whatever scipy raises on damage
+        raise DataError(f"{DEVKIT}: {name} cannot be read ({error}): get it again") from error
+
+
+def read_meta(content: bytes) -> dict[int, str]:
+    """wnid of each ID of a leaf, from the struct array ``synsets``; inner nodes of WordNet have children."""
+    synsets = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True, variable_names=["synsets"])["synsets"]
+    leaves = np.atleast_1d(synsets)
+    return {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in leaves if int(each["num_children"]) == 0}
+
+
+def read_gzipped(archive: StoredFile, names: tuple[str, ...]) -> dict[str, bytes]:
+    """The files of these last names in a small .tar.gz."""
+    check_size(archive.size, archive.place)
+    try:
+        with gzip.open(io.BytesIO(archive.read(0, archive.size))) as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive.place} is no .tar.gz, or is cut short ({error}): get it again") from error
+    check_size(len(content), archive.place)
+    inner = replace(archive, size=len(content), read=lambda start, size: content[start : start + size])
+    found = {}
+    with open_tar(inner) as tar:
+        for member in files_of(tar, archive.place):
+            name = PurePosixPath(member.name).name
+            if name in names:
+                found[name] = inner.read(member.offset_data, member.size)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DataError(f"{archive.place} lacks {', '.join(missing)}: get it again")
+    return found

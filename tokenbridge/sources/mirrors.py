@@ -1,0 +1,189 @@
+"""The files of a data set from the first mirror that gives them, each proven by its SHA-256."""
+
+import gzip
+import http.client
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenbridge.base.files import sha256_file
+from tokenbridge.base.progress import Progress
+from tokenbridge.config import MirrorConfig
+from tokenbridge.images import DataError
+
+GZIP_MAGIC = b"\x1f\x8b"
+CHUNK = 1 << 18  # bytes
+TRANSFER_ERRORS = (OSError, EOFError, http.client.HTTPException, zlib.error)  # gzip's and urllib's are OSErrors
+
+
+class MirrorError(Exception):
+    """Why one mirror cannot serve; the next is tried."""
+
+
+class NotFoundError(MirrorError):
+    """The mirror answers, but has no such file."""
+
+
+def fetch_files(name: str, mirrors: Sequence[MirrorConfig], sha256: dict[str, str], folder: Path) -> None:
+    """Put the files that ``sha256`` names, decompressed and checked, into ``folder``.
+
+    Raises:
+        DataError: with the reason of every mirror and the remedies, when none serves.
+    """
+    failures = []
+    for mirror in mirrors:
+        if mirror.location is None:
+            failures.append(f"{mirror.kind}: not given")
+            continue
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                source = locate(mirror.kind, mirror.location, list(sha256), mirror.timeout, Path(scratch))
+                unpack(source, sha256, folder)
+        except (MirrorError, *TRANSFER_ERRORS) as error:
+            failures.append(f"{mirror.kind}: {error}")
+            print(f"fetch {name}: {failures[-1]}", flush=True)
+        else:
+            place = f"{mirror.kind} {mirror.location}"
+            print(f"fetch {name}: from {place}, SHA-256 of {len(sha256)} files correct", flush=True)
+            return
+    raise DataError(explain(name, failures, list(sha256)))
+
+
+def explain(name: str, failures: list[str], files: list[str]) -> str:
+    reasons = "".join(f"\n  - {failure}" for failure in failures) or "\n  - data.mirrors is empty"
+    return (
+        f"no mirror gave the files of {name}:{reasons}\nRemedies, any one of them:\n"
+        f"  - get {', '.join(files)} (plain or .gz) by other means and name their folder:\n"
+        f"    `tokenbridge params data.root=/path/to/folder`, then repeat\n"
+        f"  - on Debian or Ubuntu: `sudo apt-get update`, then repeat\n"
+        f"  - check the network and its proxy (http_proxy, https_proxy), then repeat"
+    )
+
+
+def locate(kind: str, location: str, files: list[str], timeout: float, scratch: Path) -> Path:
+    """The folder, under ``scratch`` if they must be downloaded, in which the files lie, plain or .gz."""
+    if kind == "folder":
+        return Path(location).expanduser()
+    if kind == "http":
+        return download(location, files, timeout, scratch)
+    return extract_package(location, files, timeout, scratch)
+
+
+def unpack(source: Path, sha256: dict[str, str], folder: Path) -> None:
+    """Decompress every file into ``folder`` and compare its digest."""
+    if not source.is_dir():
+        raise MirrorError(f"{source} is not a folder")
+    for name, expected in sha256.items():
+        packed = find(source, name)
+        try:
+            decompress(packed, folder / name)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise MirrorError(f"{packed} is truncated or corrupt ({error}): delete it and get it again") from error
+        actual = sha256_file(folder / name)
+        if actual != expected:
+            raise MirrorError(
+                f"{packed} has the wrong checksum: SHA-256 {actual}, data.sha256 says {expected}; "
+                f"it is corrupt or another version, so delete it and get it again"
+            )
+
+
+def find(source: Path, name: str) -> Path:
+    for candidate in (source / name, source / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise MirrorError(f"{source} has neither {name} nor {name}.gz")
+
+
+def decompress(packed: Path, target: Path) -> None:
+    """By content and not by name: some servers decompress .gz files on the way."""
+    with packed.open("rb") as raw, target.open("wb") as out:
+        if raw.peek(2)[:2] == GZIP_MAGIC:
+            with gzip.open(raw) as stream:
+                shutil.copyfileobj(stream, out, CHUNK)
+        else:
+            shutil.copyfileobj(raw, out, CHUNK)
+
+
+def download(base: str, files: list[str], timeout: float, scratch: Path) -> Path:
+    """Each file as .gz, or plain where there is none."""
+    for name in files:
+        try:
+            download_file(f"{base.rstrip('/')}/{name}.gz", timeout, scratch / f"{name}.gz")
+        except NotFoundError:
+            download_file(f"{base.rstrip('/')}/{name}", timeout, scratch / name)
+    return scratch
+
+
+def download_file(url: str, timeout: float, target: Path) -> None:
+    """Raises MirrorError with the address: on an error, a file cut short, or ``timeout`` seconds of silence."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response, target.open("wb") as out:
+            length = int(response.headers.get("Content-Length") or 0)
+            progress = Progress(f"fetch {target.name}", length, "bytes")
+            while chunk := response.read(CHUNK):
+                out.write(chunk)
+                if length:  # else there is no end to be told
+                    progress.advance(len(chunk))
+    except urllib.error.HTTPError as error:
+        reason = f"{url}: {error.code} {error.reason}"
+        raise NotFoundError(reason) if error.code == http.client.NOT_FOUND else MirrorError(reason) from error
+    except urllib.error.URLError as error:
+        raise MirrorError(f"{url}: {error.reason}") from error
+    except TRANSFER_ERRORS as error:
+        raise MirrorError(f"{url}: {error}") from error
+    if target.stat().st_size < length:
+        raise MirrorError(f"{url}: ended after {target.stat().st_size:,} of {length:,} bytes")
+
+
+def extract_package(package: str, files: list[str], timeout: float, scratch: Path) -> Path:
+    """Download a Debian package and unpack it, without installing anything and without root."""
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise MirrorError(f"{tool} is not on this machine, which is not Debian or Ubuntu")
+    if complaint(apt(timeout, "download", package), scratch):
+        # There are no package lists, or old ones: new ones, in a place of our own. If some server of several
+        # does not answer, the package may still come from another, so only the download decides.
+        private = private_state(scratch)
+        unreachable = complaint(apt(timeout, *private, "update"), scratch)
+        missing = complaint(apt(timeout, *private, "download", package), scratch)
+        if missing:
+            raise MirrorError(f"{missing} {unreachable}".rstrip())
+    archive = next(scratch.glob("*.deb"))
+    if damaged := complaint(["dpkg-deb", "-x", archive.name, "unpacked"], scratch):
+        raise MirrorError(f"{archive.name}: {damaged}")
+    found = sorted((scratch / "unpacked").rglob(f"{files[0]}*"))
+    if not found:
+        raise MirrorError(f"{archive.name} does not contain {files[0]}")
+    return found[0].parent
+
+
+def apt(timeout: float, *arguments: str) -> list[str]:
+    limits = (f"Acquire::http::Timeout={timeout:g}", f"Acquire::https::Timeout={timeout:g}", "Acquire::Retries=0")
+    return ["apt-get", "--quiet", *(part for limit in limits for part in ("-o", limit)), *arguments]
+
+
+def private_state(scratch: Path) -> list[str]:
+    """apt options for package lists under ``scratch``; the system's own stay untouched, so no root is needed."""
+    state, cache = scratch / "apt-state", scratch / "apt-cache"
+    (state / "lists" / "partial").mkdir(parents=True)
+    cache.mkdir()
+    # Under root, apt drops to the user _apt, which may not write to our temporary folder.
+    settings = (f"Dir::State={state}", f"Dir::Cache={cache}", "APT::Sandbox::User=root", "Acquire::Languages=none")
+    return [part for setting in settings for part in ("-o", setting)]
+
+
+def complaint(command: list[str], folder: Path) -> str:
+    """Run in ``folder``; the first error in the command's own words, or "" when all went well."""
+    environment = os.environ | {"LC_ALL": "C"}  # English, whatever the machine speaks
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    # apt-get update calls a server that it cannot reach a warning, and succeeds
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W: Failed to fetch"))]
+    return lines[0] if lines else (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""

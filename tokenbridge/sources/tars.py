@@ -1,0 +1,78 @@
+"""Tar archives from elsewhere, read in place: nothing is extracted, and what looks like an attack is refused."""
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+
+from tokenbridge.images import DataError
+from tokenbridge.sources.imagefiles import MAX_FILE_BYTES, check_size
+from tokenbridge.sources.places import StoredFile
+from tokenbridge.sources.streams import Stream
+
+BUFFER = 2**22  # bytes that are asked for at a time
+MAX_MEMBERS = 1_000_000  # of one archive
+
+
+def member_file(file: StoredFile, member: tarfile.TarInfo) -> StoredFile:
+    """A member as a file of its own, read from where it lies."""
+    start = member.offset_data
+
+    def read(position: int, size: int) -> bytes:
+        return file.read(start + position, size)
+
+    return StoredFile(member.name, f"{file.place}: {member.name}", member.size, file.version, read)
+
+
+@contextmanager
+def open_tar(file: StoredFile) -> Iterator[tarfile.TarFile]:
+    """An uncompressed archive.
+
+    Raises:
+        DataError: whatever is wrong with its form, naming it.
+    """
+    try:
+        with Stream(file, BUFFER, MAX_FILE_BYTES) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            yield archive
+    except (tarfile.TarError, EOFError, OverflowError) as error:
+        raise DataError(
+            f"{file.place} is no tar, is compressed, or is cut short ({error}): get it again, or unpack the .gz"
+        ) from error
+
+
+def files_of(archive: tarfile.TarFile, place: str, largest: int = MAX_FILE_BYTES) -> Iterator[tarfile.TarInfo]:
+    """Its files, one by one, of at most ``largest`` bytes each; folders and hidden files are passed over.
+
+    Raises:
+        DataError: for a name outside of the archive, a link or a device, a member that is too large, too many members,
+            or damage.
+    """
+    count = 0
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+        count += 1
+        check_member(member, count, place, largest)
+        if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
+            yield member
+    check_end(archive, place)
+
+
+def check_end(archive: tarfile.TarFile, place: str) -> None:
+    """tarfile takes a damaged header for the end, and would leave out what follows."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if any(archive.fileobj.read(tarfile.BLOCKSIZE)):
+        raise DataError(f"{place} is damaged at byte {archive.offset:,}: get it again")
+
+
+def check_member(member: tarfile.TarInfo, count: int, place: str, largest: int) -> None:
+    name = f"{place}: {member.name}"
+    if count > MAX_MEMBERS:
+        raise DataError(f"{place} has more than {MAX_MEMBERS:,} members: divide it into several")
+    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+        raise DataError(f"{name} is a name outside of the archive: do not trust it")
+    if member.isdir():
+        return
+    if not member.isreg() or member.issparse():
+        raise DataError(f"{name} is a link, a device or a sparse file: write plain files into the archive")
+    check_size(member.size, name, largest)

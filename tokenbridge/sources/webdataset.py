@@ -1,0 +1,127 @@
+"""Tars of ``key.jpg|jpeg|png`` with ``key.cls`` or ``key.json``, as WebDataset writes them."""
+
+import json
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import PurePosixPath
+
+from tokenbridge.base.progress import Progress
+from tokenbridge.config import IMAGENET, DataConfig, StorageConfig
+from tokenbridge.images import DataError
+from tokenbridge.images.splits import Split
+from tokenbridge.sources.imagefiles import SUFFIXES, THREADS, ClassFiles, ImageFile, divide, make_split
+from tokenbridge.sources.imagenet_classes import imagenet_names, names_of
+from tokenbridge.sources.places import TAR, StoredFile, list_files
+from tokenbridge.sources.tars import files_of, open_tar
+
+LABEL_SUFFIXES = (".cls", ".json")  # a text: a class's name or index; an object with one as "label"
+Labelled = tuple[ImageFile, str]
+
+
+def load_webdataset(
+    config: DataConfig, storage: StorageConfig, every: float = 5.0
+) -> tuple[list[str], dict[str, Split]]:
+    """Label names and both splits.
+
+    Reads every tar once for names and labels; then each image by its place in its tar, when it is encoded.
+
+    Args:
+        every: seconds between progress lines.
+    """
+    if config.root is None:
+        raise DataError("data.root is not set: name your tars, data.root='/path/train-*.tar' or s3://bucket/prefix")
+    names = config.label_names or classes_by_index(config)
+    train = index_tars(config.root, names, config, storage, every)
+    if config.test_root is not None:
+        files = {"train": train, "test": index_tars(config.test_root, names, config, storage, every)}
+    elif config.test_fraction > 0:
+        files = divide(train, config.test_fraction)
+    else:
+        raise DataError("data.test_root is not set and data.test_fraction is 0: set one, data.test_fraction=0.1")
+    splits = {split: make_split(classes, names) for split, classes in files.items()}
+    return names_of(names, config.root) if config.class_names == IMAGENET else names, splits
+
+
+def classes_by_index(config: DataConfig) -> list[str]:
+    """What a label may say in place of an index: ImageNet's wnids, if those are meant, or the number itself."""
+    if config.class_names == IMAGENET:
+        return list(imagenet_names())
+    return [str(label) for label in range(config.num_classes)]
+
+
+def index_tars(location: str, names: list[str], config: DataConfig, storage: StorageConfig, every: float) -> ClassFiles:
+    """The images of each class, in the order of the tars' names and of their members."""
+    tars = [file for file in list_files(location, storage) if file.name.endswith(TAR)]
+    if not tars:
+        raise DataError(f"{location} has no {TAR} files: correct data.root or data.test_root")
+    classes: ClassFiles = defaultdict(list)
+    progress = Progress(f"read names and labels of {config.name}", len(tars), "tars", every)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for labelled in pool.map(partial(index_tar, names=names), tars):
+            for image, name in labelled:
+                classes[name].append(image)
+            progress.advance(1)
+    missing = [name for name in names if name not in classes]
+    if missing:
+        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        raise DataError(
+            f"{location} has no image of {shown}: correct data.num_classes and data.label_names, or get all tars"
+        )
+    return classes
+
+
+def index_tar(tar: StoredFile, names: list[str]) -> list[Labelled]:
+    images: dict[str, ImageFile] = {}
+    labels: dict[str, str] = {}
+    with open_tar(tar) as archive:
+        for member in files_of(archive, tar.place):
+            key, suffix = split_name(member.name)
+            place = f"{tar.place}: {member.name}"
+            found = images if suffix in SUFFIXES else labels
+            if suffix not in (*SUFFIXES, *LABEL_SUFFIXES):
+                continue
+            if key in found:
+                raise DataError(f"{place} is a second {'image' if found is images else 'label'} of its key: keep one")
+            if found is images:
+                read = partial(tar.read, member.offset_data, member.size)
+                images[key] = ImageFile(f"{tar.name.removesuffix(TAR)}/{key}{suffix}", place, read)
+            else:
+                content = archive.extractfile(member)
+                assert content is not None  # only of what is no file
+                labels[key] = label_of(content.read(), suffix, place, names)
+    alone = sorted(images.keys() ^ labels.keys())
+    if alone:
+        raise DataError(
+            f"{tar.place}: {alone[0]} lacks its image ({', '.join(SUFFIXES)}) or its label "
+            f"({', '.join(LABEL_SUFFIXES)}): write both into the same tar"
+        )
+    return [(image, labels[key]) for key, image in images.items()]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and suffix: the key ends at the first dot of the last part."""
+    path = PurePosixPath(name)
+    stem, dot, suffix = path.name.partition(".")
+    return str(path.with_name(stem)), (dot + suffix).lower()
+
+
+def label_of(content: bytes, suffix: str, place: str, names: list[str]) -> str:
+    """The class's name, from its name or its index.
+
+    Raises:
+        DataError: when it is neither.
+    """
+    try:
+        label = json.loads(content)["label"] if suffix == ".json" else content.decode().strip()
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f'{place} holds no label ({error!r}): write {{"label": <name or index>}}') from error
+    if label in names:
+        return str(label)
+    index = int(label) if str(label).isdecimal() else -1
+    if not 0 <= index < len(names):
+        raise DataError(
+            f"{place} says class {label!r}, which is none of the {len(names)}: correct it, or data.num_classes and "
+            "data.label_names"
+        )
+    return names[index]

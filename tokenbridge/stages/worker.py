@@ -1,0 +1,90 @@
+"""One of the processes that a launcher starts for a stage, by torchrun.
+
+``python -m tokenbridge.stages.worker STAGE ROOT WORK`` ends with 0 when the work is done (``complete`` is in the work
+folder then), and when it was asked to stop by SIGUSR2 and has saved a checkpoint. Where trying again is of no use,
+``failed.txt`` says why, and every restart ends at once.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from tokenbridge.base.device import pick_device
+from tokenbridge.base.distributed import Processes, joined
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import atomic_write_text
+from tokenbridge.base.protocols import Stop
+from tokenbridge.config.params import load_params
+from tokenbridge.engine.loop import InterruptedTrainingError
+from tokenbridge.engine.optim import NonFiniteError
+from tokenbridge.infra.launching.work import COMPLETE, FAILED
+from tokenbridge.stages.context import METRICS, MetricFile, StageContext
+
+WATCH_SECONDS = 1.0
+IN_VAIN = (UserError, NonFiniteError)  # would come again
+
+
+class Silent:
+    """A metric sink of a process that is not the first."""
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
+
+    def tags(self, values: dict[str, str]) -> None: ...
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+
+
+def main(arguments: list[str]) -> None:
+    name, root, work = arguments[0], Path(arguments[1]), Path(arguments[2])
+    end_with_parent()
+    asked = threading.Event()
+    signal.signal(signal.SIGUSR2, lambda *_: asked.set())
+    try:
+        with joined() as processes:
+            if any(processes.any((work / FAILED).exists())):  # one that a file system shows late counts, too
+                return
+            share_work(name, root, work, processes, asked.is_set)
+    except IN_VAIN as error:
+        atomic_write_text(work / FAILED, f"{error}\n")
+        raise
+
+
+def share_work(name: str, root: Path, work: Path, processes: Processes, stop: Stop) -> None:
+    """This process's share of the stage; the first notes that all is done."""
+    module = importlib.import_module(f"tokenbridge.stages.{name.partition('@')[0]}")
+    tracker = MetricFile(work / METRICS) if processes.first else Silent()
+    config = load_params(root)
+    try:
+        module.work(StageContext(name, config, root, work, tracker, pick_device(config.launcher), processes, stop))
+    except InterruptedTrainingError as stopped:
+        if processes.first:
+            print(stopped, flush=True)
+        return
+    if processes.first:
+        (work / COMPLETE).touch()
+
+
+def end_with_parent() -> None:
+    """Torchrun's processes have sessions of their own: where it is killed, nothing else would end them."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # at once: threads and process groups would wait for processes that wait for this one

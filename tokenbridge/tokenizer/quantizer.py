@@ -1,0 +1,227 @@
+"""The post-training, dimension-wise quantizer (paper Sec. 3.2): latents <-> tokens.
+
+Shapes: N images, C dimensions, h x w positions, B levels; VAE latents are [N, C0, H, W], and with patches of
+p x p of their positions C = p * p * C0, h = H / p, w = W / p. This one object holds all that connects the VAE's
+units to tokens: patches, loc and scale, levels, and the order in which dimensions are predicted.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.config import QuantizerConfig
+from tokenbridge.tokenizer.levels import FIXED_FAMILIES, lloyd_max_levels
+
+LOW_BAND = 0.25  # cycles per position: frequencies up to half of Nyquist count as low
+
+
+def low_frequency_share(latents: Tensor) -> Tensor:
+    """Share [C] of each dimension's spectral energy that lies in the low band, from latents [N, C, h, w].
+
+    Each dimension's map is taken as a grey image (paper Sec. 3.3); a dimension that carries the layout
+    of the picture has a share near 1.
+    """
+    energy = torch.fft.fft2(latents.double()).abs().square().mean(0)
+    vertical, horizontal = (torch.fft.fftfreq(size, dtype=torch.float64) for size in latents.shape[-2:])
+    low = (vertical[:, None].square() + horizontal[None, :].square()).sqrt() <= LOW_BAND
+    return (energy[:, low].sum(-1) / energy.sum((-2, -1)).clamp_min(1e-30)).float()
+
+
+class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
+    """Levels, normalisation and dimension order, fitted, saved and loaded as one.
+
+    Buffers (float32 on every device and under every ``to(dtype)``):
+        loc, scale [C]: latents = (vae latents in patches - loc) / scale
+        levels [C, B]: ascending values, in units of normalised latents
+        dimension_order [C]: dimension that the head predicts first, second, ...
+
+    Args:
+        dimensions: C, patches included.
+        num_levels: B.
+        patch_size: p.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    levels: Tensor
+    dimension_order: Tensor
+
+    @register_to_config
+    def __init__(self, dimensions: int, num_levels: int, patch_size: int = 1) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(dimensions))
+        self.register_buffer("scale", torch.ones(dimensions))
+        self.register_buffer("levels", torch.zeros(dimensions, num_levels))
+        self.register_buffer("dimension_order", torch.arange(dimensions))
+
+    @classmethod
+    def build(
+        cls, loc: Tensor, scale: Tensor, levels: Tensor, dimension_order: Tensor, patch_size: int = 1
+    ) -> "DimensionwiseQuantizer":
+        """A quantizer of the given parts, each checked.
+
+        Raises:
+            UserError: if levels do not ascend, a scale is not positive, or the order is no permutation.
+        """
+        dimensions, num_levels = levels.shape
+        if not (levels.diff(dim=1) > 0).all():
+            raise UserError("levels must ascend strictly in every dimension: are there fewer distinct latents than B?")
+        if not (scale > 0).all():
+            raise UserError(f"scales must be positive, got {scale.tolist()}: a dimension of the VAE is constant")
+        if sorted(dimension_order.tolist()) != list(range(dimensions)):
+            raise UserError(f"{dimension_order.tolist()} is not an order of {dimensions} dimensions")
+        quantizer = cls(dimensions=dimensions, num_levels=num_levels, patch_size=patch_size)
+        for name, value in (("loc", loc), ("scale", scale), ("levels", levels), ("dimension_order", dimension_order)):
+            getattr(quantizer, name).copy_(value)
+        return quantizer
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DimensionwiseQuantizer":
+        """Move between devices, but keep float32: levels rounded to bf16 would be other levels."""
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+        return self
+
+    def normalize(self, vae_latents: Tensor) -> Tensor:
+        """VAE latents [N, C0, H, W] in the VAE's units to latents [N, C, h, w].
+
+        Raises:
+            UserError: if H or W is no multiple of the patch size.
+        """
+        return _standardise(_to_patches(vae_latents.float(), self.config.patch_size), self.loc, self.scale)
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Inverse of ``normalize``."""
+        return F.pixel_shuffle(latents * self.scale[:, None, None] + self.loc[:, None, None], self.config.patch_size)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Index of the nearest level, int64 [..., C], of latents [..., C]; ties go to the lower level.
+
+        Differs: found by binary search among the C x (B - 1) midpoints, where the released code keeps a
+        distance to every level; the indices are the same in a B-th of the memory.
+
+        Raises:
+            UserError: if a latent is NaN.
+        """
+        if latents.isnan().any():
+            raise UserError("latents hold NaN: look at the VAE and at its moments")
+        midpoints = (self.levels[:, 1:] + self.levels[:, :-1]) / 2
+        by_dimension = latents.float().movedim(-1, 0)
+        columns = by_dimension.reshape(len(by_dimension), -1).contiguous()
+        return torch.searchsorted(midpoints, columns).reshape(by_dimension.shape).movedim(0, -1)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Level values, float32 [..., C], of tokens [..., C]."""
+        dimensions = torch.arange(self.levels.shape[0], device=tokens.device)
+        return self.levels[dimensions, tokens]
+
+    def to_head_order(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., C] with dimensions in the order in which the head predicts them."""
+        return tokens[..., self.dimension_order]
+
+    def from_head_order(self, tokens: Tensor) -> Tensor:
+        """Inverse of ``to_head_order``."""
+        return tokens[..., self.dimension_order.argsort()]
+
+
+def to_sequence(latents: Tensor) -> Tensor:
+    """Maps [N, C, h, w] as a sequence of positions [N, S, C], row by row."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def to_maps(sequence: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of ``to_sequence``."""
+    return sequence.transpose(1, 2).unflatten(2, (height, width))
+
+
+def _to_patches(vae_latents: Tensor, patch_size: int) -> Tensor:
+    """VAE latents [N, C0, H, W] as [N, C, h, w]: dimension c * p * p + i * p + j is C0's c, row i, column j."""
+    height, width = vae_latents.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise UserError(f"quantizer.patch_size is {patch_size}: it must divide the VAE's grid, {height} x {width}")
+    return F.pixel_unshuffle(vae_latents, patch_size)
+
+
+def _standardise(patches: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    return (patches - loc[:, None, None]) / scale[:, None, None]
+
+
+def fit_quantizer(vae_latents: Tensor, config: QuantizerConfig) -> DimensionwiseQuantizer:
+    """Fit loc, scale, levels and order to posterior samples [N, C0, H, W] in VAE units.
+
+    Raises:
+        UserError: if the settings do not fit the latents.
+    """
+    patches = _to_patches(vae_latents, config.patch_size)
+    loc, scale = _statistics(patches, config)
+    latents = _standardise(patches, loc, scale)
+    return DimensionwiseQuantizer.build(
+        loc=loc,
+        scale=scale,
+        levels=_levels(latents, config),
+        dimension_order=_dimension_order(latents, config),
+        patch_size=config.patch_size,
+    )
+
+
+def _statistics(patches: Tensor, config: QuantizerConfig) -> tuple[Tensor, Tensor]:
+    dimensions = patches.shape[1]
+    if config.statistics == "fixed":
+        return torch.full((dimensions,), config.fixed_loc), torch.full((dimensions,), config.fixed_scale)
+    values = patches.double().transpose(0, 1).flatten(1)  # [C, N h w]
+    if config.statistics == "global":
+        return values.mean().float().expand(dimensions), values.std().float().expand(dimensions)
+    return values.mean(1).float(), values.std(1).float()
+
+
+def _levels(latents: Tensor, config: QuantizerConfig) -> Tensor:
+    if config.family in FIXED_FAMILIES:
+        return FIXED_FAMILIES[config.family](config.levels, config.range).expand(latents.shape[1], -1)
+    return lloyd_max_levels(latents.transpose(0, 1).flatten(1), config.levels)
+
+
+def _dimension_order(latents: Tensor, config: QuantizerConfig) -> Tensor:
+    dimensions = latents.shape[1]
+    if config.order == "given":
+        return torch.tensor(config.given_order)
+    if config.order == "frequency":
+        return low_frequency_share(latents).argsort(descending=True, stable=True)
+    return torch.arange(dimensions)
+
+
+def quantizer_report(quantizer: DimensionwiseQuantizer, vae_latents: Tensor) -> list[dict[str, float]]:
+    """How well each dimension is quantized, from latents [N, C0, H, W] in VAE units.
+
+    Rows of: dimension, its place in the order, loc, scale, mse (of normalised latents), sqnr_db (signal over
+    quantization noise), entropy_bits of the index, saturation (share of latents beyond the outermost levels), and
+    bits_above_bound: entropy_bits less R(D) = max(0, log2(variance / mse) / 2), the rate that a Gaussian source
+    needs at that mse. No source of equal variance needs more, so at least so many bits per index are spent for
+    nothing that the mse shows.
+    """
+    sequence = to_sequence(quantizer.normalize(vae_latents)).flatten(0, 1)  # [M, C]
+    tokens = quantizer.encode(sequence)
+    error = (sequence - quantizer.decode(tokens)).square().mean(0)
+    outside = (sequence < quantizer.levels[:, 0]) | (sequence > quantizer.levels[:, -1])
+    entropy = torch.stack([_entropy_bits(column, quantizer.levels.shape[1]) for column in tokens.unbind(1)])
+    bound = (sequence.var(0, correction=0) / error).log2().clamp_min(0) / 2
+    columns = {
+        "dimension": torch.arange(sequence.shape[1]),
+        "place": quantizer.dimension_order.argsort(),
+        "loc": quantizer.loc,
+        "scale": quantizer.scale,
+        "mse": error,
+        "sqnr_db": 10 * (sequence.square().mean(0) / error).log10(),
+        "entropy_bits": entropy,
+        "bits_above_bound": entropy - bound,
+        "saturation": outside.float().mean(0),
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
+
+
+def _entropy_bits(indices: Tensor, levels: int) -> Tensor:
+    used = indices.bincount(minlength=levels).double() / len(indices)
+    return torch.special.entr(used).sum() / math.log(2)

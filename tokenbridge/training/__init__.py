@@ -1,0 +1,1 @@
+"""Training of the autoregressive model, on one process or many."""

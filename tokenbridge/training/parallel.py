@@ -1,0 +1,85 @@
+"""One training over many processes: replicated (DDP) or sharded (FSDP2), by torch.distributed alone."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tokenbridge.base.device import DTYPES
+from tokenbridge.base.distributed import Processes
+from tokenbridge.config import FP32, FSDP, LauncherConfig
+from tokenbridge.model import TokenBridgeTransformer
+
+
+def distribute(
+    model: TokenBridgeTransformer, launcher: LauncherConfig, precision: str, processes: Processes
+) -> nn.Module:
+    """What is called in place of ``model``, whose parameters stay the ones to train; sharded in place with fsdp.
+
+    All processes must have made the same weights. Gradients come out as the mean over processes.
+    """
+    if launcher.checkpoint_activations:
+        model.enable_gradient_checkpointing()
+    if launcher.compile:
+        model.compile_repeated_blocks()
+    if processes.world == 1:
+        return model
+    device = next(model.parameters()).device
+    if launcher.strategy == FSDP:
+        shard(model, precision, init_device_mesh(device.type, (processes.world,)))
+        return model
+    here = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=here, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> None:
+    """FSDP2: a block's weights are whole while it works, and in parts else. Gradients are summed in float32."""
+    at_work = None if precision == FP32 else DTYPES[precision]
+    # inputs stay as they are: autocast decides what is computed in bf16, as it does without sharding
+    policy = MixedPrecisionPolicy(param_dtype=at_work, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in [*model.encoder, *model.decoder, *model.head.blocks]:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    # embeddings and positions too: CPUs normalize no float32 with a block's bfloat16 weights
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def gradients_stay(model: nn.Module) -> Iterator[None]:
+    """Within it, gradients are kept to be summed with those of the next part of the batch, not sent to the others."""
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+        return
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(True)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it, the model has no dropout and no gradients; afterwards it trains on, sharded as it was."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()  # the outermost part's weights stay whole after a forward pass
+        model.train()
+
+
+def gather_full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each put together from its parts; called by every process."""
+    return {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+        for name, tensor in tensors.items()
+    }

@@ -1,0 +1,55 @@
+"""The validation loss: the cross-entropy on images that no model is trained on.
+
+Images, tokens, masks and orders are the same for every seed, recipe, batch size and number of processes, and no label
+is dropped, so that losses of trainings with the same levels are comparable.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tokenbridge.base.distributed import Processes
+from tokenbridge.base.seeding import generator
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.training.batches import Batch, batch_loss
+from tokenbridge.training.datasets import TrainingData
+
+MOST_IMAGES = 1000  # evenly spread over the validation images
+BATCHES = 10  # each has another number of masked positions, from few to nearly all
+
+
+class Validation:
+    """The measurement of the validation loss; the processes share each batch.
+
+    Args:
+        data: tokens of the validation images.
+    """
+
+    def __init__(self, data: TrainingData, quantizer: DimensionwiseQuantizer, processes: Processes) -> None:
+        self.data, self.quantizer, self.processes = data, quantizer, processes
+        self.count = min(MOST_IMAGES, len(data))
+        self.batches = min(BATCHES, self.count)
+
+    @torch.no_grad()
+    def loss(self, model: nn.Module) -> float:
+        """Mean over images of the cross-entropy per dimension, in nats; called by every process."""
+        total = torch.stack([self._summed_loss(model, number) for number in range(self.batches)]).sum()
+        return float(self.processes.total(total)) / self.count
+
+    def batch(self, number: int, part: slice) -> Batch:
+        """Images ``part`` of a batch: a function of the batch's number alone."""
+        indices = torch.arange(number, self.count, self.batches) * len(self.data) // self.count
+        random = generator("validation", number)
+        tokens = self.data.draw(indices, random, part)
+        positions = tokens.shape[1]
+        order = torch.rand(len(indices), positions, generator=random)[part].argsort(dim=1)
+        num_masked = math.ceil(positions * (number + 0.5) / self.batches)
+        return Batch(tokens, self.data.labels[indices][part], order, num_masked)
+
+    def _summed_loss(self, model: nn.Module, number: int) -> Tensor:
+        """Sum over this process's images; a process without any computes with one, since all must take part."""
+        part = self.processes.share(len(range(number, self.count, self.batches)))
+        own = part.stop - part.start
+        batch = self.batch(number, part if own else slice(0, 1)).to(self.quantizer.loc.device)
+        return batch_loss(model, self.quantizer, batch).double() * own
