@@ -124,7 +124,7 @@ With the `tokenbridge` package of this project installed:
 
 ```python
 import torch
-from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge import TokenBridgePipeline
 
 pipeline = TokenBridgePipeline.from_pretrained({facts.name!r})  # the path of this folder
 generator = torch.Generator().manual_seed(0)
