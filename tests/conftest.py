@@ -108,9 +108,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {folder: place for place, folder in enumerate(SHARING)}
     fast = len(places) + 1
 
-    def place(item: pytest.Item) -> tuple[int, bool]:
-        folder = places.get(item.path.parent.name, fast - 1 if item.get_closest_marker("slow") else fast)
-        return folder, "team" in getattr(item, "fixturenames", ())  # its pipeline is made meanwhile, by another worker
+    def place(item: pytest.Item) -> int:
+        return places.get(item.path.parent.name, fast - 1 if item.get_closest_marker("slow") else fast)
 
     items.sort(key=place)
 
