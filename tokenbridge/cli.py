@@ -14,14 +14,14 @@ from tokenbridge.infra.storage import cli as storage
 from tokenbridge.ops.planning import cli as planning
 from tokenbridge.ops.promotion import cli as promotion
 
-if TYPE_CHECKING:  # torch is slow to import, and most commands need none
+if TYPE_CHECKING:  # torch is slow to import, and most commands do not need it
     from _typeshed import DataclassInstance
 
     from tokenbridge.sampling.sampler import SamplingSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; a mistake of the user ends with one line, not a traceback."""
+    """Run the command line; a user's mistake ends with one line instead of a traceback."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The fields of SamplingSettings, which holds their defaults; only what is given reaches the options."""
+    """Add the fields of SamplingSettings, which holds their defaults; fields that are not given stay unset."""
     parser.add_argument("--seed", type=int, default=0)
     group = parser.add_argument_group("sampling", argument_default=argparse.SUPPRESS)
     group.add_argument("--steps", type=int, help="at most one for each position to draw; default: 16, or fewer")
@@ -193,7 +193,7 @@ def _sampling_settings(options: argparse.Namespace) -> "SamplingSettings":
 
 
 def _given(options: argparse.Namespace, settings: "type[DataclassInstance]") -> dict[str, Any]:
-    """The fields of ``settings`` that were given on the command line."""
+    """Return the fields of ``settings`` that were given on the command line."""
     names = [field.name for field in fields(settings)]
     return {name: value for name, value in vars(options).items() if name in names}
 
@@ -218,7 +218,7 @@ def _import_vae(options: argparse.Namespace) -> None:
 
 
 def _released_config() -> Config:
-    """The settings of the released models, which have one home."""
+    """Return the settings of the released models, which are defined only in conf/experiment/imagenet_l."""
     from tokenbridge.config.params import compose_config, validate
 
     return validate(compose_config(["experiment=imagenet_l"]))

@@ -1,1 +1,1 @@
-"""What is done with runs and models."""
+"""Operations on runs and models: run, promote, plan, exchange, serve."""

@@ -1,1 +1,1 @@
-"""Models from elsewhere, and to elsewhere: released weights as folders of ours, exports with a card."""
+"""Import of released weights as folders of this project, and export of models with a model card."""

@@ -1,4 +1,4 @@
-"""``tokenbridge export --checkpoint``: what a training has learnt so far, as a pipeline folder to look at."""
+"""``tokenbridge export --checkpoint``: write the newest checkpoint of a training as a pipeline folder."""
 
 from pathlib import Path
 
@@ -25,10 +25,10 @@ from tokenbridge.vae.autoencoder import load_vae
 def export_checkpoint(root: Path, name: str, out: Path) -> None:
     """Write the newest checkpoint of the training of ``name`` to ``out``, with the averaged weights and a README.
 
-    The training may go on meanwhile.
+    The training may continue during the export.
 
     Raises:
-        UserError: if ``out`` exists, or there is no checkpoint of the present settings.
+        UserError: if ``out`` exists, or there is no checkpoint for the current settings, code and data.
     """
     checkpoint, config = _newest_checkpoint(root, name), load_params(root)
     with new_folder(out) as target:
@@ -59,7 +59,7 @@ def _newest_checkpoint(root: Path, name: str) -> Path:
 
 
 def _total_steps(root: Path, config: Config, name: str) -> int:
-    """How many steps the whole training has."""
+    """Return the number of steps of the whole training."""
     recipe = config.models[name].train
     images = read_json(root / "data" / config.train_on / MANIFEST)["images"]
     return EpochOrder(images, recipe.batch_size, recipe.seed).steps(recipe.epochs)

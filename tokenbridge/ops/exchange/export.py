@@ -1,7 +1,7 @@
-"""``tokenbridge export``: a model of this project's stages as a folder to hand on, with its model card.
+"""``tokenbridge export``: write a trained model with its model card as a folder that can be shared.
 
-Whatever the card tells is checked against dvc.lock: the model, the data's manifest and each report must be the files
-recorded there, and a report must come from this very model.
+Everything that the card says is checked against dvc.lock: the model, the data's manifest and each report must be the
+files recorded there, and a report must come from this same model.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.sampler import SamplingSettings
 
 IMAGES = "data/images"
-CALL_NAMES = {"steps": "num_inference_steps"}  # where the pipeline's call has diffusers' name for a setting
+CALL_NAMES = {"steps": "num_inference_steps"}  # settings for which the pipeline's call has diffusers' name
 VAE_SIZES = ("block_out_channels", "layers_per_block", "latent_channels")
 REMEDY = "`tokenbridge repro` makes what is missing or out of date"
 
@@ -35,7 +35,7 @@ def export_model(root: Path, name: str, out: Path) -> None:
     """Copy root/models/<name> to ``out``, with its card and the picture of its samples.
 
     Raises:
-        UserError: if ``out`` exists, or this project's stages did not train the model, or not on the data at hand.
+        UserError: if ``out`` exists, or this project's stages did not train the model on the data that is here.
     """
     folder = root / "models" / name
     if out.resolve().is_relative_to(folder.resolve()):
@@ -49,7 +49,7 @@ def export_model(root: Path, name: str, out: Path) -> None:
 
 
 def model_facts(root: Path, name: str) -> CardFacts:
-    """What can be told of the model ``name`` of the project in ``root``; ``render_card`` makes a card of it.
+    """Return the facts about the model ``name`` of the project in ``root``, for ``render_card``.
 
     Raises:
         UserError: as ``export_model``.
@@ -76,7 +76,7 @@ def model_facts(root: Path, name: str) -> CardFacts:
 
 
 def _check(root: Path, lock: Mapping[str, LockedStage], name: str) -> None:
-    """That the model is what its stage trained, and on the data whose manifest is here."""
+    """Check that the model is what its stage trained, on the data whose manifest is here."""
     train, folder, manifest = f"train@{name}", f"models/{name}", f"{IMAGES}/{MANIFEST}"
     if train not in lock:
         trained = ", ".join(stage.removeprefix("train@") for stage in lock if stage.startswith("train@"))
@@ -92,12 +92,12 @@ def _check(root: Path, lock: Mapping[str, LockedStage], name: str) -> None:
 
 
 def _recipe(lock: Mapping[str, LockedStage], name: str) -> dict[str, dict[str, Any]]:
-    """The parameters of each stage before the model's samples; none where it ran anew since, without the model."""
+    """Return the parameters of each stage up to the model's samples; none for a stage that ran again without it."""
     train = f"train@{name}"
     stages = [*stages_behind(lock, train), f"generate@{name}"]
-    told = [stage for stage in stages if stage != "fetch"]  # the manifest tells more of the data
+    told = [stage for stage in stages if stage != "fetch"]  # the manifest says more about the data
     recipe = {stage: flatten(lock[stage].params) if belong_together(lock, stage, train) else {} for stage in told}
-    prefix = f"models.{name}."  # with the model's sizes, which its own config tells, and a copy of train.*
+    prefix = f"models.{name}."  # holds the sizes, which the model's config has too, and its train.*
     recipe[train] = {
         key.removeprefix(prefix): value
         for key, value in recipe[train].items()
@@ -107,7 +107,7 @@ def _recipe(lock: Mapping[str, LockedStage], name: str) -> dict[str, dict[str, A
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A module's own settings without diffusers' notes; of those of a VAE, which are many, the ones that matter."""
+    """Return a module's settings without diffusers' notes; for a VAE, which has many, only those in VAE_SIZES."""
     return {
         name: value
         for name, value in config.items()
@@ -116,7 +116,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sampling(generate: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the stage ``generate``, as arguments of the pipeline's call."""
+    """Return the settings of the stage ``generate`` as arguments of the pipeline's call."""
     names = [field.name for field in fields(SamplingSettings) if f"generate.{field.name}" in generate]
     return {CALL_NAMES.get(name, name): generate[f"generate.{name}"] for name in names}
 
@@ -140,7 +140,7 @@ def _reports(root: Path, lock: Mapping[str, LockedStage], name: str) -> list[Rep
 
 
 def _why_not(root: Path, lock: Mapping[str, LockedStage], path: str, stage: str, train: str) -> str:
-    """Why ``path``, an out of ``stage``, cannot be shown as the model's; empty if it can."""
+    """Return why ``path``, an out of ``stage``, cannot be shown as the model's; empty if it can."""
     if not (root / path).exists():
         return f"`{path}` was missing at the export."
     if not belong_together(lock, stage, train) or not _same_quantizer(lock, stage, train):
@@ -151,7 +151,10 @@ def _why_not(root: Path, lock: Mapping[str, LockedStage], path: str, stage: str,
 
 
 def _same_quantizer(lock: Mapping[str, LockedStage], stage: str, train: str) -> bool:
-    """``reconstruct`` takes no quantizer but fits its own, by the same settings unless they were changed between."""
+    """Return whether ``stage`` used the quantizer of the model.
+
+    ``reconstruct`` fits a quantizer of its own, so it must have had the settings that ``fit_quantizer`` had.
+    """
     if stage != "reconstruct":
         return True
     fitted = belong_together(lock, "fit_quantizer", train)

@@ -9,7 +9,7 @@ from tokenbridge.base.files import new_folder
 from tokenbridge.config import Config
 from tokenbridge.ops.exchange.weights import fill, read_weights
 
-LOSS = "loss."  # the discriminator and what else trained it
+LOSS = "loss."  # the discriminator and the rest of the training loss
 RENAMED = (  # regular expressions, from diffusers' names to LDM's, applied in turn
     (r"\.down_blocks\.(\d+)\.", r".down.\1."),
     (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
@@ -42,7 +42,10 @@ def import_vae(checkpoint: Path, out: Path, config: Config) -> None:
 
 
 def build_kl16(config: Config) -> AutoencoderKL:
-    """KL-16 with fresh weights. The encoder attends at the lowest resolution, the decoder in its middle only."""
+    """Build KL-16 with fresh weights.
+
+    The encoder has attention at its lowest resolution and in its middle, the decoder in its middle only.
+    """
     depth = len(config.vae.block_widths)
     return AutoencoderKL(
         latent_channels=config.vae.dimensions,
@@ -57,7 +60,7 @@ def build_kl16(config: Config) -> AutoencoderKL:
 
 
 def released_name(name: str, depth: int) -> str:
-    """LDM's name of a tensor of the diffusers VAE; LDM counts the decoder's ``depth`` levels from the image up."""
+    """Return LDM's name of a diffusers VAE tensor; LDM counts the decoder's ``depth`` levels from the image side."""
     name = re.sub(r"\.up_blocks\.(\d+)\.", lambda match: f".up.{depth - 1 - int(match[1])}.", name)
     name = re.sub(r"\.mid_block\.resnets\.(\d+)\.", lambda match: f".mid.block_{int(match[1]) + 1}.", name)
     for ours, theirs in RENAMED:

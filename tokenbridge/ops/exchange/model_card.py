@@ -1,6 +1,6 @@
 """The model card of a trained pipeline, in Hugging Face's format: facts in, Markdown out.
 
-Nothing is read here and nothing is guessed: what the facts lack is left out, with a line that says so.
+This module reads no files and guesses nothing. What the facts lack is left out, with a line that says so.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ CARD, PICTURE = "README.md", "samples.png"  # files of an exported folder
 PAPER = "[arXiv 2503.16430](https://arxiv.org/abs/2503.16430)"
 UNRECORDED = "what `dvc.lock` no longer records"
 LICENCE_IDS = {"MIT": "mit"}  # first word of a data licence -> Hugging Face's name; any other is `other`
-HUB_DATASETS = {"fashion_mnist": "zalando-datasets/fashion_mnist"}  # data whose bytes `fetch` checks -> Hub id
+HUB_DATASETS = {"fashion_mnist": "zalando-datasets/fashion_mnist"}  # data set whose bytes `fetch` checks -> Hub id
 
 METRICS_NOTE = """\
 The names are those of the report. `efficientnet_lite0` in a name means that EfficientNet-Lite0, pretrained on ImageNet,
@@ -43,18 +43,18 @@ class Report:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card tells.
+    """Everything that a card shows.
 
     Attributes:
         name: the model's key in params.yaml.
         image_size: height and width in pixels.
         sizes: part of the pipeline -> its settings.
-        parameters: part of the pipeline -> number of weights that were learnt.
+        parameters: part of the pipeline -> number of learnt weights.
         data: the manifest of the training images.
         recipe: stage -> the parameters with which it made this model or its samples; empty where they are not known.
         sampling: arguments of the pipeline's call with which the reported samples were drawn.
-        no_picture: why there is no picture of them; empty if there is.
-        reports: in the order of the card.
+        no_picture: why there is no picture of the samples; empty if there is one.
+        reports: the reports in the order of the card.
         code: the git commit, in words.
         lock_digest: SHA-256 of dvc.lock.
     """
@@ -74,7 +74,7 @@ class CardFacts:
 
 
 def render_card(facts: CardFacts) -> str:
-    """The whole card."""
+    """Render the whole card as Markdown."""
     sections = {
         "How to use it": _usage(facts),
         "Classes": ", ".join(f"{index} {name}" for index, name in enumerate(facts.classes)),
@@ -179,7 +179,7 @@ def _licence_id(facts: CardFacts) -> str:
 
 
 def _pretrained_vae(facts: CardFacts) -> str | None:
-    """Where the VAE comes from if it was not trained on these data."""
+    """Return where the VAE comes from, or None if it was trained on these data."""
     source: str | None = facts.recipe.get("vae", {}).get("vae.pretrained", UNRECORDED)
     return source
 

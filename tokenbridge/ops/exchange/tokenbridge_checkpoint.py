@@ -1,4 +1,4 @@
-"""Checkpoints of the released TokenBridge code as pipeline folders."""
+"""Import of checkpoints of the released TokenBridge code as pipeline folders."""
 
 import re
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ from tokenbridge.vae.autoencoder import load_vae
 
 WEIGHTS = {"ema": "model_ema", "raw": "model"}  # which of a checkpoint's weights, and their key in it
 LEVELS = "reconstruction_values"  # level values in [-3, 3]
-BUFFERS = (LEVELS, "boundaries", "channel_mask")  # derived by the released code; none is a tensor of our model
-BARE = "weights."  # what may precede the names in a file that holds other tensors too
-STARTS = {  # our names' beginnings, and theirs
+BUFFERS = (LEVELS, "boundaries", "channel_mask")  # derived by the released code; our model has no such tensors
+BARE = "weights."  # prefix of the names in a file that holds other tensors too
+STARTS = {  # how our names start -> how the released names start
     "class_embedding.": "class_emb.",
     "no_class": "fake_latent",
     "token_in.": "z_proj.",
@@ -42,14 +42,14 @@ STARTS = {  # our names' beginnings, and theirs
     "head.norm.": "channel_norm.",
     "head.final_modulation.": "channel_final.adaLN_modulation.1.",
 }
-PARTS = {  # within a block
+PARTS = {  # names within a block, ours -> the released ones
     ".attention.out.": ".attn.proj.",
     ".attention.": ".attn.",
     ".mlp.expand.": ".mlp.fc1.",
     ".mlp.contract.": ".mlp.fc2.",
     ".modulation.": ".adaLN_modulation.1.",
 }
-TABLES = {  # one tensor here, one for each dimension there
+TABLES = {  # one tensor of ours -> one released tensor for each dimension
     "head.level_embedding.weight": "token_embeddings.{}.weight",
     "head.output_weight": "channel_heads.{}.weight",
     "head.output_bias": "channel_heads.{}.bias",
@@ -58,7 +58,7 @@ TABLES = {  # one tensor here, one for each dimension there
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """What the shapes in a checkpoint do not show."""
+    """The settings that the shapes in a checkpoint do not show."""
 
     heads: int  # of the encoder and the decoder
     image_size: int  # pixels
@@ -73,7 +73,7 @@ class CheckpointSettings:
 
     @classmethod
     def of(cls, config: Config) -> "CheckpointSettings":
-        """Those of an experiment that takes a released model, such as imagenet_l."""
+        """Take the settings from an experiment with a released model, such as imagenet_l."""
         (model,) = config.models.values()
         assert config.quantizer.given_order is not None
         return cls(
@@ -101,8 +101,8 @@ def import_tokenbridge(
     Args:
         checkpoint: .pth of the released training script, or a bare state dict (.pth, .safetensors).
         vae_folder: the diffusers VAE whose latents the model was trained on.
-        weights: "ema" or "raw"; a bare state dict has one set of weights, which is taken.
-        label_names: a text file with a class name in each line; None: the classes are called by their numbers.
+        weights: "ema" or "raw"; a bare state dict has only one set of weights, which is used in either case.
+        label_names: a text file with a class name in each line; None: the numbers are the names.
 
     Raises:
         UserError: if ``out`` exists, or the checkpoint, the VAE, the settings and the names do not fit together.
@@ -118,7 +118,7 @@ def import_tokenbridge(
 
 
 def select_weights(content: Mapping[str, Any], which: str) -> dict[str, Tensor]:
-    """Weights and buffers by their released names; averaged weights without buffers get those of the raw model."""
+    """Return weights and buffers by released name; averaged weights without buffers get the raw model's buffers."""
     if not any(key in content for key in WEIGHTS.values()):
         bare = {name.removeprefix(BARE): tensor for name, tensor in content.items() if name.startswith(BARE)}
         return bare or dict(content)
@@ -129,10 +129,10 @@ def select_weights(content: Mapping[str, Any], which: str) -> dict[str, Tensor]:
 
 
 def transformer_sizes(weights: Mapping[str, Tensor], settings: CheckpointSettings) -> dict[str, int]:
-    """The arguments of ``TokenBridgeTransformer``, from the shapes of ``weights`` where they tell.
+    """Return the arguments of ``TokenBridgeTransformer``, from the shapes of ``weights`` where they show them.
 
     Raises:
-        ImportFailedError: if a tensor that tells is missing, or a setting does not fit.
+        ImportFailedError: if a tensor that shows a size is missing, or a setting does not fit.
     """
     positions = _shape(weights, "output_pos_embed")[1]
     width, dimensions = _shape(weights, "z_proj.weight")
@@ -174,7 +174,7 @@ def _depth(weights: Mapping[str, Tensor], blocks: str) -> int:
 
 
 def build_transformer(weights: Mapping[str, Tensor], sizes: dict[str, int]) -> TokenBridgeTransformer:
-    """The model of ``weights``, whose names are the released ones.
+    """Build the model from ``weights``, which have their released names.
 
     Raises:
         ImportFailedError: naming the tensors that are missing, left over or of another shape.
@@ -186,9 +186,9 @@ def build_transformer(weights: Mapping[str, Tensor], sizes: dict[str, int]) -> T
 
 
 def released_names(name: str, dimensions: int) -> list[str]:
-    """What the released code calls a tensor of ours."""
+    """Return the released names for one tensor of our model."""
     if name in TABLES:
-        first_has_none = name == "head.level_embedding.weight"  # nothing is known before the first dimension
+        first_has_none = name == "head.level_embedding.weight"  # no level comes before the first dimension
         return [TABLES[name].format(i) for i in range(dimensions - first_has_none)]
     for ours, theirs in STARTS.items():
         if name.startswith(ours):
@@ -200,9 +200,9 @@ def released_names(name: str, dimensions: int) -> list[str]:
 
 
 def build_quantizer(weights: Mapping[str, Tensor], settings: CheckpointSettings) -> DimensionwiseQuantizer:
-    """The released quantizer, with the checkpoint's own level values where it has them.
+    """Build the released quantizer, with the checkpoint's own level values if it has them.
 
-    They were computed in float32, and differ by 1e-5 from the exact ones.
+    The checkpoint's values were computed in float32, and differ by 1e-5 from the exact values.
     """
     levels, _ = _shape(weights, "channel_heads.0.weight")
     dimensions = len(settings.dimension_order)

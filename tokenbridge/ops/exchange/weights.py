@@ -1,4 +1,4 @@
-"""Released weight files: read without running what they hold, and matched with a model name by name."""
+"""Released weight files: read without running code in them, and matched with a model's tensors by name."""
 
 import argparse
 import pickle
@@ -16,11 +16,13 @@ from tokenbridge.base.errors import UserError
 
 
 class ImportFailedError(UserError):
-    """A checkpoint that is not what it was taken for; the message names the tensors or the setting."""
+    """A checkpoint that does not fit what was asked for; the message names the tensors or the setting."""
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """What a .safetensors file, or a file of ``torch.save`` (.pth, .ckpt), holds; on the CPU, read as it is used.
+    """Return the content of a .safetensors file, or of a file of ``torch.save`` (.pth, .ckpt), on the CPU.
+
+    Where the format allows it, a tensor is read from the disk only when it is used.
 
     Raises:
         ImportFailedError: if it is missing, cut off, or holds a pickled object other than tensors, plain values and
@@ -44,16 +46,16 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 def _load_pickled(path: Path) -> Any:
     with torch.serialization.safe_globals([argparse.Namespace]):
-        # mapped, so that the optimizer's state, twice the weights' size, is never read; only zip files can be
+        # memory-mapped, so that the optimizer's state, twice the weights' size, is never read; works for zip files only
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 @torch.no_grad()
 def fill(model: nn.Module, weights: Mapping[str, Tensor], released_names: Callable[[str], list[str]]) -> None:
-    """Copy ``weights`` into ``model``: each tensor of either side exactly once.
+    """Copy ``weights`` into ``model``; each tensor on either side must be used exactly once.
 
     Args:
-        released_names: the names in ``weights`` of one of the model's tensors; several are its rows, in turn.
+        released_names: the names in ``weights`` for one of the model's tensors; several names are its rows, in order.
 
     Raises:
         ImportFailedError: naming the tensors that are missing, left over or of another shape.
@@ -73,7 +75,10 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], released_names: Callab
 
 
 def _copy_rows(target: Tensor, rows: dict[str, Tensor]) -> None:
-    """Axes of size 1 do not count: a convolution of 1 x 1 is a linear layer."""
+    """Copy the tensors of ``rows``, in order, into ``target``.
+
+    Axes of size 1 are ignored when shapes are compared, because a 1 x 1 convolution is a linear layer.
+    """
     shape = _without_ones([target.shape[0] // len(rows), *target.shape[1:]])
     for name, tensor in rows.items():
         if _without_ones(tensor.shape) != shape:

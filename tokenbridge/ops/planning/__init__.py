@@ -1,4 +1,4 @@
-"""What a training costs, from the settings alone: arithmetic, memory, bytes, hours and money.
+"""The cost of a training, from the settings alone: arithmetic, memory, bytes, hours and money.
 
-No module here computes with tensors that hold anything: models are built on the meta device to count parameters.
+No module here allocates weights: models are built on the meta device to count parameters.
 """

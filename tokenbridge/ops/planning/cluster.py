@@ -1,4 +1,4 @@
-"""How a training is spread over GPUs."""
+"""The distribution of a training over GPUs."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from tokenbridge.config.launcher import FSDP
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a plan needs to know of the launcher."""
+    """The launcher settings that a plan needs."""
 
     nodes: int
     gpus_per_node: int
-    sharded: bool  # FSDP; else every GPU has a whole copy
+    sharded: bool  # FSDP; else every GPU has a full copy
     accumulation: int
-    checkpointed: bool  # activations
+    checkpointed: bool  # activations are recomputed in the backward
 
     @classmethod
     def of(cls, launcher: LauncherConfig) -> "Cluster":
@@ -31,7 +31,7 @@ class Cluster:
         return self.nodes * self.gpus_per_node
 
     def images_at_once(self, batch_size: int) -> int:
-        """Images that one GPU holds, of a batch of all.
+        """Return the number of images that one GPU holds at once, for the batch size of all GPUs together.
 
         Raises:
             ConfigError: if the batch has fewer images than there are GPUs and parts.

@@ -1,7 +1,7 @@
-"""Floating-point operations of one image: of matrix products and convolutions, a multiply-add being two.
+"""Floating-point operations for one image, in matrix products and convolutions. A multiply-add counts as two.
 
-Formulas, held against torch's FlopCounterMode in the tests; the VAE is counted by it. Attention counts whole, as the
-counter does, though a fused causal kernel does half of the head's.
+The formulas are compared with torch's FlopCounterMode in the tests, and the VAE is counted by FlopCounterMode itself.
+Attention counts in full, as in the counter, although a fused causal kernel does only half of the head's.
 
 Shapes: S positions, C dimensions, P buffer positions, V visible and K masked ones, D width; the head's G slots,
 J classes, W width.
@@ -20,15 +20,15 @@ from tokenbridge.ops.planning.sizes import Sizes, meta_vae
 from tokenbridge.sampling.sampler import SamplingSettings, guidance_at, masked_counts
 from tokenbridge.training.batches import num_masked_positions
 
-BLOCK = 2 * (3 + 1 + 2 * MLP_RATIO)  # of a block's linear layers, for each token and D squared: qkv, out, MLP
-MODULATION = 2 * 6  # of a head block's condition, likewise
+BLOCK = 2 * (3 + 1 + 2 * MLP_RATIO)  # linear layers of a block, for each token and D squared: qkv, out, MLP
+MODULATION = 2 * 6  # the condition's layer in a head block, in the same units
 FINAL_MODULATION = 2 * 2
-DRAWS = 1000  # of the masked share, evenly spread in probability
+DRAWS = 1000  # draws of the masked share, evenly spaced in probability
 
 
 @dataclass(frozen=True)
 class Flops:
-    """By part."""
+    """Floating-point operations, by part of the model."""
 
     encoder: float
     decoder: float
@@ -49,7 +49,7 @@ NOTHING = Flops(0, 0, 0)
 
 
 def forward_flops(sizes: Sizes, masked: int) -> Flops:
-    """Of one image of which ``masked`` positions are predicted, from the others."""
+    """Return the forward's operations for one image whose ``masked`` positions are predicted from the others."""
     visible = sizes.positions - masked
     return Flops(encoder_flops(sizes, visible), decoder_flops(sizes, visible), head_flops(sizes) * masked)
 
@@ -69,7 +69,10 @@ def decoder_flops(sizes: Sizes, visible: int) -> float:
 
 
 def head_flops(sizes: Sizes, cached: bool = False) -> float:
-    """Of one position; ``cached``: slot by slot, where a slot attends to itself and those before it alone."""
+    """Return the head's operations for one position.
+
+    If ``cached``, the head computes slot by slot, and each slot attends only to itself and the slots before it.
+    """
     slots, width = sizes.slots, sizes.head_width
     pairs = slots * (slots + 1) / 2 if cached and sizes.autoregressive else slots**2
     linear = (sizes.head_depth * (BLOCK + MODULATION) + FINAL_MODULATION) * slots * width**2
@@ -81,16 +84,16 @@ def _token_in(sizes: Sizes) -> float:
 
 
 def masked_shares(sizes: Sizes, recipe: TrainConfig) -> dict[int, float]:
-    """Probability of each number of masked positions."""
+    """Return the probability of each number of masked positions."""
     uniforms = (torch.arange(DRAWS) + 0.5) / DRAWS
     counts = Counter(num_masked_positions(uniform, sizes.positions, recipe) for uniform in uniforms)
     return {masked: count / DRAWS for masked, count in counts.items()}
 
 
 def train_flops(sizes: Sizes, recipe: TrainConfig) -> Flops:
-    """Mean over the recipe's masks of forward and backward, which is twice the forward: weights and inputs.
+    """Return the operations of forward and backward for one image, as the mean over the recipe's masks.
 
-    Tokens need no gradient.
+    The backward costs twice the forward: gradients of weights and of inputs. Tokens need no gradient.
     """
     shares = masked_shares(sizes, recipe).items()
     mean = sum((forward_flops(sizes, masked) * share for masked, share in shares), NOTHING)
@@ -98,7 +101,7 @@ def train_flops(sizes: Sizes, recipe: TrainConfig) -> Flops:
 
 
 def recomputed_flops(sizes: Sizes, recipe: TrainConfig) -> Flops:
-    """What ``launcher.checkpoint_activations`` adds: the forward of every block once more."""
+    """Return the operations that ``launcher.checkpoint_activations`` adds: a second forward of every block."""
     shares = masked_shares(sizes, recipe).items()
     visible = [(sizes.positions - masked, share) for masked, share in shares]
     lengths = [(sizes.buffer + seen, share) for seen, share in visible]
@@ -111,7 +114,10 @@ def recomputed_flops(sizes: Sizes, recipe: TrainConfig) -> Flops:
 
 
 def sample_flops(sizes: Sizes, settings: SamplingSettings) -> Flops:
-    """Of the tokens of one image; guidance doubles encoder and decoder in the steps where it acts, never the head."""
+    """Return the operations for sampling the tokens of one image.
+
+    Guidance doubles encoder and decoder in the steps where it acts, but never the head.
+    """
     counts = masked_counts(sizes.positions, settings.steps_for(sizes.positions))
     total = NOTHING
     for before, after in pairwise([sizes.positions, *counts]):
@@ -124,7 +130,7 @@ def sample_flops(sizes: Sizes, settings: SamplingSettings) -> Flops:
 
 
 def vae_flops(config: Config) -> tuple[float, float]:
-    """Of encoding and of decoding one image."""
+    """Return the operations for encoding one image and for decoding it."""
     vae = meta_vae(config)
     size = config.data.image_size
     with torch.no_grad(), FlopCounterMode(display=False) as encode:

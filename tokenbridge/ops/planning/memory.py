@@ -1,13 +1,14 @@
 """Bytes on one GPU while a model is trained, and the largest batch that fits.
 
-Weights, gradients, optimizer and averaged weights are float32. With FSDP each GPU holds its share of them; two blocks
-(the one at work and the one that is fetched meanwhile) and all that lies outside of blocks are there whole, in the
-precision of the products, with the gradients of one block in float32; of all blocks, if gradients are accumulated.
-DDP's buckets are the gradients themselves.
+Weights, gradients, optimizer and averaged weights are float32. With FSDP each GPU holds its share of them. It also
+holds full copies, in the precision of the products, of two blocks (the one that computes and the one being fetched) and
+of everything outside of blocks. Gradients in full, in float32, are those of one block and of everything outside of
+blocks, or all gradients if they are accumulated. DDP's buckets are the gradients themselves.
 
-Gradients are cleared after each update, and come again as the backward lets activations go. The head, whose backward
-is first, has most activations for each parameter, the encoder fewest: what is held falls and then rises, so the peak
-is where the backward begins or in the update. The update is PyTorch's of many tensors at once, its choice on GPUs.
+Gradients are cleared after each update, and are allocated again while the backward frees activations. The head, whose
+backward is first, has the most activations for each parameter, and the encoder has the fewest. So memory falls and then
+rises, and the peak is at the start of the backward or in the update. The update is PyTorch's for many tensors at once,
+its default on GPUs.
 """
 
 from dataclasses import dataclass, replace
@@ -28,14 +29,14 @@ class Memory:
     """Bytes on one GPU."""
 
     weights: float
-    gradients: float  # when all are there
-    early: float  # those that are there when the backward begins
+    gradients: float  # when all are allocated
+    early: float  # those that exist when the backward begins
     optimizer: float
     average: float
     copies: float  # weights in bf16, or gathered from the other GPUs
-    buckets: float  # gradients on their way
+    buckets: float  # gradients being exchanged
     activations: Activations  # of all images at once
-    update: float  # AdamW's temporaries, when the activations are gone: the root of its second moment
+    update: float  # AdamW's temporaries after activations are freed: the root of its second moment
 
     @property
     def states(self) -> float:
@@ -43,13 +44,13 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """At the peak: where the backward begins, or in the update."""
+        """Bytes at the peak, which is at the start of the backward or in the update."""
         backward = self.early + self.copies + self.activations.total
         return self.states - self.gradients + self.buckets + max(backward, self.gradients + self.update)
 
 
 def optimizer_bytes(model: TokenBridgeTransformer, recipe: TrainConfig) -> int:
-    """Of the whole model."""
+    """Return the bytes of the optimizer's state for the whole model."""
     muon = recipe.optimizer == "muon"
     numbers = (
         parameter.numel() * (MUON_MOMENTS if muon and is_matrix(name, parameter) else ADAMW_MOMENTS)
@@ -60,17 +61,17 @@ def optimizer_bytes(model: TokenBridgeTransformer, recipe: TrainConfig) -> int:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """All that memory depends on but the number of images."""
+    """Everything that memory depends on except the number of images."""
 
     sizes: Sizes
     parameters: Parameters
-    optimizer: int  # bytes, whole
+    optimizer: int  # bytes, before sharding
     numerics: Numerics
     cluster: Cluster
-    masked: tuple[int, int]  # fewest and most positions: the head grows with them, the encoder shrinks
+    masked: tuple[int, int]  # fewest and most positions: with more, the head needs more and the encoder less
 
     def at(self, images: int) -> Memory:
-        """With so many images at once, under the mask that needs most."""
+        """Return the memory for ``images`` images at once, under the mask that needs the most."""
         shards = self.cluster.gpus if self.cluster.sharded else 1
         weights = FULL * self.parameters.total
         by_mask = (activations(self.sizes, n, self.numerics, self.cluster.checkpointed) for n in self.masked)
@@ -85,12 +86,12 @@ class MemoryModel:
             copies=self._copies(shards),
             buckets=self._buckets(shards),
             activations=Activations(*(images * part for part in vars(each).values())),
-            update=(self.optimizer - weights) / shards,  # Muon has no second moment
+            update=(self.optimizer - weights) / shards,  # the second moments, which Muon does not have
         )
 
     @property
     def _gradients_stay(self) -> bool:
-        """In DDP's buckets, which outlast their clearing; or from the parts of the batch before."""
+        """Whether gradients exist when the backward begins: in DDP's buckets, or from earlier parts of the batch."""
         return self.cluster.accumulation > 1 or (self.cluster.gpus > 1 and not self.cluster.sharded)
 
     def _copies(self, shards: int) -> float:
@@ -98,14 +99,14 @@ class MemoryModel:
             return self.numerics.half * (2 * self.parameters.block + self.parameters.outside_blocks)
         if not self.numerics.bf16:
             return 0
-        # autocast keeps them from the forward to the backward; with checkpointing, those of one block
+        # autocast keeps the copies from the forward to the backward; with checkpointing, only those of one block
         return self.numerics.half * (self.parameters.block if self.cluster.checkpointed else self.parameters.total)
 
     def _buckets(self, shards: int) -> float:
         return FULL * (self.parameters.block + self.parameters.outside_blocks) if shards > 1 else 0
 
     def largest(self, limit: float) -> int:
-        """Most images at once within ``limit`` bytes; 0 if not even one fits. By bisection."""
+        """Find, by bisection, the most images at once within ``limit`` bytes; 0 if not even one fits."""
         if self.at(1).total > limit:
             return 0
         low, high = 1, 2
@@ -117,9 +118,9 @@ class MemoryModel:
         return low
 
     def parts(self, images: int, limit: float) -> int:
-        """Fewest parts of ``images`` that fit one at a time; 0 if not even one image does.
+        """Return the fewest parts of ``images`` that fit one at a time; 0 if not even one image fits.
 
-        More than one part takes room for the gradients of the parts before.
+        More than one part needs memory for the gradients of the earlier parts.
         """
         whole, parted = (replace(self, cluster=replace(self.cluster, accumulation=count)) for count in (1, 2))
         if whole.at(images).total <= limit:

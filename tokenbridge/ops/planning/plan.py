@@ -17,7 +17,7 @@ from tokenbridge.sampling.sampler import SamplingSettings
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one model of the settings."""
+    """The cost of training one model and of sampling from it."""
 
     name: str
     sizes: Sizes
@@ -30,7 +30,7 @@ class Plan:
     vae_decode: float
     at_once: int  # images on one GPU
     memory: Memory
-    limit: float  # bytes of a GPU, the reserve taken off
+    limit: float  # bytes of a GPU without the reserve
     largest: int  # images at once that fit
     volumes: Volumes
     schedule: Schedule
@@ -39,7 +39,7 @@ class Plan:
     warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Bytes, seconds, operations; totals beside their parts."""
+        """Return the plan in bytes, seconds and operations, with totals beside their parts."""
         totals = {"states": self.memory.states, "total": self.memory.total}
         found = asdict(self)
         found["memory"] |= totals
@@ -51,12 +51,12 @@ class Plan:
 
 
 def planned_precision(recipe: TrainConfig) -> str:
-    """bf16 or fp32: every GPU that conf/plan describes has bf16 in hardware."""
+    """Return bf16 or fp32; ``auto`` is bf16, because every GPU that conf/plan describes has it in hardware."""
     return FP32 if recipe.precision == FP32 else BF16
 
 
 def memory_limit(plan: PlanConfig) -> float:
-    """Bytes of a GPU that a training may take."""
+    """Return the bytes of a GPU that a training may use."""
     return plan.gpu.memory * GIB * (1 - plan.reserve)
 
 
@@ -79,10 +79,10 @@ def work_of(config: Config, name: str, parameters: Parameters) -> Work:
 
 
 def plan_model(config: Config, name: str) -> Plan:
-    """The plan of ``config.models[name]``.
+    """Return the plan of ``config.models[name]``.
 
     Raises:
-        ConfigError: if settings do not go together, or the size of the data set is not known.
+        ConfigError: if settings do not fit together, or the size of the data set is unknown.
     """
     memory, recipe = memory_model(config, name), config.models[name].train
     cluster, numerics = memory.cluster, memory.numerics
@@ -116,7 +116,7 @@ def plan_model(config: Config, name: str) -> Plan:
 
 
 def fit_warnings(memory: MemoryModel, at_once: int, limit: float) -> list[str]:
-    """What to do if the images at once do not fit: smaller parts, and what makes larger ones fit."""
+    """Return what to change if the images at once do not fit: smaller parts, or settings that let larger ones fit."""
     if memory.at(at_once).total <= limit:
         return []
     checkpoint, shard = "launcher.checkpoint_activations=true", "launcher.strategy=fsdp"

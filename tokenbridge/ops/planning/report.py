@@ -13,7 +13,7 @@ UNITS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "
 
 
 def scaled(value: float, unit: str) -> str:
-    """Three figures with a decimal prefix: 2.19 TFLOP."""
+    """Format a value with three figures and a decimal prefix: 2.19 TFLOP."""
     for size, prefix in UNITS:
         if abs(value) >= size:
             return f"{value / size:.3g} {prefix}{unit}"
@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def report(plan: Plan, config: Config) -> str:
-    """Sections of aligned lines."""
+    """Format the plan as sections of aligned lines."""
     sections = {
         f"model {plan.name}": model_lines(plan),
         "data": data_lines(plan),

@@ -1,7 +1,7 @@
-"""Seconds of a training step and what they add up to.
+"""The seconds of a training step, and the time and cost of the whole training.
 
-A step computes, exchanges gradients and updates. Gradients travel while the backward still computes; what is not
-done by then is waited for. Bandwidths are the hardware's: a real network gives some four fifths of them.
+A step computes, exchanges gradients and updates the weights. Gradients are sent while the backward still computes, and
+the step waits for the rest. Bandwidths are the hardware's figures. A real network reaches about four fifths of them.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from tokenbridge.ops.planning.flops import Flops
 from tokenbridge.ops.planning.volumes import Volumes
 
 GIGA, TERA, HOUR = 1e9, 1e12, 3600
-UPDATE_PASSES = 13  # over the weights: clipping 3, AdamW 7, averaging 3
+UPDATE_PASSES = 13  # passes over the weights: clipping 3, AdamW 7, averaging 3
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done for one image and for one step."""
+    """The operations for one image, and the parameters to update in one step."""
 
     needed: Flops  # forward and backward of an image
     recomputed: Flops  # what checkpointing adds
@@ -28,14 +28,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds."""
+    """The parts of one training step, in seconds unless noted."""
 
     compute: float
     exchange: float
-    waiting: float  # for the part of the exchange that the computing does not hide
+    waiting: float  # for the part of the exchange that computation does not hide
     update: float
     exchanged: float  # bytes that each GPU sends
-    bandwidth: float  # GB/s at which it would be hidden wholly
+    bandwidth: float  # GB/s from which computation hides the whole exchange
 
     @property
     def total(self) -> float:
@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Of the whole training."""
+    """Time, throughput and cost of the whole training."""
 
     steps: int
     step: Step
@@ -52,21 +52,21 @@ class Schedule:
     hours: float
     gpu_hours: float
     cost: float
-    mfu: float  # of what is needed, over all the time
-    read: float  # bytes a second of training data, of all GPUs
-    checkpoint: float  # seconds
+    mfu: float  # needed operations as a share of the peak, over the whole time
+    read: float  # bytes of training data a second, for all GPUs
+    checkpoint: float  # seconds to write one
 
 
 def peak_flops(plan: PlanConfig, numerics: Numerics) -> float:
-    """Operations a second, of one GPU."""
+    """Return the peak operations a second of one GPU."""
     return TERA * (plan.gpu.bf16_tflops if numerics.bf16 else plan.gpu.fp32_tflops)
 
 
 def exchanged_bytes(cluster: Cluster, parameters: int, numerics: Numerics) -> float:
-    """Sent by each GPU in one step, by rings.
+    """Return the bytes that each GPU sends in one step, with ring algorithms.
 
-    DDP: every gradient around twice. FSDP: weights gathered for the forward and for the backward of each part of the
-    batch, gradients scattered once.
+    DDP sends every gradient around the ring twice. FSDP gathers the weights for the forward and for the backward of
+    each part of the batch, and scatters the gradients once.
     """
     others = (cluster.gpus - 1) / cluster.gpus
     if cluster.sharded:
@@ -80,7 +80,7 @@ def step_of(work: Work, recipe: TrainConfig, cluster: Cluster, plan: PlanConfig,
     speed = peak_flops(plan, numerics) * plan.mfu
     compute = images * executed / speed
     backward = images * (executed - work.needed.total / 3) / speed
-    hiding = compute if cluster.sharded else backward / cluster.accumulation  # DDP: in the last part's backward
+    hiding = compute if cluster.sharded else backward / cluster.accumulation  # DDP: only in the last part's backward
     exchanged = exchanged_bytes(cluster, work.parameters, numerics)
     bandwidth = plan.gpu.link if cluster.nodes == 1 else min(plan.gpu.link, plan.network)
     exchange = exchanged / (bandwidth * GIGA)

@@ -1,4 +1,4 @@
-"""The sizes that every formula of a plan needs, and the model on the meta device that they are the sizes of."""
+"""The sizes that every formula of a plan needs, and the models that have them, on the meta device."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ from tokenbridge.vae.training import build_vae
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one model and the tokens that it sees."""
+    """The sizes of one model and of the tokens that it processes."""
 
     positions: int  # S
     dimensions: int  # C
-    classes: int  # J, of one prediction of the head
+    classes: int  # J, for each prediction of the head
     slots: int  # G, predictions of the head for each position
     buffer: int  # P
     width: int  # D
@@ -29,7 +29,7 @@ class Sizes:
     head_width: int  # W
     head_heads: int
     head_depth: int
-    autoregressive: bool  # the head
+    autoregressive: bool  # whether the head is
     dropout: bool
 
     @classmethod
@@ -53,12 +53,12 @@ class Sizes:
 
 
 def grid_side(config: Config) -> int:
-    """Positions along one side of an image."""
+    """Return the number of positions along one side of an image."""
     return config.data.image_size // config.stride
 
 
 def fresh_model(config: Config, model: ModelConfig) -> TokenBridgeTransformer:
-    """The model that a training of ``model`` builds, on torch's current device."""
+    """Build the model that a training of ``model`` starts with, on torch's current device."""
     return TokenBridgeTransformer(
         grid_height=grid_side(config),
         grid_width=grid_side(config),
@@ -70,13 +70,13 @@ def fresh_model(config: Config, model: ModelConfig) -> TokenBridgeTransformer:
 
 
 def meta_model(config: Config, model: ModelConfig) -> TokenBridgeTransformer:
-    """The same without its weights."""
+    """Build the same model on the meta device, without its weights."""
     with torch.device("meta"):
         return fresh_model(config, model)
 
 
 def meta_vae(config: Config) -> AutoencoderKL:
-    """The VAE without its weights; a pretrained one is taken for a KL-16."""
+    """Build the VAE on the meta device, without its weights; a pretrained VAE is assumed to be a KL-16."""
     with torch.device("meta"):
         return build_vae(config.vae, config.data.image_size) if config.vae.pretrained is None else build_kl16(config)
 

@@ -1,4 +1,4 @@
-"""Bytes on disk: what a model is trained on, and its checkpoints."""
+"""Bytes on disk of a model's training data and of its checkpoints."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ MOMENT = np.dtype(np.float16).itemsize
 
 @dataclass(frozen=True)
 class Volumes:
-    """Bytes, but for the images."""
+    """Bytes on disk, except for ``images``, which is a count."""
 
     images: int
-    of_image: int  # read for one image of a step
+    of_image: int  # bytes read for one image of a step
     moments: int
-    tokens: int  # 0: not stored
+    tokens: int  # 0 if they are not stored
     checkpoint: int  # weights, averaged weights, optimizer
     model: int  # the averaged weights alone
 
@@ -42,10 +42,10 @@ class Volumes:
 
 
 def train_images(config: Config) -> int:
-    """Images that a model is trained on.
+    """Return the number of images that a model is trained on.
 
     Raises:
-        ConfigError: if nobody said how many the data set has.
+        ConfigError: if neither plan.train_images nor data.max_train gives a number for the data set.
     """
     known, name = config.plan.train_images, config.data.name
     require(

@@ -1,16 +1,18 @@
-"""The registry's champion is earned: measured beside the one before, on the same data, seeds and extractor.
+"""Promotion: a candidate is measured against the champion on the same data, seeds and extractor, and may replace it.
 
-- ``registration``: which models a pipeline run leaves to be registered, and with what facts.
-- ``measurement``: samples, features and figures of one version, kept under ``.work/promotion``.
-- ``comparison``: intervals of the difference of two versions; tensors only.
-- ``gates``: what a candidate must pass.
+- ``registration``: the models that a pipeline run registers, and their facts.
+- ``measurement``: samples, features and metrics of one version, kept under ``.work/promotion``.
+- ``comparison``: intervals of the difference of two versions; works on tensors only.
+- ``gates``: the conditions that a candidate must pass.
 - ``decision``, ``figures``: the outcome with its reasons, in words and in pictures.
-- ``trial``: a candidate meets the champion.
-- ``promote``: the aliases move, and back again; ``commands``: both on the command line.
+- ``trial``: measures a candidate and the champion, and decides.
+- ``promote``: moves the aliases, and moves them back.
+- ``version_evaluation``: measures one version with any sampling settings.
+- ``cli``: the commands.
 """
 
 from tokenbridge.base.errors import UserError
 
 
 class PromotionError(UserError):
-    """A promotion that cannot be asked for; the message says what to change."""
+    """A promotion that cannot be carried out; the message says what to change."""

@@ -1,4 +1,4 @@
-"""``tokenbridge evaluate``, ``promote`` and ``rollback``."""
+"""The commands ``tokenbridge evaluate``, ``promote`` and ``rollback``."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add them to the parser of the ``tokenbridge`` command."""
+    """Add the three commands to the parser of ``tokenbridge``."""
     promote = commands.add_parser("promote", help="make a registered version the champion, if it is not worse")
     promote.add_argument("model", help="its key in params.yaml, such as tiny")
     promote.add_argument("--version", type=int, help="default: the newest")
@@ -42,7 +42,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _promote(options: argparse.Namespace) -> None:
-    """Ends with code 1 if the candidate is refused."""
+    """Promote a version; exit with code 1 if it is refused."""
     from tokenbridge.ops.promotion.decision import REFUSED
     from tokenbridge.ops.promotion.promote import promote
 

@@ -1,12 +1,12 @@
-"""How sure the difference of two sets of samples is: a paired bootstrap of their distances to one reference.
+"""The uncertainty of the difference of two sample sets: a paired bootstrap of their distances to one reference.
 
-Sample i of both sets has the same class and the same seed, so both are resampled with the same indices, and N, the
-number of samples, stays what it is: a Fréchet distance depends on N. The reference is not resampled.
+Sample i of both sets has the same class and the same seed, so both sets are resampled with the same indices. The
+number of samples N does not change, because a Fréchet distance depends on N. The reference is not resampled.
 
-Resampling itself biases a Fréchet distance upwards (a resample has fewer distinct images), and not by quite the same
-for both sets. So the interval is the percentile interval of the resampled differences, moved until their mean is the
-difference that was observed. With hardly more samples than features it errs on the wide side: 1.4 times as wide as it
-should be for 200 independent samples of 128 features (80 simulated pairs of equal models); KID's interval was right.
+Resampling itself biases a Fréchet distance upwards, because a resample has fewer distinct images. The bias is not quite
+the same for both sets. So the interval is the percentile interval of the resampled differences, shifted so that their
+mean is the observed difference. With hardly more samples than features, the interval is too wide: 1.4 times for 200
+independent samples of 128 features (80 simulated pairs of equal models). KID's interval had the right width.
 """
 
 import time
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from tokenbridge.base.seeding import generator
 
-KERNEL_SAMPLES = 10_000  # at most: two float64 matrices of so many rows and columns are held, one after the other
-KERNEL_ROWS = 500  # of the kernel against the reference, computed at a time
+KERNEL_SAMPLES = 10_000  # at most: each of the two sets needs a float64 matrix of N x N, one set after the other
+KERNEL_ROWS = 500  # rows of the kernel against the reference that are computed at a time
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class Difference:
     """Candidate minus champion: what was observed, and its confidence interval.
 
     Attributes:
-        resampled: the differences of all resamples, moved so that their mean is ``observed``.
+        resampled: the differences of all resamples, shifted so that their mean is ``observed``.
     """
 
     observed: float
@@ -42,7 +42,7 @@ class Difference:
 
     @classmethod
     def of(cls, observed: float, resampled: Floats, confidence: float) -> "Difference":
-        """Percentile interval of ``resampled``, re-centred on ``observed``."""
+        """Build the percentile interval of ``resampled``, re-centred on ``observed``."""
         centred = resampled - resampled.mean() + observed
         tail = (1 - confidence) / 2
         low, high = np.quantile(centred, [tail, 1 - tail])
@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class SampleSet:
-    """What is compared of one model's samples, in the order of their seeds.
+    """The features and correctness of one model's samples, in the order of their seeds.
 
     Attributes:
         features: [N, D].
@@ -65,21 +65,22 @@ class SampleSet:
 class FrechetDistance:
     """Fréchet distance of sets to one reference, equal to torch-fidelity's.
 
-    tr sqrt(S A) is the sum of the roots of the eigenvalues of F^T S F, the covariance of the features times F, where
-    A = F F^T is the reference's covariance: F is found once, and each set is multiplied by it once.
+    S is the covariance of a set, and A = F F^T is the reference's. Then tr sqrt(S A) is the sum of the square roots of
+    the eigenvalues of F^T S F, the covariance of the features times F. F is computed once, and each set is multiplied
+    by it once.
     """
 
     def __init__(self, reference: Tensor) -> None:
         rows = reference.double()
         self.mean = rows.mean(0)
         self.factor = (rows - self.mean).T / (len(rows) - 1) ** 0.5
-        if len(rows) > rows.shape[1]:  # a square one will do
+        if len(rows) > rows.shape[1]:  # a square factor is enough
             values, vectors = torch.linalg.eigh(self.factor @ self.factor.T)
             self.factor = vectors * values.clamp(min=0).sqrt()
         self.trace = float(self.factor.square().sum())
 
     def of(self, features: Tensor) -> Callable[[Tensor], float]:
-        """The distance of a resample of ``features`` [N, D], as a function of each row's count [N]."""
+        """Return the distance of a resample of ``features`` [N, D], as a function of each row's count [N]."""
         rows = features.double()
         turned, squares = rows @ self.factor, rows.square().sum(1)
 
@@ -99,14 +100,14 @@ class FrechetDistance:
 
 
 def _smaller_gram(rows: Tensor) -> Tensor:
-    """X^T X or X X^T, which have the same eigenvalues but for zeros."""
+    """Return the smaller of X^T X and X X^T, which have the same eigenvalues except for zeros."""
     return rows.T @ rows if len(rows) > rows.shape[1] else rows @ rows.T
 
 
 def compare_frechet(
     candidate: Tensor, champion: Tensor, reference: Tensor, counts: Iterator[Tensor], confidence: float
 ) -> Difference:
-    """Difference of the Fréchet distances of features [N, D] to the reference's [M, D], one resample for each count."""
+    """Return the difference of the Fréchet distances of features [N, D] to the reference's [M, D], for all counts."""
     distance = FrechetDistance(reference)
     new, old = distance.of(candidate), distance.of(champion)
     once = torch.ones(len(candidate), dtype=torch.long)
@@ -117,10 +118,11 @@ def compare_frechet(
 def compare_kid(
     candidate: Tensor, champion: Tensor, reference: Tensor, counts: Tensor, confidence: float
 ) -> Difference:
-    """Difference of the kernel distances (KID: squared MMD, kernel (x.y / D + 1)^3) for counts [R, N].
+    """Return the difference of the kernel distances (KID: squared MMD, kernel (x.y / D + 1)^3) for counts [R, N].
 
-    Unbiased also for resamples: pairs of one image with itself, which a resample has more of, are left out. What the
-    reference has to do with itself cancels in the difference. More than ``KERNEL_SAMPLES`` samples: the first ones.
+    The estimate is unbiased for resamples too: pairs of an image with itself, which are more frequent in a resample,
+    are left out. The reference's term with itself cancels in the difference. If there are more than ``KERNEL_SAMPLES``
+    samples, only the first ones are used.
     """
     used = slice(min(len(candidate), KERNEL_SAMPLES))
     once = torch.ones(1, len(candidate), dtype=torch.long)
@@ -131,7 +133,7 @@ def compare_kid(
 
 
 def kernel_distances(features: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
-    """The part of KID that depends on features [N, D], for each row of weights [R, N]."""
+    """Return the part of KID that depends on features [N, D], for each row of weights [R, N]."""
     rows, other = features.double(), reference.double()
     across = torch.cat([_kernel(part, other).mean(1) for part in rows.split(KERNEL_ROWS)])
     within = _kernel(rows, rows).fill_diagonal_(0)
@@ -147,7 +149,7 @@ def _kernel(left: Tensor, right: Tensor) -> Tensor:
 def compare_accuracy(
     candidate: NDArray[np.bool_], champion: NDArray[np.bool_], counts: Tensor, confidence: float
 ) -> Difference:
-    """Difference of the shares of correct samples, paired, for counts [R, N]."""
+    """Return the paired difference of the shares of correct samples, for counts [R, N]."""
     differences = torch.from_numpy(candidate.astype(float) - champion.astype(float))
     resampled = (counts.double() @ differences / len(differences)).numpy()
     return Difference.of(float(differences.mean()), resampled, confidence)
@@ -155,7 +157,7 @@ def compare_accuracy(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidate minus champion, each with the interval of the same resamples."""
+    """The differences, candidate minus champion, each with its interval from the same resamples."""
 
     frechet: Difference
     kid: Difference
@@ -163,7 +165,7 @@ class Comparison:
     resamples: int
 
     def intervals(self) -> dict[str, dict[str, float]]:
-        """Kind -> observed, low, high."""
+        """Return kind -> observed, low, high."""
         kinds = {"fd": self.frechet, "kid": self.kid, "class_accuracy": self.accuracy}
         return {kind: {"observed": d.observed, "low": d.low, "high": d.high} for kind, d in kinds.items()}
 
@@ -181,8 +183,8 @@ def compare(
     """Compare two sets of N samples against the features [M, D] of one reference.
 
     Args:
-        resamples: at most; stops earlier after ``seconds``, but not before ``min_resamples``. The first k resamples
-            are the same whatever the number.
+        resamples: the largest number to make. Resampling stops earlier after ``seconds``, but not before
+            ``min_resamples``. The first k resamples do not depend on this number.
     """
     started, drawn = time.monotonic(), []
 
@@ -203,7 +205,7 @@ def compare(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Eigenvalues gain little from a second thread, and lose much when another process has its core."""
+    """Use one thread: eigenvalues gain little from a second one, and lose much if another process uses its core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -213,6 +215,6 @@ def _one_thread() -> Iterator[None]:
 
 
 def resample_counts(samples: int, number: int) -> Tensor:
-    """How often resample ``number`` takes each sample, int64 [samples]."""
+    """Return how often resample ``number`` takes each sample, int64 [samples]."""
     indices = torch.randint(samples, (samples,), generator=generator("bootstrap", samples, number))
     return torch.bincount(indices, minlength=samples)

@@ -13,16 +13,16 @@ PROMOTED, REFUSED, UNCHANGED = "promoted", "refused", "unchanged"
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a candidate.
+    """The decision about a candidate.
 
     Attributes:
         model: the registered model's name.
         champion: the version it was measured against; None if there was none.
-        outcome: promoted | refused | unchanged (it is the champion). Of a dry run: what it would be.
-        candidate_metrics, champion_metrics: what was measured of each, seconds per image included.
+        outcome: promoted | refused | unchanged (it is the champion already). In a dry run, what it would be.
+        candidate_metrics, champion_metrics: the metrics of each, including seconds per image.
         differences: kind -> observed, low, high; candidate minus champion.
-        settings: of the comparison; with the number of resamples made.
-        pictures: files that show it.
+        settings: the settings of the comparison, with the number of resamples made.
+        pictures: files with samples and differences.
     """
 
     model: str
@@ -39,17 +39,17 @@ class Decision:
     pictures: list[Path] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """What JSON can hold: NaN and infinity are null."""
+        """Return the decision for JSON, with null for NaN and infinity."""
         content: dict[str, Any] = _finite(asdict(self) | {"pictures": [picture.name for picture in self.pictures]})
         return content
 
     def summary(self) -> str:
-        """One line."""
+        """Return the outcome and its reason in one line."""
         would = "would be " if self.dry_run else ""
         return f"{self.model} version {self.candidate}: {would}{self.outcome}. {self.reason}"
 
     def report(self) -> str:
-        """Markdown, for people."""
+        """Return the decision as Markdown, for people."""
         against = f"version {self.champion}, the champion" if self.champion else "no champion"
         parts = [f"# {self.summary()}", f"Measured against {against}.", _gates(self.gates), self._metrics()]
         if self.differences:

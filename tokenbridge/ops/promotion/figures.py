@@ -15,7 +15,7 @@ BINS = 30
 
 
 def side_by_side(models: Mapping[str, ImageShards], columns: int) -> Image.Image:
-    """Title -> samples: the same classes and seeds of each, one grid beside the other."""
+    """Draw the grids of ``models`` (title -> samples) side by side, with the same classes and seeds in each."""
     grids = {title: sample_grid(samples, columns) for title, samples in models.items()}
     head = 2 * FONT_SIZE
     width = sum(grid.width + 8 * GAP for grid in grids.values())
@@ -29,14 +29,14 @@ def side_by_side(models: Mapping[str, ImageShards], columns: int) -> Image.Image
 
 
 def sample_grid(samples: ImageShards, columns: int) -> Image.Image:
-    """A row for each of the first classes."""
+    """Draw a grid of samples with a row for each of the first classes."""
     wanted = grid_indices(len(samples.label_names), columns, len(samples))
     images = np.concatenate([samples.read(index, index + 1)[0] for index in wanted])
     return image_grid(images, columns, samples.label_names[:GRID_ROWS])
 
 
 def differences_figure(found: Comparison) -> Figure:
-    """Histograms of the resampled differences, candidate minus champion, with interval and zero."""
+    """Draw histograms of the resampled differences, candidate minus champion, with interval and zero."""
     panels = {"Fréchet distance": found.frechet, "KID": found.kid, "class accuracy": found.accuracy}
     figure = Figure(figsize=(4 * len(panels), 3), layout="constrained", dpi=110)
     for axis, (name, difference) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):

@@ -1,4 +1,4 @@
-"""What a candidate must pass; each gate tells its value, its limit and, in words, why."""
+"""The conditions that a candidate must pass; each gate gives its value, its limit and the reason in words."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ class Gate:
     """One condition.
 
     Attributes:
-        value: None if it could not be measured.
+        value: None if it is not finite.
     """
 
     name: str
@@ -46,13 +46,13 @@ def weights_gate(finite: bool) -> Gate:
 
 
 def finite_gate(figures: Mapping[str, float]) -> Gate:
-    """No NaN and no infinity among the figures."""
+    """Require that no figure is NaN or infinite."""
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     return Gate("finite", float(len(bad)), 0.0, not bad, f"not finite: {', '.join(bad) or 'none'}")
 
 
 def absolute_gates(config: PromotionConfig, accuracy: float, precision: float, recall: float) -> list[Gate]:
-    """The floors that hold for every champion, the first one too."""
+    """Return the gates for the floors that every champion must reach, including the first one."""
     return [
         at_least("class_accuracy", accuracy, config.min_class_accuracy, "class accuracy is"),
         at_least("precision", precision, config.min_precision, "precision is"),
@@ -61,7 +61,7 @@ def absolute_gates(config: PromotionConfig, accuracy: float, precision: float, r
 
 
 def relative_gates(config: PromotionConfig, found: Comparison, slowdown: float) -> list[Gate]:
-    """What holds against the champion; of an interval, the worse end counts."""
+    """Return the gates against the champion; the worse end of each interval counts."""
     frechet, loss = found.frechet, -found.accuracy.low
     return [
         at_most(

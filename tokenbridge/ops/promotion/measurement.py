@@ -1,8 +1,8 @@
-"""What is measured of a version, so that two of them can be compared.
+"""Measurements of a version that can be compared with those of another version.
 
-Both have the same classes, seeds, settings and number of samples, the same extractor and the same validation images: a
-promotion is a choice, so the test images have no part in it. All of it is kept under ``.work/promotion`` and computed
-once.
+Both versions have the same classes, seeds, settings and number of samples, the same extractor and the same validation
+images. The test images are not used, because a promotion is a choice between models. All results are computed once and
+kept under ``.work/promotion``.
 """
 
 import hashlib
@@ -37,15 +37,16 @@ from tokenbridge.sampling.samples import draw_chunks, draw_samples, write_sample
 from tokenbridge.stages.runtime import WORK
 
 ACCURACY = "class_accuracy"
-NOT_OF_SAMPLES = "grid_per_class"  # the one setting of generate.* that only a picture depends on
+NOT_OF_SAMPLES = "grid_per_class"  # the one setting of generate.* that changes only a picture
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One version, measured.
+    """The samples and metrics of one version.
 
     Attributes:
-        metrics: of its samples, as ``evaluate`` names them.
+        compared: what ``comparison`` needs of the samples.
+        metrics: the metrics of the samples, as ``evaluate`` names them.
     """
 
     samples: ImageShards
@@ -53,15 +54,15 @@ class Measurement:
     metrics: dict[str, float]
 
     def figure(self, kind: str) -> float:
-        """The metric of this kind, such as ``precision``, whatever extractor its name tells."""
+        """Return the metric of this kind, such as ``precision``, for whichever extractor its name contains."""
         return next(value for name, value in self.metrics.items() if name.startswith(f"{kind}_"))
 
 
 class Bench:
-    """Measures models by the project's settings ``generate``, ``evaluate`` and ``seed``.
+    """A bench that measures models with the project's settings ``generate``, ``evaluate`` and ``seed``.
 
     Raises:
-        UserError: at once, if images, classifier or counts do not allow it.
+        UserError: at once, if the images, the classifier or the counts do not allow a measurement.
     """
 
     def __init__(self, root: Path, config: Config) -> None:
@@ -77,10 +78,10 @@ class Bench:
         self.drawing_precision = resolve_precision(config.generate.precision, self.device)
 
     def load(self, folder: Path) -> TokenBridgePipeline:
-        """The pipeline in ``folder``, if it draws what the validation images show.
+        """Return the pipeline in ``folder``, if it draws the classes and the size of the validation images.
 
         Raises:
-            PromotionError: if it does not.
+            PromotionError: if it draws other classes or another size.
         """
         pipeline = TokenBridgePipeline.from_pretrained(folder).to(self.device)
         size = (self.validation.image_size, self.validation.image_size)
@@ -92,10 +93,10 @@ class Bench:
         return pipeline
 
     def load_version(self, registry: Registry, model: str, version: Version) -> TokenBridgePipeline:
-        """The version's pipeline: the workspace's ``model`` if it is that, else downloaded once.
+        """Return the version's pipeline: the workspace's ``model`` if it has the same digest, else one downloaded once.
 
         Raises:
-            UserError: as ``load``, or if the store has it no more.
+            UserError: as ``load``, or if the store no longer has the version.
         """
         here = self.root / "models" / model
         if here.exists() and md5_as_dvc(here) == version.md5:
@@ -105,7 +106,7 @@ class Bench:
         return self.load(kept)
 
     def measure(self, pipeline: TokenBridgePipeline, md5: str) -> Measurement:
-        """Samples, features and metrics of the model with this digest."""
+        """Return samples, features and metrics of the model with this digest."""
         folder = self._workspace_samples(md5) or self._draw(pipeline, md5)
         samples = ImageShards(folder, "samples")
         about = [
@@ -137,7 +138,7 @@ class Bench:
         return load_file(kept)
 
     def settings_record(self) -> dict[str, Any]:
-        """The settings that a measurement depends on, by dotted names."""
+        """Return the settings that a measurement depends on, by their dotted names."""
         settings = flatten(self.settings | {"evaluate": asdict(self.config.evaluate)})
         return settings | {"validation_images": self.validation.digest[:16]}
 
@@ -164,7 +165,7 @@ class Bench:
         return kept
 
     def _workspace_samples(self, md5: str) -> Path | None:
-        """The samples in data/samples, if dvc.lock says that they are of this model, with these settings and code."""
+        """Return the samples in data/samples that dvc.lock records for this model, settings and code, or None."""
         lock = read_lock(self.root)
         for stage, record in lock.items():
             name = stage.removeprefix("generate@")
@@ -177,7 +178,7 @@ class Bench:
         return None
 
     def _code(self, kind: str) -> dict[str, str]:
-        """Digests of the modules that dvc.yaml names for ``generate`` or ``evaluate``: other code, other samples."""
+        """Return the digests of the modules that dvc.yaml names for ``generate`` or ``evaluate``."""
         stage = next(stage for name, stage in self._stages.items() if name.startswith(f"{kind}@"))
         return {path: digest for path, digest in stage.deps.items() if is_code(path)}
 
@@ -186,8 +187,9 @@ class Bench:
         return read_stages(self.root)
 
     def seconds_per_image(self, pipelines: Sequence[TokenBridgePipeline]) -> list[list[float]]:
-        """For each pipeline, one time for each round. They draw in turn, and turn by turn another is the first, so that
-        a busy machine hurts all alike.
+        """Return one time for each round, for each pipeline.
+
+        The pipelines draw in turn, and their order is reversed every round, so that a busy machine affects all alike.
         """
         images, rounds = self.config.promotion.timing_images, self.config.promotion.timing_rounds
         seconds: list[list[float]] = [[] for _ in pipelines]
@@ -202,7 +204,7 @@ class Bench:
 
 
 def is_finite(pipeline: TokenBridgePipeline) -> bool:
-    """Whether no weight is NaN or infinite."""
+    """Return whether no weight is NaN or infinite."""
     parts = (pipeline.transformer, pipeline.vae, pipeline.quantizer)
     tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
@@ -217,6 +219,6 @@ def _of_samples(generate: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _still_so(root: Path, record: LockedStage, out: str) -> bool:
-    """Whether the samples and the code that drew them are what the record says."""
+    """Return whether the samples and the code that drew them still have the recorded digests."""
     recorded = {path: md5 for path, md5 in record.deps.items() if is_code(path)} | {out: record.outs[out]}
     return all((root / path).exists() and md5_as_dvc(root / path) == md5 for path, md5 in recorded.items())

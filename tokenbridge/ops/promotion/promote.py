@@ -20,7 +20,7 @@ from tokenbridge.ops.promotion.trial import Trial
 from tokenbridge.stages.runtime import WORK
 from tokenbridge.stages.workspace_lock import only_pipeline
 
-DECISION_TAG = "promotion"  # of a version: what became of it when it was a candidate
+DECISION_TAG = "promotion"  # tag of a version: the decision about it as a candidate
 
 
 def promote(
@@ -30,12 +30,12 @@ def promote(
 
     Args:
         model: its key in params.yaml.
-        number: of the version; None: the newest.
+        number: the version's number; None: the newest.
         dry_run: decide, and change nothing: no alias, no run.
         changes: settings for this once, such as ``promotion.max_slowdown=2``.
 
     Raises:
-        UserError: naming what to mend, before anything is measured.
+        UserError: with a message that says what to fix, before anything is measured.
     """
     config = load_params(root, changes)
     name = registered_name(config.data.name, model)
@@ -45,7 +45,7 @@ def promote(
             return replace(trial.decide(), dry_run=dry_run)
         with LiveSync(root), Tracker.open("promotion", str(trial.candidate), root) as tracker:
             decided = trial.decide()
-            _record(tracker, decided, trial.folder)  # first: the reasons are kept if the registry fails
+            _record(tracker, decided, trial.folder)  # before the move, to keep the reasons if the registry fails
             decision = carry_out(trial, decided)
             if decision != decided:
                 _record(tracker, decision, trial.folder)
@@ -56,8 +56,8 @@ def promote(
 def carry_out(trial: Trial, decision: Decision) -> Decision:
     """Move the aliases if the candidate is promoted, unless something changed while it was measured.
 
-    MLflow moves an alias in one transaction but knows no condition, so between the question and the move another
-    machine could still slip in; on this one a lock keeps others out.
+    MLflow moves an alias in one transaction, but cannot make the move depend on a condition. So another machine could
+    still promote between the check and the move. On this machine a lock prevents that.
     """
     if decision.outcome != PROMOTED:
         return decision
@@ -70,23 +70,23 @@ def carry_out(trial: Trial, decision: Decision) -> Decision:
     if not veto.passed:
         return replace(decision, outcome=REFUSED, reason=veto.reason, gates=[veto, *decision.gates[1:]])
     if champion is not None:
-        registry.point(PREVIOUS, champion)  # first: whatever happens next, the way back is known
+        registry.point(PREVIOUS, champion)  # first, so that there is a way back once the champion changes
     registry.point(CHAMPION, trial.candidate)
     return decision
 
 
 def rollback(root: Path, model: str, veto: str | None = None) -> str:
-    """Exchange ``champion`` and ``previous``; returns what was done, in words.
+    """Exchange ``champion`` and ``previous``, and return what was done, in words.
 
     Args:
-        veto: who will not have the champion that steps down promoted again, and why; None: it may come back.
+        veto: who forbids to promote the replaced champion again, and why; None: it may be promoted again.
 
     Raises:
         PromotionError: if there is no way back.
     """
     name = registered_name(load_params(root).data.name, model)
     with open_registry(root) as registry, _alone(root):
-        registry.version(name)  # that there is such a model
+        registry.version(name)  # raises if there is no such model
         champion, previous = (registry.holder(name, alias) for alias in (CHAMPION, PREVIOUS))
         if champion is None or previous is None or previous.number == champion.number:
             raise PromotionError(f"{name} has no champion before this one: nothing to go back to")
@@ -94,7 +94,7 @@ def rollback(root: Path, model: str, veto: str | None = None) -> str:
             raise PromotionError(f"{previous} is vetoed ({previous.tags[VETO]}): remove its tag `{VETO}` first")
         done = f"{previous} is the champion again, version {champion.number} is `{PREVIOUS}`"
         with LiveSync(root), Tracker.open("rollback", str(champion), root, system_interval=0) as tracker:
-            # first: a failure between the two moves leaves no alias on the version that steps down
+            # before the moves: a failure between them leaves the replaced champion without an alias
             tracker.tags({"model": name, "outcome": done} | ({VETO: veto} if veto else {}))
             if veto is not None:
                 registry.tag(champion, {VETO: veto})
@@ -105,7 +105,7 @@ def rollback(root: Path, model: str, veto: str | None = None) -> str:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """One promotion at a time on this machine: two would measure the same twice, and each other's load."""
+    """Allow one promotion at a time: two would measure the same versions twice, and distort each other's timings."""
     folder = root / WORK / "promotion"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
@@ -113,7 +113,7 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _record(tracker: Tracker, decision: Decision, folder: Path) -> None:
-    """The decision with its reasons, in the run and in ``folder``."""
+    """Write the decision with its reasons to the run and to ``folder``."""
     against = "none" if decision.champion is None else str(decision.champion)
     versions = {"model": decision.model, "candidate": str(decision.candidate), "champion": against}
     tracker.tags(versions | {"outcome": decision.outcome, "reason": decision.reason})

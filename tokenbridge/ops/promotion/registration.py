@@ -1,6 +1,6 @@
-"""Which models a pipeline run leaves to be registered, and with what facts: a model whose evaluation is dvc.lock's.
+"""Registration of the models that a pipeline run evaluated, if dvc.lock records the model with that evaluation.
 
-Recorded as a run ``register@<model>`` in the spool, so that an MLflow that is down gets it later.
+Each one is recorded as a run ``register@<model>`` in the spool, so that MLflow receives it later if it is down.
 """
 
 import re
@@ -30,7 +30,7 @@ class EvaluatedModel:
     """A model of this project with the report of its evaluation.
 
     Attributes:
-        tags: what the version will be tagged with; with its digest and the report's.
+        tags: the tags of the version, including the digests of the model and of the report.
     """
 
     key: str
@@ -53,7 +53,7 @@ class EvaluatedModel:
 
 
 def registered_name(data: str, model: str) -> str:
-    """``tokenbridge-<data>-<model>``, of the characters that MLflow takes."""
+    """Return ``tokenbridge-<data>-<model>``, with - for each character that MLflow does not accept."""
     return re.sub(r"[^\w.-]", "-", f"tokenbridge-{data}-{model}", flags=re.ASCII)
 
 
@@ -62,9 +62,9 @@ def report_path(model: str) -> str:
 
 
 def register_models(root: Path, models: Iterable[str], parent: str) -> None:
-    """Record every model that is not a version yet, with this evaluation, under the pipeline's run ``parent``.
+    """Record every model that is not yet a version with this evaluation, under the pipeline's run ``parent``.
 
-    A model that cannot be registered is named with the reason: a pipeline that ended well stays so.
+    If a model cannot be registered, print the reason and go on, so that a successful pipeline does not fail.
     """
     for model in models:
         try:
@@ -77,10 +77,10 @@ def register_models(root: Path, models: Iterable[str], parent: str) -> None:
 
 
 def read_evaluated(root: Path, model: str) -> EvaluatedModel:
-    """The model with its evaluation, both as dvc.lock records them.
+    """Return the model with its evaluation, both as dvc.lock records them.
 
     Raises:
-        PromotionError: if one of them is not there, or not of the other.
+        PromotionError: if one of them is missing or changed, or the evaluation is not of this model.
     """
     lock, train, evaluate = read_lock(root), f"train@{model}", f"evaluate@{model}"
     if train not in lock or not belong_together(lock, evaluate, train):
@@ -106,8 +106,9 @@ def read_evaluated(root: Path, model: str) -> EvaluatedModel:
 
 
 def record_version(model: EvaluatedModel, parent: str) -> None:
-    """A run of its own: it comes after the run of the training, which logs the model, in whatever order they are sent.
+    """Record the version in a run of its own.
 
+    Spools are sent oldest first, so the training run, which logs the model, is sent before this one.
     Its artifacts are the model card, the picture of the samples and the report.
     """
     stage = f"register@{model.key}"
@@ -133,14 +134,14 @@ def record_version(model: EvaluatedModel, parent: str) -> None:
 
 
 def _cards(model: EvaluatedModel) -> tuple[str, str]:
-    """The model card, and the same for a page that cannot show the picture beside it."""
+    """Return the model card, and its text for a page that cannot show the picture."""
     from tokenbridge.ops.exchange.export import (
         model_facts,
-    )  # torch is slow to import, and mostly there is nothing to register
+    )  # torch is slow to import, and usually there is nothing to register
 
     try:
         facts = model_facts(model.root, model.key)
-    except UserError as error:  # such as weights from elsewhere, whose card is their makers' to write
+    except UserError as error:  # such as imported weights, whose makers must write the card
         return (f"# {model.name}\n\nNo model card: {error}\n",) * 2
     where = f"The picture of its samples is the artifact `{PICTURE}` of the run that registered it."
     return render_card(facts), render_card(replace(facts, no_picture=where)).split("---\n", 2)[-1].strip()

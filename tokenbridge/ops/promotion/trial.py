@@ -1,4 +1,4 @@
-"""A candidate meets the champion: both are measured, and the gates decide."""
+"""The trial of a candidate against the champion: both are measured, and the gates decide."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ SECONDS = "seconds_per_image"
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate, the champion if there is one, and where they meet.
+    """A candidate, the champion if there is one, and what is needed to measure them.
 
     Attributes:
         model: its key in params.yaml.
@@ -42,12 +42,12 @@ class Trial:
 
     @property
     def folder(self) -> Path:
-        """Where the decision's files go."""
+        """The folder for the decision's files."""
         against = f"-against-{self.champion.number}" if self.champion else ""
         return self.root / WORK / "promotion" / f"{self.candidate.name}-{self.candidate.number}{against}"
 
     def decide(self) -> Decision:
-        """Measure as much as it takes to know, and say what should become of the candidate."""
+        """Decide about the candidate; measure it only if it passes the gates that need no measurement."""
         if self.is_champion:
             return self._decision([], UNCHANGED, "It is the champion already.")
         gates = [veto_gate(self.candidate.tags.get(VETO))]
@@ -100,7 +100,7 @@ class Trial:
         )
 
     def _decision(self, gates: list[Gate], outcome: str = "", reason: str = "", **measured: Any) -> Decision:
-        """PROMOTED if every gate is passed, unless told otherwise."""
+        """Build the decision. Unless ``outcome`` is given, it is PROMOTED if every gate is passed, else REFUSED."""
         failed = "; ".join(gate.reason for gate in gates if not gate.passed)
         passed = "It passes every gate." if self.champion else "There was no champion, and it passes every gate."
         return Decision(

@@ -1,4 +1,4 @@
-"""``tokenbridge evaluate``: any version of a registered model, with any sampling settings."""
+"""``tokenbridge evaluate``: measure any version of a registered model with any sampling settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ STAGE = "evaluation"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of a version, and with what settings."""
+    """The metrics of a version, and the settings that they were measured with."""
 
     version: str
     metrics: dict[str, float]
@@ -33,11 +33,11 @@ def evaluate_version(root: Path, model: str, number: int | None = None, changes:
 
     Args:
         model: its key in params.yaml.
-        number: of the version; None: the newest.
+        number: the version's number; None: the newest.
         changes: settings for this once, such as ``generate.guidance_scale=3``.
 
     Raises:
-        UserError: naming what to mend, before anything is drawn.
+        UserError: with a message that says what to fix, before anything is drawn.
     """
     config = load_params(root, changes)
     with open_registry(root) as registry, only_pipeline(root):

@@ -1,1 +1,1 @@
-"""Executions of the pipeline: one, a recorded one again, many of them."""
+"""Executions of the pipeline: a single one, a recorded one reproduced, and a table of ablations."""

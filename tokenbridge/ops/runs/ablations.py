@@ -1,7 +1,7 @@
 """Ablations: the experiments of conf/experiment/ablation, one after the other, as rows of one table.
 
-They run in a git worktree of the last commit, which shares DVC's cache, so that your own files stay as they are and
-VAE and moments are made once. A row that is in the table already is not run again, and a killed one resumes.
+They run in a git worktree of the last commit, so your own files do not change. The worktree shares DVC's cache, so the
+VAE and the moments are made once. A row that is already in the table is not run again, and a killed row resumes.
 """
 
 import csv
@@ -23,7 +23,7 @@ WORKTREE = Path(".work/ablations")
 MODEL = "tiny"
 BASE = "base"
 START, END = "<!-- table -->", "<!-- end of table -->"
-METRICS = (  # of reports/evaluate, in the table; by the validation images, since choices are made by them
+METRICS = (  # columns from reports/evaluate; on the validation images, because settings are chosen by them
     "validation_fd_efficientnet_lite0_32px",
     "validation_kid_efficientnet_lite0_32px",
     "validation_precision_efficientnet_lite0_32px",
@@ -34,16 +34,16 @@ Row = dict[str, object]
 
 
 def ablation_names(root: Path) -> list[str]:
-    """Every experiment of the folder, what all others are compared with first."""
+    """Return the name of every experiment in the folder, starting with the base that the others are compared with."""
     names = sorted(path.stem for path in (root / EXPERIMENTS).glob("*.yaml"))
     return sorted(names, key=lambda name: name != BASE)
 
 
 def run_ablations(root: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
-    """Run what the table lacks, one seed after the other, and write each row as soon as it is there.
+    """Run the rows that the table lacks, one seed after the other, and write each row as soon as it is finished.
 
     Raises:
-        UserError: for a name that is no experiment, or a row that failed.
+        UserError: if a name is not an experiment, or a row fails.
     """
     known = ablation_names(root)
     unknown = [name for name in names if name not in known]
@@ -98,7 +98,7 @@ def _read_row(worktree: Path, name: str, seed: int) -> Row:
 
 
 def write_page(root: Path, table: Sequence[Row]) -> None:
-    """Put the table into the page, between its marks; the words around it stay."""
+    """Put the table into the page between its markers; the text around it does not change."""
     page = root / PAGE
     before, rest = page.read_text().split(START)
     _, after = rest.split(END)
@@ -106,7 +106,7 @@ def write_page(root: Path, table: Sequence[Row]) -> None:
 
 
 def markdown_table(root: Path, table: Sequence[Row]) -> str:
-    """One line for each ablation, in the order of ``ablation_names``; values of several seeds beside each other."""
+    """Return one line for each ablation, in the order of ``ablation_names``, with the values of all its seeds."""
     lines = [
         "| ablation | what is changed | seeds | validation loss | Fréchet distance | class accuracy | precision "
         "| recall | parameters | minutes |",
@@ -132,6 +132,6 @@ def _markdown_line(name: str, description: str, rows: Sequence[Row]) -> str:
 
 
 def _description(path: Path) -> str:
-    """The file's first comment after its package line."""
+    """Return the first comment of the file that is not its package line."""
     comments = [line for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
     return comments[0].removeprefix("# ").rstrip(".")

@@ -1,4 +1,4 @@
-"""What a pipeline has still to do, and about how long that takes: as long as it took here the last time."""
+"""A forecast of the stages that a pipeline still has to run, and of their durations, taken from the last time here."""
 
 import hashlib
 import json
@@ -13,19 +13,22 @@ from tokenbridge.base.progress import RESUMING, clock, read_left
 from tokenbridge.config.params import PARAMS_FILE
 from tokenbridge.infra.dvc import read_graph, read_stages, stale_stages
 
-DURATIONS = Path(".work/durations.json")  # stage -> digest of settings -> seconds, the last timed at the end
-REMEMBERED = 20  # settings of a stage
-TELL_SECONDS = 60.0  # between lines while a stage runs
+DURATIONS = Path(".work/durations.json")  # stage -> digest of settings -> seconds, the latest last
+REMEMBERED = 20  # digests of settings kept for each stage
+TELL_SECONDS = 60.0  # between progress lines while a stage runs
 
 
 def forecast(root: Path, *, everything: bool = False) -> "Forecast":
-    """What DVC would run in ``root`` now; or every stage, if it is known that the first one runs."""
+    """Forecast the stages that DVC would run in ``root`` now, or every stage if ``everything`` is set."""
     settings = _settings(root)
     return Forecast(root / DURATIONS, settings, list(settings) if everything else stale_stages(root))
 
 
 def _settings(root: Path) -> dict[str, str]:
-    """Stage -> digest of what decides how long it takes: its parameters, those of what it needs, the launcher."""
+    """Return stage -> digest of what decides its duration.
+
+    That is its parameters, the digests of the stages that it needs, and the launcher's settings.
+    """
     launcher = OmegaConf.to_container(OmegaConf.select(OmegaConf.load(root / PARAMS_FILE), "launcher"))
     stages = read_stages(root)
     digests: dict[str, str] = {}
@@ -36,11 +39,11 @@ def _settings(root: Path) -> dict[str, str]:
 
 
 class Forecast:
-    """The stages of one execution, and their durations of this one and of those before.
+    """The stages of one execution, and how long they take by this and earlier executions.
 
     Args:
-        path: where durations are kept.
-        settings: every stage, with a digest of what decides how long it takes.
+        path: the file that keeps durations.
+        settings: every stage, with a digest of what decides its duration.
         left: the stages that may have to run, in their order.
     """
 
@@ -53,12 +56,12 @@ class Forecast:
         self.began = self.reported = now()
         self.running: str | None = None
         self.resumed = False
-        self.ends: float | None = None  # by the running stage's own progress
+        self.ends: float | None = None  # estimated from the running stage's own progress
 
     def start(self, stage: str) -> str:
-        """Note that ``stage`` runs now; the line to show."""
+        """Note that ``stage`` runs now, and return the line to show."""
         self.finish()
-        if stage not in self.left:  # DVC knows better
+        if stage not in self.left:  # DVC runs it although it was not expected to
             self.left.insert(0, stage)
             self.planned += 1
         self.running, self.resumed, self.ends = stage, False, None
@@ -66,16 +69,16 @@ class Forecast:
         return self.line()
 
     def finish(self) -> None:
-        """Note that the stage that ran, if any, has come to its end, and keep its duration."""
+        """Note that the running stage, if any, has ended, and keep its duration."""
         if self.running is None:
             return
         stage, self.running = self.running, None
         self.skip(stage)
-        if not self.resumed:  # else that was the rest of it
+        if not self.resumed:  # a resumed stage ran only the rest of its work
             self._keep(stage, self.now() - self.began)
 
     def end(self) -> str | None:
-        """Note that a command of DVC has ended well; the line to show when nothing is left any more, once."""
+        """Note that a dvc command has succeeded; return the last line to show, once, when no stage is left."""
         self.finish()
         if self.left or not self.planned:
             return None
@@ -90,7 +93,7 @@ class Forecast:
         write_json(self.path, self.durations)
 
     def fail(self) -> None:
-        """Note that the stage that ran, if any, is still to be done."""
+        """Note that the running stage, if any, has failed and still has to run."""
         self.running = None
 
     def skip(self, stage: str) -> None:
@@ -99,7 +102,7 @@ class Forecast:
             self.left.remove(stage)
 
     def listen(self, line: str) -> str | None:
-        """Read what the running stage says of its own progress; now and then, the line to show."""
+        """Read the running stage's progress from its output; return a line to show at most every ``TELL_SECONDS``."""
         self.resumed = self.resumed or RESUMING in line
         left = read_left(line)
         if self.running is None or left is None:
@@ -124,7 +127,7 @@ class Forecast:
         return f"{done}; still to come: {timed}{others}; {left}"
 
     def seconds(self, stage: str) -> float | None:
-        """About how long a stage still takes: by its own progress, or as long as the last time here."""
+        """Estimate the seconds that a stage still takes, from its own progress or from its last duration here."""
         if stage == self.running and self.ends is not None:
             return max(self.ends - self.now(), 0.0)
         if not (known := self.durations.get(stage)):
@@ -144,5 +147,5 @@ class Forecast:
 def _read(path: Path) -> dict[str, dict[str, float]]:
     try:
         return dict(read_json(path))
-    except (OSError, ValueError):  # none yet, or nothing of ours
+    except (OSError, ValueError):  # no file yet, or not a file of durations
         return {}

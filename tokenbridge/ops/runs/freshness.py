@@ -1,6 +1,6 @@
-"""Whether the images' source is what it was: when to fetch anew, and when a retrain would repeat what is done.
+"""Changes of the images' source: when to fetch again, and when a retrain would only repeat a finished run.
 
-DVC watches settings and files of the repository, not a folder elsewhere or a prefix on S3.
+DVC watches settings and files of the repository, but no folder elsewhere and no prefix on S3.
 """
 
 import hashlib
@@ -17,21 +17,21 @@ from tokenbridge.infra.tracking.recorded import PIPELINE, SOURCE_STATE
 from tokenbridge.infra.tracking.store import connect
 from tokenbridge.sources.state import source_state
 
-FETCHED = Path(".work/fetched_source")  # state of the source that data/images was made of
-WATCHED_BY_DVC = ("idx",)  # its files' digests are settings
+FETCHED = Path(".work/fetched_source")  # state of the source that data/images was made from
+WATCHED_BY_DVC = ("idx",)  # sources whose file digests are settings
 
 
 def is_stale(root: Path, config: Config, state: str) -> bool:
-    """Whether data/images was made of another state of the source, or of one that nobody noted.
+    """Return whether data/images was made from another state of the source, or from a state that was not noted.
 
-    Images that are not there are DVC's to restore, unless it is known that they would be of another state.
+    Missing images are stale only if another state was noted for them. Otherwise DVC restores or fetches them.
     """
     known = (root / "data/images").exists() or (root / FETCHED).exists()
     return known and not is_of(root, config, state)
 
 
 def is_of(root: Path, config: Config, state: str) -> bool:
-    """Whether it is known that data/images was made of this state of the source."""
+    """Return whether data/images is known to be made from this state of the source."""
     noted = root / FETCHED
     return config.data.source in WATCHED_BY_DVC or (noted.exists() and noted.read_text() == state)
 
@@ -41,9 +41,9 @@ def note_fetched(root: Path, state: str) -> None:
 
 
 def nothing_new(root: Path, overrides: Sequence[str]) -> str | None:
-    """Why a pipeline would only repeat a finished one: the same source, settings and code; None if it would not.
+    """Return why a run would only repeat a finished one with the same source, settings and code, or None.
 
-    Also None when MLflow cannot tell: a run too many is better than one too few.
+    Also return None if MLflow does not answer: an unnecessary run is better than a missing one.
 
     Raises:
         UserError: if the source cannot be reached.
@@ -54,7 +54,7 @@ def nothing_new(root: Path, overrides: Sequence[str]) -> str | None:
     config = validate(settings)
     same = {
         "stage": PIPELINE,
-        "stage.key": hashlib.sha256(OmegaConf.to_yaml(settings).encode()).hexdigest(),  # of params.yaml
+        "stage.key": hashlib.sha256(OmegaConf.to_yaml(settings).encode()).hexdigest(),  # digest of params.yaml
         SOURCE_STATE: source_state(config.data, config.storage),
         "git.commit": code["git.commit"],
     }
@@ -67,7 +67,7 @@ def nothing_new(root: Path, overrides: Sequence[str]) -> str | None:
 
 
 def _settings(root: Path, overrides: Sequence[str]) -> DictConfig:
-    """params.yaml as a pipeline with these overrides would find it."""
+    """Return the settings that params.yaml would hold for a pipeline with these overrides."""
     if overrides:
         return compose_config(overrides, root / "conf")
     loaded = OmegaConf.load(root / PARAMS_FILE)

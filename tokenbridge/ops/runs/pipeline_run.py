@@ -1,6 +1,6 @@
 """One execution of the pipeline: the parent run around DVC's stages, shared by ``tokenbridge repro`` and the flow.
 
-Under a bare ``dvc repro`` no code of ours runs for skipped stages or after the end; here it does.
+A bare ``dvc repro`` runs no code of this project for skipped stages or after the last stage. This module does.
 """
 
 import re
@@ -57,29 +57,29 @@ OUTCOMES = {
 
 @dataclass
 class PipelineRun:
-    """The parent run, and what became of each stage."""
+    """The parent run and the outcome of each stage."""
 
     root: Path
     tracker: Tracker
     outcomes: dict[str, str] = field(default_factory=dict)  # stage -> ran | skipped | cached | failed
-    source_state: str | None = None  # of the images, if it was asked
-    forecast: Forecast | None = None  # from the first command on
-    _command: Command | None = None  # the last one
+    source_state: str | None = None  # of the images' source; None until it was read
+    forecast: Forecast | None = None  # None before the first command
+    _command: Command | None = None  # the last dvc command
     _ended: bool = False
     _starting: threading.Lock = field(default_factory=threading.Lock)
 
     def dvc(self, arguments: Sequence[str], on_line: Callable[[str], None]) -> None:
-        """Run a dvc command, passing on its output, noting what it says of stages and telling which are to come.
+        """Run a dvc command, pass on its output, note the outcome of each stage and report the stages still to come.
 
         Raises:
-            StageFailedError: if it fails.
+            StageFailedError: if the command fails.
         """
         coming = self.forecast = self.forecast or forecast(self.root)
 
         def note(line: str) -> None:
             progress_line = coming.listen(line)
             for stage, outcome in read_outcome(line).items():
-                if (self.outcomes.get(stage), outcome) != (RAN, SKIPPED):  # asked twice in this run
+                if (self.outcomes.get(stage), outcome) != (RAN, SKIPPED):  # a later command skips what this run ran
                     self.outcomes[stage] = outcome
                 progress_line = foresee(coming, stage, outcome)
             on_line(line)
@@ -100,23 +100,23 @@ class PipelineRun:
             on_line(progress_line)
 
     def end(self) -> None:
-        """No command starts after this; one that another thread left at work, as in a cancelled flow, is ended."""
+        """Let no further command start, and stop one that another thread left running, as in a cancelled flow."""
         with self._starting:
             self._ended = True
         if self._command:
             self._command.stop()
 
     def fetch_if_changed(self, on_line: Callable[[str], None]) -> None:
-        """Fetch the images anew if their source has changed, which DVC does not watch.
+        """Fetch the images again if their source has changed, because DVC does not watch it.
 
         Raises:
-            StageFailedError: if that fails.
+            StageFailedError: if the fetch fails.
         """
         config = load_params(self.root)
         try:
             state = source_state(config.data, config.storage)
         except UserError:
-            return  # if fetch has to run, it says what is wrong
+            return  # if fetch has to run, it reports the error
         if is_stale(self.root, config, state):
             on_line("the source of the images is not what it was, or nobody noted what it was: fetching it anew")
             self.forecast = forecast(self.root, everything=True)
@@ -124,18 +124,21 @@ class PipelineRun:
         self.source_state = state
 
     def outs(self) -> dict[str, list[Path]]:
-        """Outs of the stages that came to an end in this run, by stage."""
+        """Return stage -> outs, for the stages of this run that did not fail."""
         declared = self._declared_outs
         finished = [name for name in self.outcomes if name in declared and self.outcomes[name] != FAILED]
         return {name: [self.root / out for out in declared[name]] for name in finished}
 
     @cached_property
     def _declared_outs(self) -> dict[str, list[str]]:
-        """Of every stage; dvc takes a second to read its files, and they stay the same during a run."""
+        """The outs of every stage, read once.
+
+        dvc takes a second to read its files, and they do not change during a run.
+        """
         return {name: stage.outs for name, stage in read_stages(self.root).items()}
 
     def metrics(self) -> dict[str, float]:
-        """Every metric of those stages, as ``<stage>/<metric>``."""
+        """Return every metric of the stages in ``outs``, as ``<stage>/<metric>``."""
         metrics: dict[str, float] = {}
         for name, outs in self.outs().items():
             for path in [out for out in outs if out.suffix == ".json" and out.exists()]:
@@ -144,7 +147,10 @@ class PipelineRun:
         return {key.replace("@", "_"): value for key, value in metrics.items()}
 
     def headlines(self) -> tuple[str, dict[str, float]] | None:
-        """The best evaluated model, and its metrics as its own stages name them: what a table of runs compares."""
+        """Return the best evaluated model and the metrics that a table of runs compares, or None.
+
+        The metrics have the names that the model's own stages give them.
+        """
         metrics = self.metrics()
         found: dict[str, dict[str, float]] = {}
         for key, value in metrics.items():
@@ -162,12 +168,12 @@ class PipelineRun:
 
 
 def title(what: str, overrides: Sequence[str]) -> str:
-    """Name of a run in MLflow's and Prefect's pages, which tells it from others."""
+    """Return a name for a run that distinguishes it from others in MLflow's and Prefect's pages."""
     return textwrap.shorten(" ".join([what, *overrides]), LONGEST_TITLE, placeholder=" ...")
 
 
 def read_outcome(line: str) -> dict[str, str]:
-    """{stage: outcome} if dvc's line tells one."""
+    """Return {stage: outcome} if dvc's line reports one, else {}."""
     for pattern, outcome in OUTCOMES.items():
         if match := re.match(pattern, line):
             return {match[1]: outcome}
@@ -175,7 +181,7 @@ def read_outcome(line: str) -> dict[str, str]:
 
 
 def foresee(coming: Forecast, stage: str, outcome: str) -> str | None:
-    """Let the forecast know what became of a stage; the line to show, if one begins to run."""
+    """Pass the outcome of a stage to the forecast; return the line to show if the stage starts to run."""
     if outcome == RAN:
         return coming.start(stage)
     if outcome == FAILED:
@@ -188,14 +194,14 @@ def foresee(coming: Forecast, stage: str, outcome: str) -> str | None:
 
 @contextmanager
 def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[PipelineRun]:
-    """Open the parent run; at the end, whatever happened, record stages, lock file and metrics in it.
+    """Open the parent run. At the end, even after an error, record stages, lock file and metrics in it.
 
     Overrides are composed into params.yaml first, as ``dvc exp run -S`` does.
 
     Raises:
-        ConfigError: before anything runs.
+        ConfigError: if the settings are invalid, before anything runs.
     """
-    config = _check(root, overrides)  # before a wait that may be long
+    config = _check(root, overrides)  # before a possibly long wait for the lock
     with only_pipeline(root):
         if overrides:
             write_params(overrides, root)
@@ -219,13 +225,13 @@ def _check(root: Path, overrides: Sequence[str]) -> Config:
 
 
 def _record_origin(tracker: Tracker, root: Path) -> None:
-    """What the run was made with, beyond commit, settings and data: enough to rebuild it."""
+    """Record what is needed to rebuild the run besides commit, settings and data."""
     tracker.tags({PROCESSOR: processor()})
     with tempfile.TemporaryDirectory() as scratch:
         packages = Path(scratch) / PACKAGES_FILE
         packages.write_text("".join(f"{name}=={version}\n" for name, version in sorted(installed_packages().items())))
         tracker.artifact(packages)
-        with suppress(RepositoryError):  # no git: nothing to rebuild from
+        with suppress(RepositoryError):  # without git there are no changes to record
             changes = uncommitted(root)
             if changes.left_out:
                 tracker.tags({LEFT_OUT: ", ".join(changes.left_out)})
@@ -260,7 +266,7 @@ def _record(run: PipelineRun) -> None:
 
 
 def reproduce(root: Path, overrides: Sequence[str] = ()) -> None:
-    """``dvc repro`` under a parent run."""
+    """Run ``dvc repro`` under a parent run."""
     with pipeline_run(root, overrides) as run:
         run.fetch_if_changed(_print)
         run.dvc(["repro"], _print)
@@ -273,13 +279,15 @@ def _print(line: str) -> None:
 
 
 def reproduce_in_worktree(root: Path, folder: Path, overrides: Sequence[str], on_line: Callable[[str], None]) -> Path:
-    """The same in a worktree of the last commit, with this project's cache and MLflow: your own files stay as they are.
+    """Run ``tokenbridge repro`` in a worktree of the last commit, with this project's cache and MLflow.
+
+    Your own files do not change.
 
     Returns:
-        The worktree, where the run's reports are.
+        The worktree, which holds the run's reports.
 
     Raises:
-        StageFailedError: if it fails.
+        StageFailedError: if the pipeline fails.
     """
     worktree = checkout(root, root / folder, git(root, "rev-parse", "HEAD"))
     share_cache(root, worktree)

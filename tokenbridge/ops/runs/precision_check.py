@@ -1,4 +1,4 @@
-"""What precision settings cost, said before the first stage runs: on this machine, whose stages run here."""
+"""A check of the precision settings before the first stage runs, for stages that run on this machine."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +11,12 @@ from tokenbridge.stages.runtime import WORK
 
 
 def check_precision(root: Path, config: Config) -> None:
-    """Print a line for each setting that asks for emulated bfloat16; other launchers' workers do so themselves.
+    """Print a line for each setting that asks for emulated bfloat16.
+
+    Only the local launcher is checked, because the stages of other launchers run elsewhere.
 
     Raises:
-        UserError: if a stage was begun in bf16 by ``auto`` on another machine, and this one only emulates it.
+        UserError: if ``auto`` began a stage in bf16 on another machine, and this machine only emulates bf16.
     """
     device = best_device()
     if config.launcher.kind != LOCAL or has_bf16(device):
@@ -30,13 +32,13 @@ def check_precision(root: Path, config: Config) -> None:
 
 
 def precision_settings(config: Config) -> Mapping[str, str]:
-    """Every precision setting by its dotted name."""
+    """Return every precision setting by its dotted name."""
     groups = ("classifier", "vae", "encode", "reconstruct", "generate", "evaluate")
     settings: dict[str, str] = {f"{group}.precision": getattr(config, group).precision for group in groups}
     return settings | {f"models.{name}.train.precision": m.train.precision for name, m in config.models.items()}
 
 
 def setting_of(stage: str) -> str:
-    """Name of the setting that decides a stage's precision."""
+    """Return the name of the setting that decides a stage's precision."""
     kind, _, model = stage.partition("@")
     return f"models.{model}.train.precision" if kind == "train" else f"{kind}.precision"

@@ -1,7 +1,7 @@
-"""A run rebuilt from its id: the same code, settings and data, in a worktree beside your own files.
+"""Reproduction of a run from its id: the same code, settings and data, in a worktree beside your own files.
 
-Either everything is restored from DVC's cache or remote, without computing anything, or all stages run again and what
-they give is compared with what was recorded.
+Either all outs are restored from DVC's cache or remote without computing anything, or all stages run again and their
+results are compared with the recorded ones.
 """
 
 import math
@@ -31,8 +31,8 @@ IMAGES = "data/images"
 ABSENT = "absent"
 REPORT = "reproduction.json"
 STAGE = "reproduction"
-TOLERANCE = 0.1  # relative; another processor rounds otherwise, and training amplifies that
-NEAR_ZERO = 1e-3  # differences below it pass as rounding too
+TOLERANCE = 0.1  # relative; another processor rounds differently, and training amplifies that
+NEAR_ZERO = 1e-3  # smaller absolute differences pass as rounding too
 OnLine = Callable[[str], None]
 
 
@@ -42,7 +42,7 @@ class ReproductionError(UserError):
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not as it was recorded."""
+    """A value that differs from the recorded one."""
 
     what: str  # path of an out, name of a metric or package
     recorded: str
@@ -51,13 +51,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of it.
+    """The result of reproducing a run.
 
     Attributes:
-        outs, metrics: how many were compared; metrics only where they were computed.
-        machine: packages and processor that are not those of the run.
-        changed: outs of another digest.
-        drifted: metrics that differ, by more than the tolerance where the machine does.
+        outs, metrics: how many were compared; metrics are compared only if they were recomputed.
+        machine: packages and processor that differ from the run's, and files that were too large to be recorded.
+        changed: outs with another digest.
+        drifted: metrics that differ; if ``machine`` is not empty, those that differ by more than the tolerance.
     """
 
     run_id: str
@@ -75,7 +75,11 @@ class Reproduction:
 
     @property
     def equal(self) -> bool:
-        """Whether this is the run again: the same bits; computed anew on another machine, metrics as close."""
+        """Whether the run was reproduced.
+
+        Its outs and metrics must be the same bits. If it was recomputed and ``machine`` is not empty, it is enough that
+        every out exists and every metric is within the tolerance.
+        """
         complete = all(item.found != ABSENT for item in self.changed)
         return self.exact or (self.recomputed and bool(self.machine) and complete and not self.drifted)
 
@@ -87,10 +91,10 @@ def reproduce_run(
 
     Args:
         recompute: run every stage again instead of restoring its outs.
-        tolerance: relative difference of a metric that passes as rounding.
+        tolerance: the relative difference of a metric that passes as rounding.
 
     Raises:
-        UserError: if the run is unknown, was not recorded whole, or its data is neither in the cache nor at a remote.
+        UserError: if the run is unknown or its record incomplete, or its data is neither in the cache nor at a remote.
     """
     recorded = read_recorded(root, run_id)
     lock = root / FOLDER / f"{recorded.run_id}.lock"
@@ -108,7 +112,7 @@ def reproduce_run(
 
 
 def prepare(root: Path, recorded: RecordedRun) -> Path:
-    """The worktree of a run: its commit, its changes that were not committed, its settings and its dvc.lock."""
+    """Make the worktree of a run: its commit, its uncommitted changes, its settings and its dvc.lock."""
     folder = checkout(root, root / FOLDER / recorded.run_id, recorded.commit)
     git(folder, "clean", "--quiet", "--force", "-d")
     apply_patch(folder, recorded.patch)
@@ -116,7 +120,7 @@ def prepare(root: Path, recorded: RecordedRun) -> Path:
     atomic_write_text(folder / LOCK_FILE, recorded.lock)
     share_cache(root, folder)
     if not (folder / SPOOL_FOLDER).exists():
-        (folder / SPOOL_FOLDER).symlink_to((root / SPOOL_FOLDER).resolve())  # its runs are this project's runs
+        (folder / SPOOL_FOLDER).symlink_to((root / SPOOL_FOLDER).resolve())  # its runs are sent as this project's
     return folder
 
 
@@ -124,16 +128,16 @@ def _bring(run: PipelineRun, recompute: bool, on_line: OnLine) -> None:
     if not recompute:
         _restore(run, [], on_line)
         return
-    shutil.rmtree(run.root / WORK, ignore_errors=True)  # what was begun before is not this run's
-    with suppress(ReproductionError):  # then they are fetched anew
-        _restore(run, [IMAGES], on_line)  # whose source may have grown since
+    shutil.rmtree(run.root / WORK, ignore_errors=True)  # unfinished work there may be of an earlier attempt
+    with suppress(ReproductionError):  # if the images cannot be restored, fetch runs again
+        _restore(run, [IMAGES], on_line)  # preferred, because their source may have grown since
     run.dvc(["repro", "--single-item", FETCH], on_line)
     computed = [stage for stage in read_graph(run.root) if stage != FETCH]
     run.dvc(["repro", "--force", "--single-item", *computed], on_line)
 
 
 def _restore(run: PipelineRun, outs: Sequence[str], on_line: OnLine) -> None:
-    """Bring back these outs, or all, from the cache or the remote."""
+    """Restore these outs, or all outs if none are named, from the cache or the remote."""
     try:
         run.dvc(["checkout", "--force", *outs], on_line)
     except StageFailedError:
@@ -148,7 +152,7 @@ def _restore(run: PipelineRun, outs: Sequence[str], on_line: OnLine) -> None:
 
 
 def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool, tolerance: float) -> Reproduction:
-    """The worktree of ``run`` against what was recorded."""
+    """Compare the worktree of ``run`` with what was recorded."""
     machine = _differences(recorded.packages, installed_packages())
     machine += _differences({PROCESSOR: recorded.processor}, {PROCESSOR: processor()})
     machine += [Difference(file, "too large to be recorded", ABSENT) for file in recorded.left_out]
@@ -170,14 +174,14 @@ def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool, tolerance
 
 
 def _locked_outs(recorded: RecordedRun, folder: Path) -> dict[str, str]:
-    """Out -> md5 of the stages that its dvc.yaml has; the lock file may remember more."""
+    """Return out -> md5 for the stages in dvc.yaml of ``folder``; the lock file may hold more stages."""
     stages = read_graph(folder)
     locked = parse_lock(recorded.lock)
     return {path: md5 for name, stage in locked.items() if name in stages for path, md5 in stage.outs.items()}
 
 
 def _metrics_of(recorded: RecordedRun, folder: Path) -> dict[str, float]:
-    """The recorded metrics of stages that its dvc.yaml has; the others repeat some of them for tables."""
+    """Return the recorded metrics of the stages in dvc.yaml of ``folder``; the others are copies for tables."""
     stages = {stage.replace("@", "_") for stage in read_graph(folder)}
     return {name: value for name, value in recorded.metrics.items() if name.partition("/")[0] in stages}
 
@@ -197,7 +201,7 @@ def _close(value: float, recorded: float, tolerance: float) -> bool:
 
 
 def report(result: Reproduction) -> str:
-    """The result in Markdown."""
+    """Format the result as Markdown."""
     verdict = "the same bits" if result.exact else "metrics within the tolerance" if result.equal else "DIFFERENT"
     lines = [
         f"Run {result.run_id} {'computed anew' if result.recomputed else 'restored'} in {result.folder}: {verdict}.",

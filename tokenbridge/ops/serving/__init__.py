@@ -1,1 +1,1 @@
-"""Pictures of a trained model for people: samples, edits, a server."""
+"""Pictures from a trained model, for people: samples, edits, and a model server."""

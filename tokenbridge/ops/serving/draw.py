@@ -27,10 +27,10 @@ def draw_grid(
     seed: int,
     settings: SamplingSettings,
 ) -> None:
-    """Write ``count`` images of each class to ``out``: one row a class, or a square for a single one.
+    """Write ``count`` images of each class to ``out``: one row for each class, or a square for a single class.
 
     Raises:
-        UserError: naming what to change.
+        UserError: with a message that says what to change.
     """
     if count < 1:
         raise UserError(f"--count is {count}: at least one image is needed")

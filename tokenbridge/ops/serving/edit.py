@@ -18,7 +18,7 @@ from tokenbridge.images.decoding import open_whole
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.sampler import SamplingSettings
 
-DRAWN_ANEW = 127  # the grey that covers what is not kept
+DRAWN_ANEW = 127  # the grey that covers the parts that are not kept
 
 
 def draw_edits(
@@ -39,7 +39,7 @@ def draw_edits(
         label: class of the edits.
 
     Raises:
-        UserError: naming what to change.
+        UserError: with a message that says what to change.
     """
     if count < 1:
         raise UserError(f"--count is {count}: at least one edit is needed")
@@ -63,10 +63,10 @@ def draw_edits(
 
 
 def keep_mask(keep: Path | str, grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """Positions [h, w] that are kept.
+    """Return which positions [h, w] are kept.
 
     Args:
-        keep: left, right, top or bottom half; or the file of a mask, white where the image is drawn anew. A position
+        keep: left, right, top or bottom half; or the file of a mask, white where the image is drawn again. A position
             is kept if the mask leaves most of it black.
 
     Raises:
@@ -87,7 +87,7 @@ def keep_mask(keep: Path | str, grid: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def read_fitted(path: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Pixels [height, width] or [height, width, 3] of an image file: upright, cut to the shape and resized.
+    """Read an image file as pixels [height, width] or [height, width, 3]: upright, cut to the shape and resized.
 
     Raises:
         UserError: if the file cannot be read.
@@ -101,6 +101,6 @@ def read_fitted(path: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint
 
 
 def cover(image: NDArray[np.uint8], kept: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The image [3, H, W], grey at the positions [h, w] that are drawn anew."""
+    """Return the image [3, H, W], grey at the positions [h, w] that are not kept."""
     height, width = image.shape[1] // kept.shape[0], image.shape[2] // kept.shape[1]
     return np.where(kept.repeat(height, 0).repeat(width, 1), image, np.uint8(DRAWN_ANEW))

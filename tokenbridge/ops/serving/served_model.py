@@ -1,4 +1,4 @@
-"""What an MLflow server runs: rows of class, seed and sampling settings in, base64 PNG images out.
+"""The model that an MLflow server runs: rows of class, seed and sampling settings in, base64 PNG images out.
 
 MLflow copies this file into the model and executes it when the model is loaded.
 """
@@ -17,22 +17,22 @@ SETTINGS = {"guidance_scale": float, "temperature": float, "steps": int}  # colu
 
 
 class ServedModel(PythonModel):
-    """Generates one image per row: the one that the pipeline gives for a generator of the row's seed.
+    """A model that generates one image per row, as the pipeline does with a generator of the row's seed.
 
     Rows are drawn one at a time, so that an image does not depend on its neighbours, not even in its last bits.
     """
 
     def load_context(self, context: Any) -> None:
-        from tokenbridge.sampling.pipeline import TokenBridgePipeline  # heavy, and needed by a server only
+        from tokenbridge.sampling.pipeline import TokenBridgePipeline  # slow; only a server needs it
 
         self.pipeline = TokenBridgePipeline.from_pretrained(context.artifacts["pipeline"])
         self.limits = context.model_config
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[str]:
-        """Generate from a data frame; ``class`` is a name or an index. Nothing is drawn unless every row can be.
+        """Generate an image for each row; ``class`` is a name or an index. Nothing is drawn unless every row is valid.
 
         Raises:
-            MlflowException: naming the row, what is wrong and what can be asked for; a server answers 400.
+            MlflowException: naming the row, the problem and what is allowed; a server answers 400.
         """
         rows = model_input.to_dict("records")
         if len(rows) > self.limits["max_rows"]:
@@ -40,7 +40,7 @@ class ServedModel(PythonModel):
         return [self.draw(request) for request in [self.read(number, row) for number, row in enumerate(rows)]]
 
     def read(self, number: int, row: dict[Any, Any]) -> dict[str, Any]:
-        """Arguments of the pipeline's call, and the seed, checked."""
+        """Check a row, and return the arguments of the pipeline's call and the seed."""
         from tokenbridge.sampling.sampler import SamplingSettings, masked_counts
 
         try:
@@ -62,7 +62,7 @@ class ServedModel(PythonModel):
         }
 
     def draw(self, request: dict[str, Any]) -> str:
-        import torch  # heavy, and needed by a server only
+        import torch  # slow to import; only a server needs it
 
         generator = torch.Generator().manual_seed(request.pop("seed"))
         images, *_ = self.pipeline(**request, generator=generator, return_dict=False)
@@ -72,7 +72,7 @@ class ServedModel(PythonModel):
 
 
 def _given(row: dict[Any, Any], kinds: dict[str, type]) -> dict[str, Any]:
-    """The columns that there are; a table cannot tell a cell that is missing from NaN."""
+    """Return the columns that are present; a table cannot distinguish a missing cell from NaN."""
     columns = [name for name in kinds if row.get(name) is not None]
     for name in columns:
         if row[name] != row[name]:
