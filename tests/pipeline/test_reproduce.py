@@ -55,7 +55,7 @@ def test_a_run_is_computed_again_with_the_same_bits(project: Project, run_id: st
     output = reproduce(project, stage_run.info.run_id, "--recompute")  # any stage's run leads to its pipeline
     assert "the same bits" in output
     # all stages, not only those that the change touched; images are restored, since their source may have grown
-    assert outcomes(output) == dict.fromkeys(STAGES, "ran") | {"fetch": "skipped"}
+    assert {stage for stage, outcome in outcomes(output).items() if outcome == "ran"} == {*STAGES} - {"fetch"}
     report = read_json(folder(project, run_id) / "reproduction.json")
     assert report["changed"] == report["drifted"] == report["machine"] == []
     assert report["outs"] > 20
