@@ -1,1 +1,1 @@
-"""What everything stands on: each module is one thing that many need, and imports nothing of ours above it."""
+"""The lowest layer: each module does one thing that many packages need, and imports none of those packages."""

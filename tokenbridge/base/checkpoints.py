@@ -1,8 +1,8 @@
-"""Checkpoints of a training: whole or absent, the same for any number of processes, free of pickle.
+"""Checkpoints of a training: whole or absent, readable by any number of processes, without pickle.
 
-``<folder>/step-00001234/`` holds the tensors as safetensors, written by torch.distributed.checkpoint, each process
-its part; and ``progress.json`` with all that is no tensor and the sizes of the files. A checkpoint is written aside and
-renamed when it is whole. What n processes wrote, m can read.
+``<folder>/step-00001234/`` holds the tensors as safetensors. torch.distributed.checkpoint writes them, and each process
+writes its part. ``progress.json`` holds the values that are not tensors, and the sizes of the files. A checkpoint is
+written aside and renamed when it is whole. A checkpoint that n processes wrote can be read by m processes.
 """
 
 import json
@@ -31,10 +31,11 @@ from tokenbridge.base.files import DiskFullError, is_full, read_json, write_json
 from tokenbridge.base.straight_writer import StraightWriter
 
 PROGRESS = "progress.json"
-FAILURES = (Exception, CheckpointException)  # torch's own is no Exception
+FAILURES = (Exception, CheckpointException)  # CheckpointException is a BaseException, not an Exception
 PREFIX, UNFINISHED = "step-", ".unfinished-"
-LONGEST = 30 * 60.0  # seconds between two, whatever one costs, unless more are set
-# that one process is alone, which torch is told; checkpoints are written in a thread, so for all of the process
+LONGEST = 30 * 60.0  # the most seconds of training between checkpoints, unless Pace.least is more
+# torch warns that it assumes a single process, even if no_dist says so. Checkpoints are written in a thread, so that
+# warnings.catch_warnings is not safe: the filter is for the whole process.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
@@ -43,7 +44,7 @@ class CheckpointError(UserError):
 
 
 class Stateful(Protocol):
-    """Named tensors that are the state itself, such as a module's: loading fills them in place."""
+    """An object whose named tensors are the state itself, such as a module: loading fills them in place."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -52,7 +53,7 @@ State = Mapping[str, Stateful | torch.optim.Optimizer]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer keeps, as ``<parameter>/<slot>``; its groups must know the parameters' names."""
+    """Return the optimizer's state as ``<parameter>/<slot>``; its groups must hold the parameters' names."""
     named = _named_parameters(optimizer)
     return {
         f"{name}/{slot}": value
@@ -62,7 +63,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def make_room(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Give a fresh optimizer the tensors that it will load, by their names and what was noted of them."""
+    """Give a fresh optimizer blank tensors to load into; ``saved`` is name -> metadata of the saved tensors."""
     named = _named_parameters(optimizer)
     for key, tensor in saved.items():
         assert isinstance(tensor, TensorStorageMetadata)
@@ -79,7 +80,7 @@ def _named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def live_tensors(state: State) -> dict[str, Tensor]:
-    """Every tensor of a training's state, the very tensors, as ``<part>/<name>``."""
+    """Return every tensor of a training's state as ``<part>/<name>``: the tensors themselves, not copies."""
     return {
         f"{part}/{name}": tensor
         for part, each in state.items()
@@ -90,17 +91,18 @@ def live_tensors(state: State) -> dict[str, Tensor]:
 
 
 class Pace:
-    """When the next checkpoint is due, by how long the last one made the training stand still.
+    """The time of the next checkpoint, from how long the last one made the training stand still.
 
     Args:
-        least: seconds of training between two, at least.
-        share: of the time, that standing still may take: the training runs 1 / ``share`` times as long between.
+        least: the least seconds of training between two checkpoints.
+        share: the share of the time that the training may stand still. After it stood still for a checkpoint, it runs
+            1 / ``share`` times as long.
     """
 
     def __init__(self, least: float, share: float, now: Callable[[], float] = time.monotonic) -> None:
         self.least, self.share, self.now = least, share, now
-        self.stood = 0.0  # for the last one: while it was copied, then while it was let count
-        self.running_since = now()  # later by what it stood still since then
+        self.stood = 0.0  # seconds for the last checkpoint: while it was copied, then while it was published
+        self.running_since = now()  # moved on by the time that the training stood still since then
 
     @property
     def due(self) -> bool:
@@ -109,7 +111,7 @@ class Pace:
 
     @contextmanager
     def standing_still(self, *, saving: bool) -> Iterator[None]:
-        """Time what the training waits for: the beginning of a checkpoint, or the rest of the last one."""
+        """Time how long the training waits for the start of a checkpoint, or for the end of the last one."""
         began = self.now()
         yield
         ended = self.now()
@@ -121,15 +123,15 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        keep: the newest so many stay.
-        keep_every: and the first one of every so many steps; 0: none.
+        keep: the number of newest checkpoints that stay.
+        keep_every: the first checkpoint in every ``keep_every`` steps stays too; 0: none.
     """
 
     def __init__(
         self, folder: Path, processes: Processes = SINGLE_PROCESS, *, keep: int = 2, keep_every: int = 0
     ) -> None:
         self.folder, self.processes, self.keep, self.keep_every = folder, processes, keep, keep_every
-        # its collectives run beside those of the training, in a thread of their own
+        # its collectives run in a thread of their own, at the same time as those of the training
         self._group: dist.ProcessGroup | None = None
         if processes.world > 1:
             group = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -139,10 +141,10 @@ class Checkpoints:
         self._unpublished: tuple[Path, dict[str, Any]] | None = None
 
     def load(self, state: State) -> dict[str, Any] | None:
-        """Fill ``state`` from the newest whole checkpoint; its progress, or None if there is no checkpoint.
+        """Fill ``state`` from the newest whole checkpoint. Return its progress, or None if there is no checkpoint.
 
         Raises:
-            CheckpointError: if it does not hold just this state.
+            CheckpointError: if the checkpoint does not hold exactly this state.
         """
         newest = self.processes.broadcast(self.newest())
         if newest is None:
@@ -160,19 +162,19 @@ class Checkpoints:
         return dict(read_json(newest / PROGRESS)["progress"])
 
     def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
-        """Copy the state, and write it as a checkpoint while the training goes on.
+        """Copy the state, and write the copy as a checkpoint while the training goes on.
 
         Raises:
-            CheckpointError, DiskFullError: if this one, or the one before, cannot be written; earlier ones stay whole.
+            CheckpointError, DiskFullError: if this checkpoint or the last cannot be written; earlier ones stay whole.
         """
         self.finish()
         aside = self.folder / f"{UNFINISHED}{step:08d}"
         if self.processes.first:
-            for left in self.folder.glob(f"{UNFINISHED}*"):  # by a kill
+            for left in self.folder.glob(f"{UNFINISHED}*"):  # left by a killed process
                 shutil.rmtree(left, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
         self.processes.wait()
-        self._unpublished = aside, json.loads(json.dumps(progress))  # as it is now; written later, it may have moved on
+        self._unpublished = aside, json.loads(json.dumps(progress))  # a copy: progress may change before it is written
         tensors = self._own(live_tensors(state))
         try:
             alone = self._group is None
@@ -184,16 +186,16 @@ class Checkpoints:
 
     @property
     def writing(self) -> bool:
-        """Whether this process is writing one, which the next would have to wait for."""
+        """Whether this process is still writing a checkpoint. The next checkpoint would have to wait for it."""
         return self._saving is not None and not self._saving.done()
 
     def publish_finished(self) -> None:
-        """Let a checkpoint count as soon as it is written; called now and then, by any process."""
+        """Publish the checkpoint if it is written. Every process may call this at any time."""
         if not self.writing:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written."""
+        """Wait for the checkpoint that is being written, and publish it."""
         if self._saving is None:
             return
         saving, self._saving = self._saving, None
@@ -205,15 +207,18 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole."""
+        """Return the newest checkpoint that is whole."""
         return next((path for path in map(self._path, reversed(self.steps())) if _is_whole(path)), None)
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that are there, oldest first."""
+        """Return the steps of the checkpoints that exist, oldest first."""
         return sorted(int(path.name.removeprefix(PREFIX)) for path in self.folder.glob(f"{PREFIX}*"))
 
     def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What this process writes: its shards, and its share of what all have alike, contiguous for safetensors."""
+        """Return what this process writes: its shards, and its share of the tensors that all processes hold alike.
+
+        The tensors are contiguous, as safetensors requires.
+        """
         chosen = {
             name: tensor
             for number, (name, tensor) in enumerate(tensors.items())
@@ -230,7 +235,7 @@ class Checkpoints:
         files = {path.name: path.stat().st_size for path in aside.iterdir()}
         write_json(aside / PROGRESS, {"progress": progress, "files": files})
         target = self.folder / aside.name.replace(UNFINISHED, PREFIX)
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one
+        shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint of the same step
         aside.rename(target)
         steps = self.steps()
         for step in set(steps) - self._kept(steps):
@@ -244,7 +249,7 @@ class Checkpoints:
         return {*steps[-self.keep :], *landmarks.values()}
 
     def _failure(self, error: BaseException) -> UserError:
-        if isinstance(error, CheckpointException):  # of some processes; one will do
+        if isinstance(error, CheckpointException):  # it holds the errors of the processes; one is enough
             error = next(iter(error.failures.values()))[0]
         full = is_full(self.folder, error)
         if self._unpublished is not None:
@@ -259,10 +264,10 @@ class Checkpoints:
 
 
 def read_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Fill ``tensors`` from the checkpoint at ``path``, which may hold more of them; its progress.
+    """Fill ``tensors`` from the checkpoint at ``path``, which may hold more tensors. Return its progress.
 
     Raises:
-        CheckpointError: if it lacks one of them, or a training removed it meanwhile.
+        CheckpointError: if the checkpoint lacks one of the tensors, or if a training removed it meanwhile.
     """
     try:
         load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)

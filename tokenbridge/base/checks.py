@@ -1,4 +1,4 @@
-"""What settings are checked with."""
+"""Checks of settings."""
 
 from collections.abc import Sequence
 

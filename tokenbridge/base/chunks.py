@@ -1,7 +1,7 @@
-"""Work on many images, cut into chunks of fixed images that are one file each, shared among processes.
+"""Work on many images, cut into chunks that processes share; each chunk has fixed images and becomes one file.
 
-A chunk's file hangs on its images alone, so any number of processes makes the same files; and a file that is there is
-not made again. Sums come out differently with other numbers of threads, so that number is fixed, too.
+A chunk's file depends only on its images, so any number of processes makes the same files. A file that exists is not
+made again. Sums depend on the number of threads, so that number is fixed too.
 """
 
 import time
@@ -15,17 +15,17 @@ from tokenbridge.base.files import clear_scratch
 from tokenbridge.base.progress import RECENT_SECONDS, Progress
 from tokenbridge.base.protocols import Launcher
 
-LOOK_SECONDS = 1.0  # between looks at the others' files
-SHARED_SECONDS = 600.0  # that a rate is taken of, where the others' images come a whole chunk at a time
-THREADS = 2  # of each process, unless the launcher sets a number; more cores are used by more processes
+LOOK_SECONDS = 1.0  # between checks for the files of other processes
+SHARED_SECONDS = 600.0  # over which the rate is measured if other processes' images come a whole chunk at a time
+THREADS = 2  # of each process, unless the launcher sets a number; to use more cores, start more processes
 
 Advance = Callable[[int], None]
-"""Told how many more images of the chunk are done."""
+"""A function that gets the number of the chunk's images done since its last call."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One file, and the images that it is made of."""
+    """One file, and the images that it is made from."""
 
     path: Path
     index: int
@@ -33,7 +33,7 @@ class Chunk:
 
 
 def cut(count: int, size: int, path: Callable[[int], Path]) -> list[Chunk]:
-    """``count`` images in chunks of ``size``; ``path`` names the file of the chunk with an index."""
+    """Cut ``count`` images into chunks of ``size``. ``path`` turns a chunk's index into the path of its file."""
     spans = [range(start, min(start + size, count)) for start in range(0, count, size)]
     return [Chunk(path(index), index, span) for index, span in enumerate(spans)]
 
@@ -46,10 +46,10 @@ def make_chunks(
     processes: Processes,
     launcher: Launcher,
 ) -> None:
-    """Have every process ``make`` its share of the files that are missing; ends when all are there.
+    """Call ``make`` for this process's share of the missing files, then wait for all. Every process must call this.
 
-    ``make`` must write a whole file or none. The first process shows the progress of all. What this process computes
-    afterwards has the same fixed number of threads.
+    ``make`` must write a whole file or none. The first process shows the progress of all. Afterwards this process
+    keeps the same fixed number of threads.
     """
     limit_threads(launcher.threads or THREADS)
     if processes.first:
@@ -80,14 +80,14 @@ def _images(chunks: Sequence[Chunk]) -> int:
 
 
 class PeerChunks:
-    """The files that other processes are to make."""
+    """The files that other processes have to make."""
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
         self.left = list(chunks)
         self.looked = time.monotonic()
 
     def newly_done(self) -> int:
-        """Images of the files that have come since the last look; looks once a second at most."""
+        """Return the number of images in the files that are new since the last check; check once a second at most."""
         if not self.left or time.monotonic() - self.looked < LOOK_SECONDS:
             return 0
         self.looked = time.monotonic()

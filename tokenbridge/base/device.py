@@ -1,6 +1,6 @@
-"""Where tensors live, in which precision they are computed, and how many threads work on them.
+"""The device that tensors are on, the precision of computations, and the number of CPU threads.
 
-Nothing else in the project names bfloat16.
+The code of no other module names bfloat16.
 """
 
 import os
@@ -15,31 +15,31 @@ from tokenbridge.base.protocols import Launcher
 DTYPES = {BF16: torch.bfloat16, FP32: torch.float32}
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # names of torch.cpu.get_capabilities; the last is Arm's
 X86 = "x86_64"
-AVX512 = "AVX512"  # what torch calls the least instruction set of x86 with bfloat16
-ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # variables; the second is the older name
-AVX512_WITHOUT_BF16 = ("AVX512_CORE", "AVX512_CORE_VNNI")  # their values that oneDNN itself counts as bfloat16
+AVX512 = "AVX512"  # torch's name for the smallest x86 instruction set with bfloat16
+ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # environment variables; the second is the older name
+AVX512_WITHOUT_BF16 = ("AVX512_CORE", "AVX512_CORE_VNNI")  # their values at which oneDNN still reports bfloat16
 
 
 def best_device() -> torch.device:
-    """The GPU if there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_device(launcher: Launcher) -> torch.device:
-    """The best device; from now on CPU work runs with the launcher's number of threads."""
+    """Return the best device. From now on, CPU work runs with the launcher's number of threads, if it sets one."""
     if launcher.threads:
         limit_threads(launcher.threads)
     return best_device()
 
 
 def limit_threads(count: int) -> None:
-    """From now on, CPU work runs with ``count`` threads."""
+    """Run CPU work with ``count`` threads from now on."""
     torch.set_num_threads(count)
     threadpool_limits(count)  # NumPy's and SciPy's
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes bfloat16 products in hardware. Others emulate them, many times slower.
+    """Return whether the device computes bfloat16 products in hardware. Others emulate them, many times slower.
 
     The answer comes from the device's capabilities, so the same machine always gives the same one. On a CPU it honours
     ``ATEN_CPU_CAPABILITY`` and ``ONEDNN_MAX_CPU_ISA``.
@@ -61,10 +61,10 @@ def _cpu_has_bf16() -> bool:
 
 
 def resolve_precision(setting: str, device: torch.device) -> str:
-    """``bf16`` or ``fp32``: ``auto`` is bf16 where the device has it in hardware, the other settings are themselves.
+    """Return ``bf16`` or ``fp32``. ``auto`` becomes bf16 if the device has it in hardware, else fp32.
 
     Raises:
-        ConfigError: for a setting of another name.
+        ConfigError: if the setting is not ``auto``, ``bf16`` or ``fp32``.
     """
     require_choice("precision", setting, (AUTO, *DTYPES))
     if setting == AUTO:
@@ -73,17 +73,17 @@ def resolve_precision(setting: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which torch computes products and convolutions in ``precision`` (bf16 or fp32)."""
+    """Return a context in which torch computes products and convolutions in ``precision`` (bf16 or fp32)."""
     return torch.autocast(device.type, DTYPES[BF16], enabled=DTYPES[precision] == DTYPES[BF16])
 
 
 def device_name(device: torch.device) -> str:
-    """What people call the device."""
+    """Return the name that people use for the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def emulation_cost(name: str, device: torch.device) -> str:
-    """What a person should know who set bf16 where it is emulated; ``name`` is the setting's."""
+    """Return the warning for bf16 on a device that emulates it; ``name`` is the name of the setting."""
     return (
         f"{name} is bf16, which {device_name(device)} only emulates: matrix products take up to 80 times as long as in "
         f"float32, and trainings about 10 times. Set {name}=auto or {name}=fp32"

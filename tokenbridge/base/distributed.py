@@ -1,4 +1,4 @@
-"""The processes that share the work of a stage, over torch.distributed; or this one alone."""
+"""The processes that share the work of a stage over torch.distributed, or a single process."""
 
 import os
 from collections.abc import Iterator
@@ -14,34 +14,34 @@ from torch import Tensor
 from tokenbridge.base.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # for the others, where one writes what all wait for
+PATIENCE = timedelta(hours=2)  # timeout of collectives; one process may write for long while the others wait
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among the ``world`` processes of its stage. Every method but ``share`` is called by all."""
+    """This process's place among its stage's ``world`` processes. All of them must call every method but ``share``."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this one prints, logs and writes what there is one of."""
+        """Whether this process prints, logs and writes what must exist only once."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This process's part of ``count`` things in a row; the parts differ by one at most."""
+        """Return this process's part of ``count`` consecutive items; the sizes of the parts differ by one at most."""
         return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over processes."""
+        """Return the sum of ``value`` over all processes."""
         if self.world > 1:
             value = value.detach().clone()
             dist.all_reduce(value)
         return value
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether a process raised it."""
+        """Return for each flag whether at least one process set it."""
         if self.world == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.int32)
@@ -49,21 +49,21 @@ class Processes:
         return [bool(flag) for flag in raised.tolist()]
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank."""
+        """Return every process's value, ordered by rank."""
         values: list[T] = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, value: T) -> T:
-        """The first process's value."""
+        """Return the first process's value."""
         values = [value]
         if self.world > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have called this."""
         if self.world > 1:
             dist.barrier()
 
@@ -73,9 +73,9 @@ SINGLE_PROCESS = Processes()
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the others that torchrun started, on this process's own GPU if there are any.
+    """Join the other processes that torchrun started, on this process's own GPU if the machine has any.
 
-    An error leaves the group as it is: to take leave of the others would wait for them, who wait for this one.
+    After an error the group is not destroyed. destroy_process_group would block: the other ranks wait for this one.
 
     Raises:
         UserError: if this machine has fewer GPUs than processes.

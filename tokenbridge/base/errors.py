@@ -1,5 +1,5 @@
-"""Mistakes that the user can mend; the message names what is wrong and what to change."""
+"""Mistakes that the user can fix; the message names what is wrong and what to change."""
 
 
 class UserError(ValueError):
-    """Shown as its message alone, without a traceback."""
+    """A mistake that is shown as its message alone, without a traceback."""

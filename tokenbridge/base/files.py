@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write aside, then rename; and digests of what was written."""
+"""Files that are either whole or absent, because they are written aside and then renamed; and digests of files."""
 
 import csv
 import errno
@@ -14,12 +14,12 @@ from typing import Any
 from tokenbridge.base.errors import UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-SCRATCH = ".partial"  # the end of a folder's name; it is hidden, too
-NEXT_TO_NOTHING = 65_536  # bytes free: libraries that write in C++ or Rust do not always say why they failed
+SCRATCH = ".partial"  # the end of a temporary folder's name, which also starts with a dot
+NEXT_TO_NOTHING = 65_536  # bytes free; fewer count as full, as C++ and Rust libraries do not always say why they failed
 
 
 class DiskFullError(UserError):
-    """Something could not be written for want of space; what it should have replaced is whole."""
+    """A file or folder could not be written because the disk is full. The old one in its place is whole."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
@@ -30,7 +30,7 @@ class DiskFullError(UserError):
 
 @contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn whatever a full disk raises in the body, which writes ``path`` or below it, into a DiskFullError."""
+    """Turn an error that a full disk causes in the body into a DiskFullError. The body writes ``path`` or below it."""
     try:
         yield
     except UserError:
@@ -42,7 +42,7 @@ def explain_full_disk(path: Path) -> Iterator[None]:
 
 
 def is_full(path: Path, error: BaseException) -> bool:
-    """Whether a full disk is why ``path``, or something below it, could not be written."""
+    """Return whether a full disk is the reason that ``path``, or a file below it, could not be written."""
     if getattr(error, "errno", None) in NO_SPACE:
         return True
     there = next(folder for folder in path.absolute().parents if folder.exists())
@@ -51,9 +51,9 @@ def is_full(path: Path, error: BaseException) -> bool:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path``; on success it replaces ``path``, file or folder alike.
+    """Yield a temporary path near ``path``. On success it replaces ``path``, whether it is a file or a folder.
 
-    On an exception the temporary is removed and ``path`` stays as it was.
+    On an exception the temporary file or folder is removed and ``path`` stays as it was.
 
     Raises:
         DiskFullError: instead of what the body raises when the disk is full.
@@ -73,17 +73,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def clear_scratch(folder: Path) -> None:
-    """Remove what a kill left of ``atomic_path`` in a folder that nobody writes to now."""
+    """Remove what killed calls of ``atomic_path`` left in a folder. No process may be writing to the folder."""
     for left in folder.glob(f".*{SCRATCH}"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """``atomic_path`` of a folder that must not be there yet.
+    """Do the same as ``atomic_path`` for a folder that must not exist yet.
 
     Raises:
-        UserError: if it is.
+        UserError: if the folder exists.
     """
     if path.exists():
         raise UserError(f"{path} is there already: remove it, or name another folder")
@@ -92,7 +92,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _exchange(new: Path, old: Path, aside: Path) -> None:
-    """A folder cannot be renamed over a full one: the old one steps aside, and back if that fails."""
+    """Move the old folder aside, because no folder can be renamed over a full one. Move it back if the rename fails."""
     if not new.exists():
         raise FileNotFoundError(f"{new} was not written, so {old} stays as it is")
     old.rename(aside)
@@ -113,7 +113,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as a table with a header; a cell is empty where a row lacks the key."""
+    """Write rows as a table with a header; a cell is empty where a row lacks the key."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_path(path) as target, target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=columns)
@@ -131,7 +131,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(path: Path) -> str:
-    """Digest of a file, or of a folder's relative names and contents."""
+    """Return the digest of a file, or of a folder's relative names and contents."""
     if path.is_file():
         return sha256_file(path)
     digest = hashlib.sha256()

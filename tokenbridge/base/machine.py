@@ -1,4 +1,4 @@
-"""What a result's last bits may depend on besides code, settings and data."""
+"""The processor and the installed packages: a result's last bits may depend on them."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ CPU_FIELDS = ("model name", "cpu family", "model", "stepping")
 
 
 def processor() -> str:
-    """Name of the processor, precise enough to tell two generations apart, and its number of threads."""
+    """Return the processor's name, precise enough to distinguish two generations, and its number of threads."""
     return f"{_model()}, {os.cpu_count()} threads"
 
 
@@ -24,5 +24,5 @@ def _model() -> str:
 
 
 def installed_packages() -> dict[str, str]:
-    """Name -> version of every package of this environment."""
+    """Return name -> version for every package of this environment."""
     return {package.metadata["Name"].lower(): package.version for package in distributions()}

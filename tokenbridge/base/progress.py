@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TextIO
 
 RESUMING = "resuming at"
-RECENT_SECONDS = 60.0  # of which the rate is taken
-FINEST = 100  # moments kept of them
+RECENT_SECONDS = 60.0  # over which the rate is measured
+FINEST = 100  # about this many moments of the last ``recent`` seconds are kept
 
 
 def clock(seconds: float) -> str:
@@ -17,7 +17,7 @@ def clock(seconds: float) -> str:
 
 
 def read_left(line: str) -> float | None:
-    """Seconds that a line of progress says are left; None of any other line."""
+    """Return the seconds that a progress line says are left, or None for any other line."""
     match = re.search(r"(?:/s|each)  (\d+(?::\d\d)+) left", line)
     if match is None:
         return None
@@ -28,18 +28,18 @@ def read_left(line: str) -> float | None:
 
 
 class Rate:
-    """How much was done a second in the last ``recent`` seconds, or in one step if that took longer."""
+    """The amount done per second over the last ``recent`` seconds, or over one step if that took longer."""
 
     def __init__(self, done: int, now: float, recent: float = RECENT_SECONDS) -> None:
         self.recent = recent
-        self.moments = deque([(now, done)])  # the oldest one is where the rate begins
+        self.moments = deque([(now, done)])  # the rate is measured from the oldest one
 
     def at(self, done: int, now: float) -> float:
         moments = self.moments
         if len(moments) < 2 or now - moments[-2][0] >= self.recent / FINEST:
             moments.append((now, done))
         else:
-            moments[-1] = (now, done)  # too near to the one before to be kept beside it
+            moments[-1] = (now, done)  # too close to the moment before it to keep both
         while len(moments) > 2 and now - moments[1][0] >= self.recent:
             moments.popleft()
         began, before = moments[0]
@@ -52,11 +52,11 @@ def rate_words(rate: float) -> str:
 
 
 class Progress:
-    """Prints at most one line per ``every`` seconds, and a last one at the end. The time left follows the rate of late.
+    """Print at most one line per ``every`` seconds, and a last one at the end. The time left follows the recent rate.
 
     Args:
-        done: what an earlier, interrupted run had finished already; not counted in the rate.
-        recent: seconds that the rate is taken of.
+        done: how much an earlier, interrupted run had finished already; it is not counted in the rate.
+        recent: seconds over which the rate is measured.
     """
 
     def __init__(

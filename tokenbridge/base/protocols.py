@@ -1,4 +1,4 @@
-"""What a long computation reports to those who watch it, and what they may ask of it."""
+"""The interfaces between a long computation and its surroundings: settings, metrics, and requests to stop."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ class Launcher(Protocol):
 
 
 class MetricSink(Protocol):
-    """Where metrics, tags and files go while a stage works; ``tokenbridge.infra.tracking.spool.Tracker`` is one."""
+    """The destination of a stage's metrics, tags and files, such as ``tokenbridge.infra.tracking.spool.Tracker``."""
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
 
@@ -23,7 +23,7 @@ class MetricSink(Protocol):
 
 
 Stop = Callable[[], bool]
-"""Whether a checkpoint shall be saved and the work be left."""
+"""A function that returns True to save a checkpoint and stop."""
 
 
 def never() -> bool:

@@ -1,7 +1,7 @@
 """Each process's part of a checkpoint as one safetensors file, written straight from the memory of its tensors.
 
-torch's own writer first puts the whole file together in memory, twice, and lets no other thread run meanwhile: the
-training, which should go on, stands still for longer than the copy of its state takes.
+torch's own writer first assembles the whole file in memory, twice, and no other thread can run meanwhile. The training
+should go on during the write, but with that writer it stands still for longer than the copy of its state takes.
 """
 
 import json
@@ -32,7 +32,7 @@ NAMES = {dtype: name for name, dtype in DTYPE_MAP.items()} | {torch.bool: "BOOL"
 
 
 class StraightWriter(HuggingFaceStorageWriter):
-    """torch's writer of safetensors for many processes, but for how the bytes get into the file."""
+    """torch's safetensors writer for many processes, with another way to write the bytes to the file."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), save_distributed=True)
@@ -49,12 +49,12 @@ class StraightWriter(HuggingFaceStorageWriter):
             }
             write_safetensors(self.folder / _gen_file_name(1, 1, plan.storage_data["shard_index"]), tensors, about)
         written: Future[list[WriteResult]] = Future()
-        written.set_result([])  # what nobody reads, as no index of all files is written
+        written.set_result([])  # no one reads the results, because no index of all files is written
         return written
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write contiguous tensors of the CPU as safetensors does, the widest numbers first, without a copy of them."""
+    """Write contiguous CPU tensors as safetensors does, the widest numbers first, without copying them."""
     ordered = sorted(tensors.items(), key=lambda each: (-each[1].itemsize, each[0]))
     entries: dict[str, object] = {DEFAULT_EXTRA_METADATA_KEY: about}
     end = 0
@@ -62,7 +62,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[
         start, end = end, end + tensor.nbytes
         entries[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % 8)  # so that numbers begin where processors like them to
+    header += b" " * (-len(header) % 8)  # aligns the numbers, which processors read faster that way
     with path.open("wb") as file:
         file.write(len(header).to_bytes(NUM_BYTES_FOR_HEADER_LEN, "little") + header)
         for _, tensor in ordered:

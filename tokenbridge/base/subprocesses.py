@@ -1,4 +1,4 @@
-"""Commands that take hours: followed line by line, and ended together with all that they started."""
+"""Commands that take hours: followed line by line, and ended together with every process that they started."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-# for stages to end by themselves. Prefect kills a cancelled flow after 30 seconds, and their end is yet to be recorded
+# for stages to end by themselves. Prefect kills a cancelled flow after 30 seconds, and their end must be recorded first
 END_SECONDS = 20
 
 
@@ -18,7 +18,7 @@ class StageFailedError(RuntimeError):
 
 
 class Command:
-    """A command at work in a process group of its own, which ends with it, whatever ends it."""
+    """A running command in a process group of its own. When the command ends, for any reason, the group ends too."""
 
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         interpreter_folder = str(Path(sys.executable).parent)  # dvc.yaml says `python`
@@ -38,10 +38,10 @@ class Command:
         self._ending.start()
 
     def follow(self, on_line: Callable[[str], None]) -> None:
-        """Pass on its output, to its end and to the end of all that it started; an exception ends them.
+        """Pass on the output until the command and every process that it started have ended. An exception ends them.
 
         Raises:
-            StageFailedError: if it fails.
+            StageFailedError: if the command fails.
         """
         assert self._process.stdout is not None
         last: list[str] = []
@@ -53,7 +53,7 @@ class Command:
         except BaseException:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self._process.communicate(timeout=END_SECONDS)  # returns when nobody holds our pipe any more
+                self._process.communicate(timeout=END_SECONDS)  # returns when no process holds our pipe any more
             raise
         finally:
             self._ending.join()
@@ -62,13 +62,13 @@ class Command:
             raise StageFailedError("\n".join(last) or f"`{self.words}` ended with code {code}")
 
     def stop(self) -> None:
-        """End what another thread follows, and wait until it has seen the end."""
+        """End the command that another thread follows, and wait until that thread has seen the end."""
         self._process.terminate()
         self._over.wait(END_SECONDS)
 
     def _end_group(self) -> None:
-        """When dvc ends, whatever ended it, so does a stage that it left: it would hold our pipe, and dvc's locks."""
+        """Wait for dvc to end, then end a stage that it left running: the stage would hold our pipe and dvc's locks."""
         self._process.wait()
-        if hasattr(os, "killpg"):  # not on Windows, where a killed dvc's stage has to be ended by hand
+        if hasattr(os, "killpg"):  # not on Windows, where a stage of a killed dvc has to be ended by hand
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)

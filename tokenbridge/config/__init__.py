@@ -1,4 +1,4 @@
-"""The typed schema of conf/ and params.yaml, with the ranges that can work.
+"""The typed schema of conf/ and params.yaml, with the ranges of values that can work.
 
 ``tokenbridge.config.params`` passes every composition through it, so that an unknown key or a bad value stops a run
 before any work starts.
@@ -35,8 +35,8 @@ from tokenbridge.config.tokenizer import (
     VaeLossConfig,
 )
 
-MOMENTS = "moments"  # what models are trained on unless tokens are stored
-MAX_CLASSES = 70_000  # of one prediction of the head: levels ** head_group
+MOMENTS = "moments"  # models are trained on moments unless tokens are stored
+MAX_CLASSES = 70_000  # limit for the classes of one prediction of the head: levels ** head_group
 
 __all__ = [
     "AUTO",
@@ -120,12 +120,12 @@ class Config:
 
     @property
     def dimensions(self) -> int:
-        """C, of a token."""
+        """C, the number of dimensions of a token."""
         return self.vae.dimensions * self.quantizer.patch_size**2
 
     @property
     def stride(self) -> int:
-        """Pixels for each position, along one side; of a pretrained VAE as far as vae.block_widths describe it."""
+        """Pixels per position along one side; right for a pretrained VAE only if vae.block_widths describes it."""
         return 2 ** (len(self.vae.block_widths) - 1) * self.quantizer.patch_size
 
     def _check_dimensions(self) -> None:
@@ -149,7 +149,7 @@ class Config:
             )
 
     def _check_positions(self) -> None:
-        """Sizes that only a VAE trained here tells in advance."""
+        """Check sizes that are known in advance only if the VAE is trained here."""
         if self.vae.pretrained is not None:
             return
         require(

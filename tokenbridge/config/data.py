@@ -1,4 +1,4 @@
-"""Settings of the images, and of the classifier that judges them."""
+"""Settings of the images, and of the classifier that measures generated images."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ class MirrorConfig:
     """One place that the files of a data set can come from."""
 
     kind: str  # http | folder | debian
-    location: str | None = None  # base URL, folder, or Debian package name; null: not given, the next is tried
+    location: str | None = None  # base URL, folder, or Debian package name; null: skip this mirror
     timeout: float = 10.0  # seconds without an answer before the next mirror is tried
 
     def __post_init__(self) -> None:
@@ -28,7 +28,7 @@ class MirrorConfig:
 
 @dataclass
 class HubConfig:
-    """Which splits and columns of a data set in the Hugging Face Hub's layout are meant."""
+    """The splits and columns to use of a data set in the Hugging Face Hub's layout."""
 
     train: str = "train"
     test: str | None = "validation"  # null: test_fraction of each class is set aside
@@ -47,19 +47,19 @@ class DataConfig:
     citation: str
     image_size: int  # pixels; the models see [3, image_size, image_size]
     num_classes: int
-    label_names: list[str] | None = None  # null: the source's own, such as the class folders' names, sorted
+    label_names: list[str] | None = None  # null: the source's own names, such as the sorted class folders
     class_names: str = "source"  # imagenet: classes are wnids, or ImageNet-1k's indices, and get readable names
     mirrors: list[MirrorConfig] = field(default_factory=list)
     sha256: dict[str, str] = field(default_factory=dict)  # of each decompressed file
-    md5: dict[str, str] = field(default_factory=dict)  # imagenet_tars: of its three archives
+    md5: dict[str, str] = field(default_factory=dict)  # imagenet_tars: of each of the three archives
     root: str | None = None  # your folder, or its address: s3://bucket/prefix, hf://datasets/owner/name
     test_root: str | None = None  # webdataset: the tars of the test split; null: test_fraction is set aside
-    test_fraction: float = 0.0  # where the source has no test split: this share of each class becomes it
-    validation_images: int = 2000  # cut from the training images, a tenth of each class at most, to choose settings by
-    validation_seed: int = 0  # decides which
+    test_fraction: float = 0.0  # share of each class that becomes the test split if the source has none
+    validation_images: int = 2000  # cut from the training images to choose settings; at most a tenth of each class
+    validation_seed: int = 0  # decides which images are cut
     hub: HubConfig = field(default_factory=HubConfig)  # huggingface
-    max_broken: float = 0.0  # share of each split's images that may be broken: they are left out, and named
-    max_train: int | None = None  # keep only so many images, classes balanced
+    max_broken: float = 0.0  # largest share of broken images in a split; they are left out and named
+    max_train: int | None = None  # keep at most this many images, with balanced classes
     max_test: int | None = None
     shard_size: int = 10000  # images per Parquet file
 

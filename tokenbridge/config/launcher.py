@@ -1,6 +1,6 @@
-"""Settings of where and how stages run: on this machine, on Slurm, on Kubernetes.
+"""Settings of where and how stages run: on this machine, on Slurm, or on Kubernetes.
 
-Never a stage parameter: moving house must not retrain a model.
+They are never stage parameters, because a move to another machine must not retrain a model.
 """
 
 import re
@@ -16,18 +16,18 @@ KUBERNETES_NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 
 @dataclass
 class SlurmConfig:
-    """What a job asks of Slurm; null leaves it to the cluster's default."""
+    """The resources and options of a job on Slurm; null means the cluster's default."""
 
     partition: str | None
     account: str | None
     gpus_per_node: int  # 0: none
-    cpus_per_task: int  # of each node: its processes share one task
+    cpus_per_task: int  # of each node, because its processes share one task
     memory: str | None  # of each node, such as 64G; 0: all of it
     time: str  # hours:minutes:seconds, or days-hours:minutes:seconds
-    signal_seconds: int  # before the time limit, in which a checkpoint is saved
-    requeue: bool  # go on by itself after preemption, a lost node or the time limit
+    signal_seconds: int  # Slurm sends a signal this long before the time limit, so that a checkpoint is saved
+    requeue: bool  # go on automatically after preemption, a lost node or the time limit
     setup: list[str] = field(default_factory=list)  # shell lines of the job, such as `module load cuda`
-    options: list[str] = field(default_factory=list)  # more options of sbatch, such as --qos=high
+    options: list[str] = field(default_factory=list)  # more sbatch options, such as --qos=high
 
     def __post_init__(self) -> None:
         require_positive("launcher.slurm", cpus_per_task=self.cpus_per_task, signal_seconds=self.signal_seconds)
@@ -43,16 +43,16 @@ class SlurmConfig:
 
 @dataclass
 class KubernetesConfig:
-    """What a job asks of Kubernetes: one pod for each node."""
+    """The image and resources of a job on Kubernetes, which has one pod for each node."""
 
-    image: str  # with this project's environment; docker/Dockerfile builds it
+    image: str  # holds this project's environment; docker/Dockerfile builds it
     namespace: str
-    volume_claim: str  # ReadWriteMany, with the project on it
-    mount: str  # where the claim is mounted in the pods; the project has the same path there and here
+    volume_claim: str  # a ReadWriteMany claim that holds the project
+    mount: str  # the claim's path in the pods; the project has the same path in the pods as here
     gpus: int  # of each pod; 0: none
     cpus: int  # of each pod
     memory: str  # of each pod, such as 64Gi
-    shared_memory: str  # /dev/shm of each pod, which GPUs of one node talk through
+    shared_memory: str  # size of /dev/shm in each pod, which the GPUs of a node use to communicate
     node_selector: dict[str, str] = field(default_factory=dict)  # labels that a machine must have
 
     def __post_init__(self) -> None:
@@ -68,24 +68,24 @@ class KubernetesConfig:
 
 @dataclass
 class LauncherConfig:
-    """How many processes train one model, where they are started, and what they keep."""
+    """The number of processes that train one model, where they run, and which checkpoints they keep."""
 
     kind: str  # local | slurm | kubernetes
     nodes: int
     processes: int  # on each node: one per GPU
-    max_restarts: int  # of all processes, after one of them died
+    max_restarts: int  # how often all processes may restart after one of them died
     strategy: str  # ddp | fsdp (FSDP2)
-    accumulation: int  # parts of a process's share of a batch, one after the other
-    checkpoint_activations: bool  # less memory, a third more work
-    compile: bool  # the repeated blocks, by torch.compile
-    keep_checkpoints: int  # the newest so many
-    keep_every: int  # and the first one of every so many steps; 0: none
-    threads: int  # CPU threads of each process; 0: all cores, shared among them, to train; chunks.THREADS for chunks
-    batch_size: int  # images per batch wherever nothing is learnt
+    accumulation: int  # parts of a process's share of a batch, computed one after the other
+    checkpoint_activations: bool  # saves memory, costs a third more work
+    compile: bool  # use torch.compile on the repeated blocks
+    keep_checkpoints: int  # the number of newest checkpoints that stay
+    keep_every: int  # the first checkpoint in every keep_every steps stays too; 0: none
+    threads: int  # CPU threads of each process; 0: an equal share of the cores in training, chunks.THREADS for chunks
+    batch_size: int  # images per batch where nothing is trained
     log_seconds: float  # between progress lines
-    checkpoint_seconds: float  # of training between checkpoints, at least
-    checkpoint_share: float  # of the time, that a training may stand still for checkpoints
-    gpu_group: str  # flows train one at a time on the machines of a group
+    checkpoint_seconds: float  # least seconds of training between checkpoints
+    checkpoint_share: float  # share of the time that a training may stand still for checkpoints
+    gpu_group: str  # flows of the same group train one at a time
     slurm: SlurmConfig | None = None
     kubernetes: KubernetesConfig | None = None
 
@@ -100,7 +100,7 @@ class LauncherConfig:
         self._check_place()
 
     def for_one(self) -> "LauncherConfig":
-        """The same place for one process, with one GPU if there are any."""
+        """Return these settings changed for one process, with one GPU if there are any."""
         slurm = self.slurm and replace(self.slurm, gpus_per_node=min(1, self.slurm.gpus_per_node))
         kubernetes = self.kubernetes and replace(self.kubernetes, gpus=min(1, self.kubernetes.gpus))
         return replace(self, nodes=1, processes=1, slurm=slurm, kubernetes=kubernetes)

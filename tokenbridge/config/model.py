@@ -40,8 +40,8 @@ class TrainConfig:
     mask_ratio_std: float
     mask_ratio_min: float
     precision: str
-    evaluations: int  # of the validation loss; the last one is after the last step
-    sample_grids: bool  # draw a picture of samples at each evaluation, too
+    evaluations: int  # how often the validation loss is measured; the last time is after the last step
+    sample_grids: bool  # also draw a picture of samples at each evaluation
 
     def __post_init__(self) -> None:
         require_choice("train.precision", self.precision, PRECISIONS)
@@ -102,7 +102,7 @@ def check_sampling(
     top_p: float,
     order: str,
 ) -> None:
-    """Refuse sampling settings that cannot work, by their names with ``prefix`` in front."""
+    """Refuse sampling settings that cannot work; messages put ``prefix`` in front of the settings' names."""
     require(1 <= guidance_scale < math.inf, f"{prefix}guidance_scale is {guidance_scale}: 1 (no guidance) is the least")
     require_choice(f"{prefix}guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES)
     require(
@@ -116,13 +116,13 @@ def check_sampling(
 
 @dataclass
 class GenerateConfig:
-    """How samples are drawn."""
+    """Settings of how samples are drawn."""
 
     samples: int
     steps: int
     guidance_scale: float
     guidance_schedule: str  # linear | constant | cosine
-    guidance_interval: list[float]  # shares of revealed positions [from, to) in which guidance acts
+    guidance_interval: list[float]  # [from, to): guidance acts while the share of revealed positions lies in it
     temperature: float
     top_p: float  # draw among the likeliest levels that together have this probability; 1: all
     order: str  # random | raster | confidence
@@ -145,7 +145,7 @@ class GenerateConfig:
 
 @dataclass
 class EvaluateConfig:
-    """What is measured on the samples."""
+    """Settings of what is measured on the samples."""
 
     feature_size: int  # EfficientNet-Lite0's input size, in pixels
     kid_subset_size: int

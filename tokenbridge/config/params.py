@@ -1,4 +1,4 @@
-"""From conf/, written by hand, to params.yaml, which DVC and every stage read; both checked against the schema."""
+"""Compose conf/, written by hand, into params.yaml, which DVC and every stage read; check both against the schema."""
 
 import itertools
 import re
@@ -22,7 +22,7 @@ def validate(composed: DictConfig) -> Config:
     """Check types, unknown keys and ranges.
 
     Raises:
-        ConfigError: naming the key and what it should be.
+        ConfigError: if one is wrong; the message names the key and what it should be.
     """
     missing = OmegaConf.missing_keys(composed)
     require(not missing, f"no value for {', '.join(sorted(missing))}: set it in conf/ or on the command line")
@@ -39,7 +39,7 @@ def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf"))
     """Compose conf/ with Hydra overrides and resolve every interpolation.
 
     Raises:
-        ConfigError: an override names no setting or group, or gives a value that cannot work.
+        ConfigError: if an override names no setting or group, or gives a value that cannot work.
     """
     try:
         with initialize_config_dir(str(conf_dir.resolve()), version_base=None):
@@ -52,10 +52,10 @@ def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf"))
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Every combination of overrides that name several values, in Hydra's way: ``seed=0,1``, ``seed=range(0,4)``.
+    """Return every combination of overrides that name several values as in Hydra: ``seed=0,1``, ``seed=range(0,4)``.
 
     Raises:
-        ConfigError: if one cannot be read.
+        ConfigError: if an override cannot be read.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -71,7 +71,7 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def _brief(error: Exception) -> str:
-    """The message in one line, without search paths and without advice to add keys, which the schema refuses."""
+    """Return the message in one line, without search paths and advice to add keys, which the schema refuses."""
     text = re.split(r"\n(?:Config search path|To append|See https:|\s+full_key:)", str(error))[0]
     return " ".join(text.split())
 
@@ -84,7 +84,7 @@ def write_params(overrides: Sequence[str] = (), root: Path = Path()) -> Config:
 
 
 def load_params(root: Path = Path(), changes: Sequence[str] = ()) -> Config:
-    """Read root/params.yaml as a checked ``Config``, with ``changes`` (``promotion.seconds=60``) that are not kept."""
+    """Read root/params.yaml as a checked ``Config``, with unsaved ``changes`` such as ``promotion.seconds=60``."""
     path = root / PARAMS_FILE
     require(path.exists(), f"{path} is missing: run `tokenbridge params` to compose it from conf/")
     loaded = OmegaConf.load(path)
@@ -94,7 +94,7 @@ def load_params(root: Path = Path(), changes: Sequence[str] = ()) -> Config:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys, the form MLflow shows."""
+    """Return nested settings with dotted keys, the form that MLflow shows."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"

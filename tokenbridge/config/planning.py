@@ -1,4 +1,4 @@
-"""Settings of what a plan is made for: GPUs, their network and disks, and what is known of the data."""
+"""Settings of what a plan is made for: GPUs, their network and disks, and the numbers of training images."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from tokenbridge.base.checks import require, require_between, require_positive
 
 @dataclass
 class GpuConfig:
-    """One GPU, by its maker's figures."""
+    """One GPU, with its maker's figures."""
 
     name: str
     memory: float  # GiB
     bf16_tflops: float  # peak of dense matrix products
-    fp32_tflops: float  # the same in train.precision=fp32
+    fp32_tflops: float  # the same peak for train.precision=fp32
     memory_bandwidth: float  # GB/s
     link: float  # GB/s, one way, to the other GPUs of its node
-    price: float  # of an hour
+    price: float  # per hour, in plan.currency
 
     def __post_init__(self) -> None:
         require_positive("plan.gpu", **{name: value for name, value in vars(self).items() if name != "name"})
@@ -23,15 +23,15 @@ class GpuConfig:
 
 @dataclass
 class PlanConfig:
-    """What `tokenbridge plan` assumes. Never a stage parameter: nothing is computed with it."""
+    """The assumptions of `tokenbridge plan`. They are never stage parameters, because no stage computes with them."""
 
     gpu: GpuConfig
     mfu: float  # share of the peak that a GPU reaches while it computes
     reserve: float  # share of a GPU's memory for CUDA, communication and fragments
     network: float  # GB/s, one way, of all network cards of a node together
-    disk: float  # GB/s, of the disk that checkpoints and training data lie on
+    disk: float  # GB/s, of the disk that holds checkpoints and training data
     currency: str
-    train_images: dict[str, int]  # by data.name
+    train_images: dict[str, int]  # data.name -> number of training images
 
     def __post_init__(self) -> None:
         require_positive("plan", network=self.network, disk=self.disk, **self.train_images)

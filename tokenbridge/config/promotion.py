@@ -1,4 +1,4 @@
-"""What a model must show before it becomes the champion."""
+"""The conditions that a model must meet before it becomes the champion."""
 
 import math
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from tokenbridge.base.checks import require, require_between, require_positive
 
 @dataclass
 class PromotionConfig:
-    """The comparison with the champion, and the gates. Never a parameter of a stage."""
+    """Settings of the comparison with the champion, and of the gates. They are never stage parameters."""
 
     confidence: float  # of the intervals, such as 0.95
-    resamples: int  # at most
-    min_resamples: int  # made even if that takes longer than `seconds`
-    seconds: float  # after which resampling stops
-    max_fd_increase: float  # candidate minus champion: the interval's upper end; 0: must be surely better
-    max_class_accuracy_decrease: float  # champion minus candidate: the interval's upper end
+    resamples: int  # the largest number of resamples
+    min_resamples: int  # made even if they take longer than `seconds`
+    seconds: float  # resampling stops after this time
+    max_fd_increase: float  # limit for the interval's upper end of candidate minus champion; 0: must be surely better
+    max_class_accuracy_decrease: float  # limit for the interval's upper end of champion minus candidate
     min_class_accuracy: float
     min_precision: float
     min_recall: float
-    max_slowdown: float  # time per image, candidate / champion: the median of the rounds
-    timing_images: int  # drawn by each model in a round; few, that both meet the same load
+    max_slowdown: float  # limit for the rounds' median of candidate / champion time per image
+    timing_images: int  # drawn by each model in a round; few, so that both models meet the same load
     timing_rounds: int
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Settings of the S3 store. Credentials are no settings: they come from AWS's own variables, files and roles."""
+"""Settings of the S3 store. Credentials are not settings: they come from AWS's own variables, files and roles."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -8,12 +8,12 @@ from tokenbridge.base.checks import require
 
 @dataclass
 class StorageConfig:
-    """Where S3 is. Never a stage parameter: moving house must not fetch or retrain anything.
+    """The location of the S3 store. It is never a stage parameter: a move must not fetch or retrain anything.
 
-    null leaves a setting to AWS's own places: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_PROFILE, ~/.aws/config.
+    null means to look in AWS's own places: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_PROFILE, ~/.aws/config.
     """
 
-    endpoint: str | None = None  # http(s)://host[:port] of another server than Amazon's
+    endpoint: str | None = None  # http(s)://host[:port] of a server that is not Amazon's
     region: str | None = None
     bucket: str | None = None  # of DVC's remote
     prefix: str | None = None  # of DVC's remote, inside the bucket

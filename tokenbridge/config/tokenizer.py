@@ -1,4 +1,4 @@
-"""Settings of what lies between images and tokens: VAE, moments, quantizer."""
+"""Settings of the steps from images to tokens: VAE, moments, quantizer."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from tokenbridge.base.checks import (
 
 QUANTIZER_FAMILIES = ("gaussian", "uniform", "lloyd_max")
 PACKINGS = ("bits", "uint8")
-NORM_GROUPS = 8  # of the trained VAE and its discriminator
+NORM_GROUPS = 8  # in each norm of the trained VAE and its discriminator
 
 
 @dataclass
@@ -32,7 +32,7 @@ class DiscriminatorConfig:
 
     width: int
     learning_rate: float
-    start: float  # share of the training after which it plays
+    start: float  # share of the training after which the discriminator takes part
 
     def __post_init__(self) -> None:
         require_positive("vae.discriminator", width=self.width, learning_rate=self.learning_rate)
@@ -80,10 +80,10 @@ class VaeConfig:
 
 @dataclass
 class EncodeConfig:
-    """How images become moments."""
+    """Settings of how images become moments."""
 
-    flip: bool  # encode each image mirrored too
-    images: int | None  # only the first so many, enough to fit a quantizer; null: all
+    flip: bool  # also encode each image mirrored
+    images: int | None  # encode only the first N training images, enough to fit a quantizer; null: all
     precision: str
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class QuantizerConfig:
     fixed_scale: float
     order: str  # frequency | natural | given
     given_order: list[int] | None
-    fit_images: int  # moments of so many images are used for statistics and spectra
+    fit_images: int  # number of images whose moments are used for statistics and spectra
     patch_size: int  # p: a token covers p x p positions of the VAE, and so has p * p * C dimensions
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class QuantizerConfig:
 class ReconstructConfig:
     """The tokenizer study: continuous against quantized reconstructions (paper Table 1).
 
-    The configured quantizer, and what it becomes with one of these changed.
+    It covers the configured quantizer, and its variants with one of these settings changed.
     """
 
     levels: list[int]
@@ -150,11 +150,11 @@ class ReconstructConfig:
 
 @dataclass
 class TokenizeConfig:
-    """Tokens as data, which models can be trained on in place of moments."""
+    """Tokens as stored data, on which models can be trained in place of moments."""
 
     outs: list[str]  # [tokens] makes the stage write data/tokens; []: there is no such stage
     packing: str  # bits (6 for 64 levels) | uint8 (a byte each)
-    samples: int  # K: posterior samples stored of each image
+    samples: int  # K: posterior samples stored for each image
 
     def __post_init__(self) -> None:
         require_choice("tokenize.packing", self.packing, PACKINGS)
