@@ -1,1 +1,1 @@
-"""What wraps outside systems: DVC, git, MLflow, S3, and the launchers of processes."""
+"""Wrappers of outside systems: DVC, git, MLflow, S3, and the launchers of processes."""

@@ -1,4 +1,4 @@
-"""What DVC knows of the pipeline: stages, their order, and what each depends on. The only importer of dvc."""
+"""The pipeline as DVC sees it: stages, their order, and their dependencies. No other module imports dvc."""
 
 import hashlib
 import json
@@ -20,18 +20,19 @@ from tokenbridge.base.files import sha256_tree
 from tokenbridge.config.params import PARAMS_FILE
 
 LOCK_FILE = "dvc.lock"
-CODE = "tokenbridge/"  # what the paths of code begin with, among the dependencies of a stage
-BYTECODE = "__pycache__"  # in .dvcignore
+CODE = "tokenbridge/"  # prefix of the paths of code among a stage's dependencies
+BYTECODE = "__pycache__"  # listed in .dvcignore
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage of dvc.yaml, as it stands in the workspace.
+    """One stage of dvc.yaml, with its current parameters and dependencies.
 
     Attributes:
-        params: declared parameters with their values in params.yaml, dotted.
-        deps: path -> digest; DVC's own md5 for another stage's out, SHA-256 for a file of the repository.
-        outs: paths, metrics and plots included.
+        params: declared parameters by dotted name, with their values in params.yaml.
+        deps: path -> digest: the md5 of dvc.lock for another stage's out, DVC's md5 for code, SHA-256 for other files,
+            or ``absent``.
+        outs: paths, including metrics and plots.
     """
 
     name: str
@@ -41,19 +42,19 @@ class StageSpec:
 
     @property
     def key(self) -> str:
-        """Digest of all that decides what the stage writes."""
+        """The digest of name, parameters and dependencies, which decide what the stage writes."""
         text = json.dumps([self.name, self.params, self.deps], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class LockedStage:
-    """One stage of dvc.lock, as it ran last.
+    """One stage of dvc.lock, from its last run.
 
     Attributes:
-        params: declared parameters with the values that it ran with; the names as in dvc.yaml.
+        params: declared parameters with the values of that run, under the names in dvc.yaml.
         deps: path -> DVC's md5.
-        outs: path -> DVC's md5, metrics and plots included.
+        outs: path -> DVC's md5, including metrics and plots.
     """
 
     params: dict[str, Any]
@@ -62,7 +63,7 @@ class LockedStage:
 
 
 def read_stages(root: Path) -> dict[str, StageSpec]:
-    """Every stage of root/dvc.yaml by name, dependencies first."""
+    """Return every stage of root/dvc.yaml by name, dependencies first."""
     with Repo(str(root)) as repo:
         order = _dependencies_first(repo.index.graph)
         locked = locked_outs(root)
@@ -70,16 +71,16 @@ def read_stages(root: Path) -> dict[str, StageSpec]:
 
 
 def read_graph(root: Path) -> dict[str, list[str]]:
-    """Stage -> the stages that it needs, dependencies first."""
+    """Map each stage to the stages that it directly needs, dependencies first."""
     with Repo(str(root)) as repo:
         graph = repo.index.graph
         return {s.name: sorted(d.name for d in graph.successors(s)) for s in _dependencies_first(graph)}
 
 
 def stale_stages(root: Path) -> list[str]:
-    """The stages that may have to run, dependencies first: those that DVC finds changed, and all that need them.
+    """Return the stages that may have to run, dependencies first: the changed ones and all that depend on them.
 
-    Every stage, if DVC cannot tell, as while another command of it is at work.
+    Return every stage if DVC cannot report its status, for example because another dvc command is running.
     """
     with Repo(str(root)) as repo:
         graph = repo.index.graph
@@ -96,28 +97,28 @@ def stale_stages(root: Path) -> list[str]:
 
 
 def read_lock(root: Path) -> dict[str, LockedStage]:
-    """Every stage of root/dvc.lock by name; empty before the first run."""
+    """Return every stage of root/dvc.lock by name. The result is empty before the first run."""
     path = root / LOCK_FILE
     return parse_lock(path.read_text()) if path.exists() else {}
 
 
 def parse_lock(text: str) -> dict[str, LockedStage]:
-    """The same from the file's text."""
+    """Return every stage of a dvc.lock by name, given the file's text."""
     return {name: _locked(entry) for name, entry in yaml.safe_load(text)["stages"].items()}
 
 
 def locked_outs(root: Path) -> dict[str, str]:
-    """Out -> md5, from dvc.lock."""
+    """Map each out of dvc.lock to its md5."""
     return {path: md5 for stage in read_lock(root).values() for path, md5 in stage.outs.items()}
 
 
 def is_code(dependency: str) -> bool:
-    """Whether the path of a dependency names a module or a package, not data."""
+    """Return whether a dependency's path is a module or a package, not data."""
     return dependency.startswith(CODE)
 
 
 def md5_as_dvc(path: Path) -> str:
-    """DVC's digest of an out or of code, as dvc.lock has it: of a file, or of a folder's list of files."""
+    """Return the digest that dvc.lock has for an out or for code: of a file, or of a folder's list of files."""
     if path.is_file():
         return _md5(path)
     files = {
@@ -132,13 +133,14 @@ def md5_as_dvc(path: Path) -> str:
 def repair_lock_file(root: Path) -> None:
     """Remove DVC's list of busy paths if it is half written.
 
-    DVC does not write it aside: a kill or a power cut at the wrong moment leaves it empty, and DVC refuses it for ever.
+    DVC does not write this file atomically. A kill or a power cut at the wrong moment leaves it empty. DVC then fails
+    until the file is removed.
     """
     folder = root / ".dvc/tmp"
     file = folder / RWLOCK_FILE
     if not file.exists():
         return
-    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):  # nobody writes it now
+    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):  # no one writes the file while we hold this lock
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
@@ -147,7 +149,7 @@ def repair_lock_file(root: Path) -> None:
 
 
 def share_cache(root: Path, worktree: Path) -> None:
-    """Let another checkout take what it needs from the cache and the remotes of ``root``."""
+    """Let another checkout use the cache and the remotes of ``root``."""
     local = Path(".dvc/config.local")
     if (root / local).exists():
         shutil.copyfile(root / local, worktree / local)

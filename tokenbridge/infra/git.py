@@ -1,4 +1,4 @@
-"""Git: which code a run was made with, and checkouts of other code beside your own files. Free of MLflow and torch."""
+"""Record the code of a run with git, and check out other commits beside your files. Imports no MLflow and no torch."""
 
 import os
 import subprocess
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tokenbridge.base.errors import UserError
 
-GENERATED = ("dvc.lock", "params.yaml")  # the runs themselves write these, and record them apart
-LARGEST = 10_000_000  # bytes of a file that git does not know; a larger one is data, not code
+GENERATED = ("dvc.lock", "params.yaml")  # runs write these files and record them separately
+LARGEST = 10_000_000  # bytes; a larger file that git does not track is data, not code
 
 
 class RepositoryError(UserError):
-    """Git cannot do what is asked."""
+    """Git is not installed, a command failed, or a commit is missing."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Changes:
     """How the files differ from the last commit.
 
     Attributes:
-        patch: for ``git apply``; files that git does not know and does not ignore are in it.
-        left_out: such files that are too large to be code.
+        patch: input for ``git apply``. It includes files that git neither tracks nor ignores.
+        left_out: untracked files that are not in the patch, because they are too large to be code.
     """
 
     patch: bytes
@@ -30,10 +30,10 @@ class Changes:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Output of a git command.
+    """Run a git command and return its output.
 
     Raises:
-        RepositoryError: with git's own words.
+        RepositoryError: with git's error message.
     """
     return _git(folder, *arguments).decode().strip()
 
@@ -50,7 +50,10 @@ def _git(folder: Path, *arguments: str, given: bytes | None = None, index: Path 
 
 
 def git_tags(root: Path) -> dict[str, str]:
-    """Commit and dirty flag of ``root``, what the runs write themselves left out. Empty without git."""
+    """Return tags with the commit and the dirty flag of ``root``, or no tags if git fails.
+
+    Changes to files that the runs write do not count.
+    """
     try:
         commit = git(root, "rev-parse", "HEAD")
         changes = git(root, "status", "--porcelain", "--", ".", *_excluded(GENERATED))
@@ -60,7 +63,7 @@ def git_tags(root: Path) -> dict[str, str]:
 
 
 def uncommitted(root: Path) -> Changes:
-    """All that differs from the last commit, what the runs write themselves left out. The index stays as it is."""
+    """Return the changes since the last commit, except in files that the runs write. The index stays as it is."""
     unknown = git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
     left_out = [name for name in unknown if name and (root / name).lstat().st_size > LARGEST]
     with tempfile.TemporaryDirectory() as scratch:
@@ -75,7 +78,7 @@ def _excluded(names: tuple[str, ...]) -> list[str]:
 
 
 def checkout(root: Path, folder: Path, commit: str) -> Path:
-    """A worktree of ``commit`` in ``folder``, made or brought there; changes of files that it had are dropped.
+    """Create or update a worktree of ``commit`` in ``folder``. Changes to tracked files in it are dropped.
 
     Raises:
         RepositoryError: if the commit is neither here nor at the remotes.
@@ -93,10 +96,10 @@ def checkout(root: Path, folder: Path, commit: str) -> Path:
 
 
 def apply_patch(folder: Path, patch: bytes) -> None:
-    """Bring ``Changes.patch`` into a checkout of the same commit; an empty one changes nothing.
+    """Apply ``Changes.patch`` to a checkout of the same commit. An empty patch changes nothing.
 
     Raises:
-        RepositoryError: if it does not fit.
+        RepositoryError: if the patch does not apply.
     """
     if patch:
         _git(folder, "apply", "--whitespace=nowarn", "-", given=patch)

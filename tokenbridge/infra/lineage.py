@@ -1,7 +1,8 @@
 """Which records of dvc.lock belong together.
 
-DVC writes a stage's record when the stage runs. If a stage before it runs again and it does not, its record and its
-outs stay, of an input that is no more. So two stages belong together only if no file is recorded with two digests.
+DVC writes a stage's record when the stage runs. If an earlier stage runs again and this one does not, its record and
+its outs stay, although their input no longer exists. So two stages belong together only if no file is recorded with two
+digests.
 """
 
 from collections.abc import Mapping
@@ -10,24 +11,24 @@ from tokenbridge.infra.dvc import LockedStage, is_code
 
 
 def belong_together(lock: Mapping[str, LockedStage], stage: str, origin: str) -> bool:
-    """Whether the outs of ``stage`` and of ``origin`` come from one and the same data and models.
+    """Return whether the outs of ``stage`` and of ``origin`` come from the same data and models.
 
-    What is before ``origin`` does not count unless it is before ``stage`` too: a model stays itself when its VAE is
-    trained anew, but the VAE's settings are no longer the model's.
+    A stage before ``origin`` counts only if ``stage`` also depends on it by another path. So a model stays
+    the same when its VAE is trained again, but the VAE's new settings do not belong to the model.
     """
     if stage not in lock:
         return False
     digests: dict[str, str] = {}
     for name in {*stages_behind(lock, stage, origin), origin}:
         for path, md5 in (lock[name].deps | lock[name].outs).items():
-            # a change of code that changed no out parts nothing
+            # code is left out, because a code change that changed no out does not matter
             if not is_code(path) and digests.setdefault(path, md5) != md5:
                 return False
     return True
 
 
 def stages_behind(lock: Mapping[str, LockedStage], stage: str, origin: str | None = None) -> list[str]:
-    """``stage`` and all stages before it, in the order of the file, not going past ``origin``."""
+    """Return ``stage`` and all stages before it, in the order of the file, without going past ``origin``."""
     maker = {path: name for name, record in lock.items() for path in record.outs}
     found: set[str] = set()
     waiting = [stage]

@@ -1,8 +1,8 @@
-"""A stage's work, in this process or in those that the launcher starts.
+"""A stage's work, in this process or in processes that the launcher starts.
 
 DVC starts a stage once. That process holds the work folder, records the run and publishes what is done. The work
-itself is a function ``work(context)`` of the stage module, which writes into ``context.work``: here, or under the
-launcher in each of its processes (``tokenbridge.stages.worker``).
+itself is a function ``work(context)`` of the stage module, which writes into ``context.work``. It runs in this process,
+or in each process that the launcher starts (``tokenbridge.stages.worker``).
 """
 
 import json
@@ -26,11 +26,11 @@ from tokenbridge.infra.launching import launch
 from tokenbridge.infra.launching.work import LOGS
 from tokenbridge.stages.runtime import StageRun
 
-PRECISION = "precision"  # file in the work folder: what the stage computes in
-NUMERIC_PRECISION = "numeric_precision"  # the same in reports and in MLflow, where precision is a metric of samples
-METRICS = "metrics.jsonl"  # what the first of several processes measures while it trains
+PRECISION = "precision"  # file in the work folder that holds the stage's precision
+NUMERIC_PRECISION = "numeric_precision"  # its name in reports and in MLflow, where precision is a metric of samples
+METRICS = "metrics.jsonl"  # metrics of the first of several processes
 LISTEN_SECONDS = 1.0
-LOG_SECONDS = 300.0  # between copies of the workers' output, as long as they work
+LOG_SECONDS = 300.0  # between copies of the workers' output while they run
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,17 @@ class StageContext:
 
     @property
     def item(self) -> str:
-        """What stands behind the @ in the stage's name."""
+        """The part of the stage's name after the @."""
         return self.name.partition("@")[2]
 
     def precision(self, setting: str) -> str:
-        """bf16 or fp32, alike in all processes: rank 0 resolves ``setting``, and a resumed stage keeps what it had.
+        """Return bf16 or fp32, the same in all processes. Rank 0 resolves ``setting``.
 
-        Rank 0 prints the result, tags the run with it, and notes it in the work folder.
+        A resumed stage keeps its precision. Rank 0 also prints the precision, tags the run with it, and writes it to
+        the work folder.
 
         Raises:
-            UserError: if the stage was begun in bf16, and is resumed on a device that only emulates it.
+            UserError: if ``setting`` is auto, and a stage begun in bf16 resumes on a device that only emulates it.
         """
         chosen = self.processes.broadcast(begun_in(self.work) or resolve_precision(setting, self.device))
         if setting == AUTO:
@@ -72,16 +73,16 @@ class StageContext:
 
 
 def begun_in(work: Path) -> str | None:
-    """The precision of the interrupted run that left this work folder; None if there is nothing to resume."""
+    """Return the precision of the interrupted run that left this work folder, or None if there was none."""
     noted = work / PRECISION
     return noted.read_text() if noted.exists() else None
 
 
 def check_resumable(work: Path, precision: str, device: torch.device) -> None:
-    """Refuse to resume, in a precision that ``device`` only emulates, what was begun where ``auto`` chose it.
+    """Refuse to resume a stage that was begun in bf16, on a device that only emulates bf16.
 
     Raises:
-        UserError: saying what to do.
+        UserError: if ``precision`` is bf16 and ``device`` only emulates it. The message says what to do.
     """
     if precision == BF16 and not has_bf16(device):
         raise UserError(
@@ -91,13 +92,13 @@ def check_resumable(work: Path, precision: str, device: torch.device) -> None:
 
 
 def compute(run: StageRun, work: Callable[[StageContext], None], *, alone: bool = False) -> None:
-    """Do the work of ``run``: in this process, or under the launcher.
+    """Do the work of ``run`` in this process, or in processes that the launcher starts.
 
     Args:
-        alone: the work is one process's, whatever the launcher has.
+        alone: use a single process, even if the launcher has more.
 
     Raises:
-        LaunchError: with the last words of the process that failed.
+        LaunchError: with the last log lines of the process that failed.
     """
     launcher = run.config.launcher.for_one() if alone else run.config.launcher
     if launcher.kind == LOCAL and launcher.processes == 1:
@@ -109,7 +110,7 @@ def compute(run: StageRun, work: Callable[[StageContext], None], *, alone: bool 
 
 @dataclass
 class MetricFile:
-    """A metric sink that another process reads; the files that it names lie beside it or below."""
+    """A metric sink that writes to a file, which another process reads. Artifacts must lie in the file's folder."""
 
     path: Path
 
@@ -129,7 +130,7 @@ class MetricFile:
 
 @contextmanager
 def _meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Do ``work`` in a thread, which is told by the event when the body has ended."""
+    """Run ``work`` in a thread while the body runs. Its event is set when the body has ended."""
     ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(work, ended)
@@ -141,7 +142,10 @@ def _meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 def _metrics_passed_on(path: Path, tracker: MetricSink) -> AbstractContextManager[None]:
-    """What is in the file, and is added meanwhile, goes to ``tracker``: also what was measured for a killed driver."""
+    """Send the metrics in the file, and those added meanwhile, to ``tracker``.
+
+    The file may already hold metrics that workers measured for a driver that was killed. They are sent too.
+    """
     path.touch()
 
     def listen(ended: threading.Event) -> None:
@@ -170,7 +174,7 @@ def _pass_on(record: dict[str, Any], work: Path, tracker: MetricSink) -> None:
 
 
 def _output_passed_on(run: StageRun) -> AbstractContextManager[None]:
-    """What the workers write is in MLflow while they work, and whole at the end."""
+    """Log the workers' output to MLflow every ``LOG_SECONDS`` while they run, and once more at the end."""
 
     def pass_on(ended: threading.Event) -> None:
         while True:
@@ -186,5 +190,5 @@ def _output_passed_on(run: StageRun) -> AbstractContextManager[None]:
 def _record(line: str) -> dict[str, Any] | None:
     try:
         return dict(json.loads(line))
-    except ValueError:  # torn by a kill
+    except ValueError:  # a line that a kill cut short
         return None

@@ -1,6 +1,6 @@
-"""What every stage shares: checked settings, a locked work folder that survives kills, tracking, publishing.
+"""Everything that stages share: checked settings, a locked work folder that survives kills, tracking, publishing.
 
-A stage writes into ``run.work`` and publishes what is whole. The work folder is keyed by the stage's
+A stage writes into ``run.work`` and publishes finished results. The work folder's name depends on the stage's
 parameters and inputs, so that a rerun resumes there and another configuration never does.
 """
 
@@ -28,12 +28,12 @@ WORK = ".work"
 RUN_MARKER = "run_id"
 PARENT_VARIABLE = "TOKENBRIDGE_PARENT_RUN"  # set by tokenbridge.ops.runs.pipeline_run for the stages that it starts
 FAILURE_CODE = 1
-MISTAKE_CODE = 2  # exit code of a stage that the user's settings or files stopped: no use in trying again
-LOGGED_BYTES = 20_000_000  # an out up to this size is logged as files, a larger one as its digest
+MISTAKE_CODE = 2  # exit code for wrong settings or files of the user: a retry would fail too
+LOGGED_BYTES = 20_000_000  # an out up to this size is logged with its files, a larger one only as its digest
 
 
 class OrphanedError(UserError):
-    """The stage outlived its dvc; its work is kept for the rerun, which waits for it."""
+    """The stage outlived the dvc that started it. A rerun waits for this stage to end, and continues its work."""
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,31 @@ class StageRun:
     root: Path
     work: Path
     tracker: Tracker
-    dvc: psutil.Process | None  # that started the stage; None if it was started by hand
+    dvc: psutil.Process | None  # the process that started the stage; None if it was started by hand
 
     def publish(self, source: Path, out: str) -> None:
-        """Move a finished file or folder to its place; whatever was there is replaced.
+        """Move a finished file or folder to its place, and replace what was there.
 
         Raises:
-            OrphanedError: if dvc was killed meanwhile: another may be at work there, with other settings.
+            OrphanedError: if dvc was killed meanwhile. Another dvc may be running there, with other settings.
         """
         if self.dvc is not None and not _lives(self.dvc):
             raise OrphanedError(f"the dvc that started this stage is gone: what is done stays in {self.work}; repeat")
-        (self.work / COMPLETE).unlink(missing_ok=True)  # from here on, the work folder lacks something of it
+        (self.work / COMPLETE).unlink(missing_ok=True)  # from here on, the work folder is incomplete
         target = self.root / out
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             shutil.rmtree(target)
-        shutil.move(source, target)  # a copy, if .work is a link to another disk
+        shutil.move(source, target)  # copies if .work is a link to another disk
 
 
 @contextmanager
 def stage_run(name: str) -> Iterator[StageRun]:
     """Run the body as stage ``name`` of dvc.yaml, in the repository that is the current folder.
 
-    A mistake of the user ends the process with its message alone and ``MISTAKE_CODE``, the end of its workers with
-    their last words and ``FAILURE_CODE``; any other error is raised. Each way the run is recorded as failed and the
-    work folder kept.
+    A mistake of the user ends the process with only its message and ``MISTAKE_CODE``. A failure of the workers ends it
+    with their last log lines and ``FAILURE_CODE``. Any other error is raised. In each case the run is recorded as
+    failed and the work folder is kept.
     """
     try:
         with explain_full_disk(Path.cwd() / WORK / name), _tracked_run(name, Path.cwd()) as run:
@@ -95,13 +95,13 @@ def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
             tracker.tags({f"dep.{path}": digest for path, digest in spec.deps.items() if not is_code(path)})
             yield StageRun(spec, config, root, work, tracker, dvc)
             _log_outs(tracker, spec, root)
-        shutil.rmtree(work)  # once nothing can fail any more
+        shutil.rmtree(work)  # last, when nothing can fail any more
 
 
 def _dvc_above() -> psutil.Process | None:
-    """The process of dvc under which this one runs: its parent, or beyond the shell that dvc runs commands with."""
+    """Return the dvc process that started this one: the parent, or an ancestor beyond the shell that dvc uses."""
     for process in psutil.Process().parents():
-        with suppress(psutil.Error):  # gone, or not ours to look at
+        with suppress(psutil.Error):  # the process is gone, or we may not read it
             if any(Path(word).name == "dvc" for word in process.cmdline()[:3]):  # [python] [-m] dvc
                 return process
     return None
@@ -115,7 +115,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _sync(root: Path, pipeline: str | None) -> AbstractContextManager[object]:
-    """Sends the run to MLflow, unless the pipeline's wrapper does it for all its stages."""
+    """Send the run to MLflow, unless the pipeline's wrapper does it for all its stages."""
     if pipeline is not None:
         return nullcontext()
     from tokenbridge.infra.tracking.sync import LiveSync  # MLflow takes seconds to import
@@ -124,7 +124,7 @@ def _sync(root: Path, pipeline: str | None) -> AbstractContextManager[object]:
 
 
 def _tracker(spec: StageSpec, root: Path, work: Path, pipeline: str | None) -> Tracker:
-    marker = work / RUN_MARKER  # there only if an earlier run was cut short
+    marker = work / RUN_MARKER  # exists only if an earlier run was interrupted
     resumed_from = marker.read_text() if marker.exists() else None
     tracker = Tracker.open(spec.name, spec.key, root, pipeline, resumed_from)
     atomic_write_text(marker, tracker.id)
@@ -148,7 +148,7 @@ def _only_writer(work: Path) -> Iterator[None]:
 
 
 def _log_outs(tracker: Tracker, spec: StageSpec, root: Path) -> None:
-    """Every out: its files when small, its path, size and digest always."""
+    """Log every out: always its path, size and digest, and its files if it is small."""
     for out in spec.outs:
         path = root / out
         files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
@@ -159,5 +159,5 @@ def _log_outs(tracker: Tracker, spec: StageSpec, root: Path) -> None:
                 tracker.artifact(file, str(file.parent.relative_to(root)))
         if out.startswith("reports/") and out.endswith(".json"):
             numbers = {name: value for name, value in read_json(path).items() if isinstance(value, int | float)}
-            # a curve's last value would stand at its beginning
+            # a curve's last value would be logged at step 0, the curve's beginning
             tracker.metrics({name: value for name, value in numbers.items() if name not in tracker.curves})

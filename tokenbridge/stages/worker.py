@@ -1,7 +1,7 @@
-"""One of the processes that a launcher starts for a stage, by torchrun.
+"""One of the processes that a launcher starts for a stage, through torchrun.
 
-``python -m tokenbridge.stages.worker STAGE ROOT WORK`` ends with 0 when the work is done (``complete`` is in the work
-folder then), and when it was asked to stop by SIGUSR2 and has saved a checkpoint. Where trying again is of no use,
+``python -m tokenbridge.stages.worker STAGE ROOT WORK`` ends with 0 when the work is done. ``complete`` is in the work
+folder then. It also ends with 0 when SIGUSR2 asked it to stop and it has saved a checkpoint. If no restart can help,
 ``failed.txt`` says why, and every restart ends at once.
 """
 
@@ -26,11 +26,11 @@ from tokenbridge.infra.launching.work import COMPLETE, FAILED
 from tokenbridge.stages.context import METRICS, MetricFile, StageContext
 
 WATCH_SECONDS = 1.0
-IN_VAIN = (UserError, NonFiniteError)  # would come again
+IN_VAIN = (UserError, NonFiniteError)  # errors that a restart would raise again
 
 
 class Silent:
-    """A metric sink of a process that is not the first."""
+    """A metric sink that discards everything, for every process except the first."""
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGUSR2, lambda *_: asked.set())
     try:
         with joined() as processes:
-            if any(processes.any((work / FAILED).exists())):  # one that a file system shows late counts, too
+            if any(processes.any((work / FAILED).exists())):  # some nodes may see the file late
                 return
             share_work(name, root, work, processes, asked.is_set)
     except IN_VAIN as error:
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
 
 
 def share_work(name: str, root: Path, work: Path, processes: Processes, stop: Stop) -> None:
-    """This process's share of the stage; the first notes that all is done."""
+    """Do this process's share of the stage. The first process marks the work as complete."""
     module = importlib.import_module(f"tokenbridge.stages.{name.partition('@')[0]}")
     tracker = MetricFile(work / METRICS) if processes.first else Silent()
     config = load_params(root)
@@ -70,7 +70,7 @@ def share_work(name: str, root: Path, work: Path, processes: Processes, stop: St
 
 
 def end_with_parent() -> None:
-    """Torchrun's processes have sessions of their own: where it is killed, nothing else would end them."""
+    """End this process when torchrun ends. Workers have their own sessions, so nothing else would end them."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -87,4 +87,4 @@ if __name__ == "__main__":
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # at once: threads and process groups would wait for processes that wait for this one
+        os._exit(1)  # a normal exit could block: threads and process groups wait for the other ranks

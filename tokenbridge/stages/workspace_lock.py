@@ -1,4 +1,4 @@
-"""Who may work in a project's folder."""
+"""The lock that allows one pipeline at a time in a project's folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from tokenbridge.stages.runtime import WORK
 
 @contextmanager
 def only_pipeline(root: Path) -> Iterator[None]:
-    """One pipeline at a time: params.yaml and the outs are one workspace's, whatever DVC itself locks.
+    """Let one pipeline at a time run. DVC's own locks are not enough, because all share params.yaml and the outs.
 
-    What reads them for longer takes the lock, too.
+    A process that reads these files for longer must take the lock too.
     """
     path = root / WORK / "pipeline.lock"
     path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Work of many processes: started here, on Slurm or on Kubernetes, followed line by line, and ended with us."""
+"""Start worker processes here, on Slurm or on Kubernetes, follow their output, and end them when we end."""
 
 import signal
 import sys
@@ -23,19 +23,21 @@ STARTERS: dict[str, Callable[[ParallelWork, Output], Ending]] = {
 
 
 def launch(arguments: Sequence[str], *, root: Path, work: Path, launcher: LauncherConfig, module: str = WORKER) -> None:
-    """Run ``python -m module arguments`` as ``nodes`` times ``processes`` workers of torchrun, to their end.
+    """Run ``python -m module arguments`` in ``nodes`` times ``processes`` workers of torchrun, until they end.
 
-    Each line that they write goes to stdout. SIGTERM and Ctrl-C end the workers, or cancel their job. A job of Slurm
-    or Kubernetes that an earlier, killed call left is followed instead of starting another.
+    Each line that they write goes to stdout. SIGTERM and Ctrl-C end the workers, or cancel their job. If an
+    earlier call was killed and left a job on Slurm or Kubernetes, that job is followed and no other one is started.
 
     Args:
         root: the workers' current folder.
         work: a folder that every node sees under this path. The workers write ``complete`` into it when all is done,
-            or ``failed.txt`` with a mistake that no restart mends; job script and output are kept there.
+            or ``failed.txt`` with an error that no restart can fix. Job script and output are kept there too.
 
     Raises:
-        UserError: with the workers' own words, if they wrote ``failed.txt``; or the scheduler's, if it refuses.
-        LaunchError: if they ended otherwise without being done; the last lines of the failing rank come first.
+        UserError: with the text of ``failed.txt`` if the workers wrote it, or with the message of the scheduler
+            if it refuses.
+        LaunchError: if the workers ended for another reason before the work was done. The message begins with the last
+            lines of the failing rank.
     """
     parallel = ParallelWork(tuple(arguments), root.resolve(), work.resolve(), launcher, module)
     if parallel.is_complete():
@@ -48,7 +50,7 @@ def launch(arguments: Sequence[str], *, root: Path, work: Path, launcher: Launch
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM leaves through ``finally``, as Ctrl-C does; a second one does not disturb what is done there."""
+    """Let SIGTERM run the ``finally`` blocks, as Ctrl-C does. Ignore a second SIGTERM, which would interrupt them."""
 
     def leave(signum: int, _frame: FrameType | None) -> None:
         signal.signal(signum, signal.SIG_IGN)

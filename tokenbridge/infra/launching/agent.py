@@ -1,4 +1,4 @@
-"""torchrun on this machine, which ends with its driver: a killed driver leaves no workers behind."""
+"""Run torchrun on this machine and end it with its driver, so that a killed driver leaves no workers behind."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ def main() -> None:
     """Run torchrun with this process's arguments."""
     driver = int(os.environ.pop(DRIVER_VARIABLE))
     threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
-    from torch.distributed.run import main as torchrun  # seconds, in which the driver may be gone already
+    from torch.distributed.run import main as torchrun  # takes seconds, and the driver may end meanwhile
 
     torchrun()
 
@@ -22,7 +22,7 @@ def main() -> None:
 def _end_with(driver: int) -> None:
     while os.getppid() == driver:
         time.sleep(WATCH_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)  # on which torchrun ends its workers
+    os.kill(os.getpid(), signal.SIGTERM)  # torchrun then ends its workers
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A scheduler's job, followed from here: its output line by line, its state now and then, until it has ended."""
+"""Follow a scheduler's job until it has ended: its output line by line, and its state at intervals."""
 
 import itertools
 import time
@@ -9,15 +9,15 @@ from pathlib import Path
 from tokenbridge.infra.launching.output import Output
 
 READ_SECONDS = 0.5
-QUIET_READS = 3  # without a new line, after which the output of an ended job is all there
-MAX_POLL_SECONDS = 15.0  # between questions to the scheduler, which many others ask too
-POLL_SHARE = 0.1  # of the time that the job has been followed
-RECALLED_BYTES = 65_536  # of a log that an earlier driver has followed
+QUIET_READS = 3  # after this number of reads without a new line, the output of an ended job is complete
+MAX_POLL_SECONDS = 15.0  # between queries to the scheduler, which many others query too
+POLL_SHARE = 0.1  # pause between queries, as a share of the time that the job has been followed
+RECALLED_BYTES = 65_536  # read again from the end of a log that an earlier driver has followed
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What the scheduler says."""
+    """A job's state, as the scheduler reports it."""
 
     words: str  # such as "PENDING (Resources)"
     ended: bool = False
@@ -25,11 +25,11 @@ class JobState:
 
 
 class LogFiles:
-    """Files that grow on other machines, read as lines; new ones may appear.
+    """Log files that grow on other machines, read line by line. New files may appear.
 
     Args:
-        pattern: of their paths.
-        recall: begin with the last lines of what is there already, not with the first.
+        pattern: glob pattern of the files' paths.
+        recall: begin with the last lines of the files that exist already, not with the first lines.
     """
 
     def __init__(self, pattern: Path, recall: bool) -> None:
@@ -37,7 +37,7 @@ class LogFiles:
         self._read = {path: _recent(path) for path in self._files()} if recall else {}
 
     def lines(self) -> Iterator[str]:
-        """Whole lines that were not there at the last call."""
+        """Yield the whole lines that were written since the last call."""
         for path in self._files():
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -52,7 +52,7 @@ class LogFiles:
 
 
 def _recent(path: Path) -> int:
-    """Where the last lines of a file begin."""
+    """Return the offset at which the last lines of a file begin."""
     start = max(0, path.stat().st_size - RECALLED_BYTES)
     with path.open("rb") as file:
         file.seek(start)
@@ -60,9 +60,9 @@ def _recent(path: Path) -> int:
 
 
 def follow(job: str, logs: LogFiles, ask: Callable[[], JobState], output: Output) -> JobState:
-    """Pass on a job's output until the scheduler says that it has ended.
+    """Pass on a job's output until the scheduler reports that the job has ended.
 
-    That it failed must be said twice: the job may be about to be requeued.
+    A failure must be reported twice in a row, because the job may be about to be requeued.
     """
     said = JobState("")
     started = time.monotonic()
@@ -79,7 +79,7 @@ def follow(job: str, logs: LogFiles, ask: Callable[[], JobState], output: Output
 
 
 def _read_for(logs: LogFiles, output: Output, seconds: float | None) -> None:
-    """Pass on lines for so long; None: until no more come, since a shared file system may be behind."""
+    """Pass on lines for ``seconds``. With None, go on until no more come, because a shared file system may lag."""
     until = time.monotonic() + (seconds or 0)
     quiet = itertools.count()
     while (next(quiet) < QUIET_READS) if seconds is None else (time.monotonic() < until):

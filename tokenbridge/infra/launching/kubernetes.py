@@ -1,6 +1,6 @@
-"""Workers on Kubernetes: one indexed Job, handed over by kubectl.
+"""Workers on Kubernetes: one indexed Job, submitted by kubectl.
 
-The manifest is tested against Kubernetes' schema. What kubectl does with it is not: no cluster was at hand.
+The manifest is tested against Kubernetes' schema. It was never applied, because there was no cluster.
 """
 
 import json
@@ -19,14 +19,14 @@ ENDINGS = {"Complete": True, "Failed": False}  # conditions of a Job
 
 
 def run(work: ParallelWork, output: Output) -> Ending:
-    """Apply the manifest and follow the Job, or the one that a killed driver left; it is deleted when we end.
+    """Apply the manifest and follow the Job, or follow the Job that a killed driver left. Delete the Job at the end.
 
     Raises:
-        UserError: without kubectl, naming the manifest; or with kubectl's words, if it refuses.
+        UserError: if kubectl is not installed, naming the manifest; or if it refuses, with its message.
         LaunchError: if the cluster does not answer.
     """
     kubernetes = work.launcher.kubernetes
-    assert kubernetes is not None  # the configuration's checks saw to it
+    assert kubernetes is not None  # the configuration's checks require it
     manifest = work.folder / "job.yaml"
     atomic_write_text(manifest, yaml.safe_dump_all(render(work, kubernetes), sort_keys=False))
     kubectl = Kubectl(str(manifest), work.name, kubernetes.namespace)
@@ -34,7 +34,7 @@ def run(work: ParallelWork, output: Output) -> Ending:
     if left is None or left.ended:
         kubectl.delete()
         work.prepare()
-        for log in work.folder.glob(log_pattern(work).name):  # an earlier job's, which had the same name
+        for log in work.folder.glob(log_pattern(work).name):  # from an earlier job with the same name
             log.unlink()
         kubectl("apply", "--filename", kubectl.manifest)
     name = f"Kubernetes job {work.name}"
@@ -46,13 +46,13 @@ def run(work: ParallelWork, output: Output) -> Ending:
 
 
 class Kubectl:
-    """The command, for one job."""
+    """The kubectl command for one job."""
 
     def __init__(self, manifest: str, name: str, namespace: str) -> None:
         self.manifest, self.name, self.namespace = manifest, name, namespace
 
     def __call__(self, *arguments: str) -> str:
-        """What kubectl answers."""
+        """Run kubectl and return its output."""
         command = ["kubectl", f"--namespace={self.namespace}", *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -69,14 +69,14 @@ class Kubectl:
         self("delete", "--ignore-not-found", "--cascade=foreground", "--filename", self.manifest)
 
     def current(self) -> JobState:
-        """The state, or that it cannot be asked now."""
+        """Return the job's state, or a state that says that the cluster does not answer now."""
         try:
             return self.state() or JobState("deleted", ended=True)
         except LaunchError as error:
             return JobState(f"not known now: {error}")
 
     def state(self) -> JobState | None:
-        """Of the job; None if there is none."""
+        """Return the job's state, or None if there is no such job."""
         answer = self("get", "job", self.name, "--ignore-not-found", "--output=json")
         if not answer.strip():
             return None

@@ -1,4 +1,4 @@
-"""The manifest of a job on Kubernetes: an indexed Job, a pod for each node, and the Service that names its pods."""
+"""The manifest of a job on Kubernetes: an indexed Job with one pod per node, and the Service that names the pods."""
 
 from pathlib import Path
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 from tokenbridge.config.launcher import KubernetesConfig
 from tokenbridge.infra.launching.work import ParallelWork
 
-PORT = 29_400  # at which the nodes meet, in the first pod
+PORT = 29_400  # of the nodes' rendezvous in the first pod
 GPU_RESOURCE = "nvidia.com/gpu"
-JOB_LABEL = "batch.kubernetes.io/job-name"  # which Kubernetes gives to a Job's pods
-# A file for each pod, written by the agent itself so that its last words are there; `kubectl logs` shows it too.
+JOB_LABEL = "batch.kubernetes.io/job-name"  # Kubernetes gives this label to a Job's pods
+# One log file per pod. The agent writes it directly, so that no last lines are lost. `kubectl logs` shows them too.
 AND_LOG = """LOG="${LOG%.log}-$JOB_COMPLETION_INDEX.log"; touch "$LOG"
 tail --pid=$$ --follow "$LOG" & exec "$@" &>> "$LOG\""""
-WORKERS, VOLUME, MEMORY = "workers", "project", "shared-memory"  # names of the parts
+WORKERS, VOLUME, MEMORY = "workers", "project", "shared-memory"  # names in the manifest
 
 
 def render(work: ParallelWork, kubernetes: KubernetesConfig) -> list[dict[str, Any]]:
-    """The Service and the Job."""
+    """Return the Service and the Job."""
     metadata = {"name": work.name, "namespace": kubernetes.namespace}
     service = {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata,
-        # headless, and before pods are ready: they look each other up while they start
+        # headless, and published before the pods are ready, because pods look each other up while they start
         "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {JOB_LABEL: work.name}},
     }
     job = {
@@ -48,8 +48,8 @@ _FREE_OF_BLAME = {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "D
 def _pod(work: ParallelWork, kubernetes: KubernetesConfig) -> dict[str, Any]:
     memory = {"medium": "Memory", "sizeLimit": kubernetes.shared_memory}
     return {
-        "subdomain": work.name,  # the Service's: pods are found as <job>-<index>.<service>
-        "restartPolicy": "Never",  # the Job replaces pods, by the policy above
+        "subdomain": work.name,  # the Service's name, since a pod's address is <job>-<index>.<service>
+        "restartPolicy": "Never",  # the Job replaces failed pods, by the policy above
         "nodeSelector": kubernetes.node_selector,
         "containers": [_container(work, kubernetes)],
         "volumes": [
@@ -80,5 +80,5 @@ def _container(work: ParallelWork, kubernetes: KubernetesConfig) -> dict[str, An
 
 
 def log_pattern(work: ParallelWork) -> Path:
-    """Of the pods' logs, one for each, on the shared volume."""
+    """Return the glob pattern of the pods' logs on the shared volume, one log per pod."""
     return work.log(f"{work.name}-*")

@@ -1,4 +1,4 @@
-"""Workers on this machine: torchrun as a child."""
+"""Workers on this machine: torchrun as a child process."""
 
 import os
 import subprocess
@@ -8,13 +8,13 @@ from tokenbridge.infra.launching.output import Output, how_ended
 from tokenbridge.infra.launching.work import Ending, ParallelWork
 
 AGENT = "tokenbridge.infra.launching.agent"
-DRIVER_VARIABLE = "TOKENBRIDGE_DRIVER"  # our process id, for the agent to watch
-HERE = "here"  # in place of a job's id
+DRIVER_VARIABLE = "TOKENBRIDGE_DRIVER"  # holds our process id, which the agent watches
+HERE = "here"  # used in place of a job's id
 PATIENCE = 40  # seconds; torchrun gives its workers 30 to end by themselves
 
 
 def run(work: ParallelWork, output: Output) -> Ending:
-    """Run the workers to their end; they end with us, whatever ends us."""
+    """Run the workers until they end. They also end when this process ends, even if it is killed."""
     work.prepare()
     environment = work.environment(os.cpu_count() or 1) | {DRIVER_VARIABLE: str(os.getpid())}
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What the workers write: passed on line by line, and remembered well enough to say who failed, and why."""
+"""Print the workers' output line by line, and remember enough of it to report which worker failed and why."""
 
 import re
 import signal
@@ -6,9 +6,9 @@ from collections import defaultdict, deque
 from contextlib import suppress
 from dataclasses import dataclass
 
-RANK_PREFIX = "[rank ${rank}] "  # torchrun's, in front of each worker's line
-REMEMBERED = 20  # lines of each worker
-RANK_LINE = re.compile(r"\[rank (\d+)\] (\[rank\d+\]: )?(.*)")  # torch marks the lines of an uncaught error by itself
+RANK_PREFIX = "[rank ${rank}] "  # torchrun puts this in front of each worker's line
+REMEMBERED = 20  # last lines of each worker
+RANK_LINE = re.compile(r"\[rank (\d+)\] (\[rank\d+\]: )?(.*)")  # torch adds the second mark to an uncaught error
 TRACEBACK = "Traceback (most recent call last)"
 # torchrun's summary of one node
 ROOT_CAUSE = re.compile(
@@ -19,7 +19,7 @@ ROOT_CAUSE = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """The first worker of one node that failed."""
+    """The first worker that failed on one node."""
 
     time: str
     host: str
@@ -31,17 +31,17 @@ class Failure:
 
 
 class Output:
-    """Passes lines on to stdout."""
+    """Print lines to stdout, and remember the last ones."""
 
     def __init__(self) -> None:
         self._of_rank: dict[int, deque[str]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
         self._errors: dict[int, deque[str]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
-        self._others: deque[str] = deque(maxlen=10 * REMEMBERED)  # torchrun's and the scheduler's
+        self._others: deque[str] = deque(maxlen=10 * REMEMBERED)  # lines of torchrun and the scheduler
         self._last_traceback: dict[int, int] = {}
         self._count = 0
 
     def take(self, line: str) -> None:
-        """Pass on one line, given without its end."""
+        """Print one line, given without its line end."""
         self._count += 1
         match = RANK_LINE.fullmatch(line)
         if match is None:
@@ -51,13 +51,16 @@ class Output:
         rank, text = int(match[1]), match[3]
         print(f"[rank {rank}] {text}", flush=True)
         self._of_rank[rank].append(text)
-        if match[2]:  # kept apart: what was said before may come later, since torchrun reads stdout and stderr in turn
+        if match[2]:  # kept apart: earlier lines may arrive later, because torchrun reads stdout and stderr in turn
             self._errors[rank].append(text)
         if text.startswith(TRACEBACK):
             self._last_traceback[rank] = self._count
 
     def last_lines(self) -> list[str]:
-        """The last lines of the worker that failed first, and how it ended; without one, the last lines of all."""
+        """Return the last lines of the worker that failed first, and how it ended.
+
+        If no worker failed, return the last lines of torchrun and the scheduler.
+        """
         failures = self._failures()
         if not failures:
             return list(self._others)[-REMEMBERED:]
@@ -65,13 +68,13 @@ class Output:
         return [*(self._errors[first.rank] or self._of_rank[first.rank]), str(first)]
 
     def _failures(self) -> list[Failure]:
-        """One for each node that told. A dead worker takes the others with it, so the earliest is the cause."""
+        """Return the first failure on each node. A dead worker ends the others, so the earliest one is the cause."""
         found = ROOT_CAUSE.finditer("\n".join(self._others))
         return [Failure(each["time"], each["host"], int(each["rank"]), int(each["code"])) for each in found]
 
 
 def how_ended(code: int) -> str:
-    """An exit code in words; negative ones are signals."""
+    """Describe an exit code in words. A negative code is a signal."""
     if code < 0:
         with suppress(ValueError):
             return f"was ended by {signal.Signals(-code).name}"

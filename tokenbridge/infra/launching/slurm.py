@@ -1,6 +1,6 @@
 """Workers on Slurm: one job, whose nodes each run torchrun in a task of srun.
 
-sbatch, squeue, scontrol and scancel are all that is asked for; accounting (sacct) is not needed.
+Only sbatch, squeue, scontrol and scancel are called from here. Accounting (sacct) is not needed.
 """
 
 import os
@@ -28,22 +28,22 @@ ENDED = {
     "PREEMPTED",
     "TIMEOUT",
 }
-COMPLETING = "COMPLETING"  # its processes are being ended; a job that is requeued passes through it, too
-FORGOTTEN = "Invalid job id"  # what Slurm says some minutes after a job's end
+COMPLETING = "COMPLETING"  # the job's processes are being ended, also before it is requeued
+FORGOTTEN = "Invalid job id"  # Slurm's answer some minutes after a job's end
 UNREACHABLE = re.compile(r"unable to contact|timed out|connection refused|connection failure", re.IGNORECASE)
 NO_REASON = "None"
 RETRY_SECONDS = 1.0
 
 
 class SlurmError(Exception):
-    """A command of Slurm failed; the message is what it said."""
+    """A Slurm command failed. The message is its error output."""
 
 
 def run(work: ParallelWork, output: Output) -> Ending:
-    """Submit the job, or find the one that a killed driver left, and follow it; it is cancelled if we are ended.
+    """Submit the job, or find the one that a killed driver left, and follow it. Cancel it if we are interrupted.
 
     Raises:
-        UserError: if Slurm is not here, or refuses the job.
+        UserError: if Slurm is not installed here, or refuses the job.
         LaunchError: if Slurm does not answer.
     """
     job = _running(work)
@@ -63,7 +63,7 @@ def run(work: ParallelWork, output: Output) -> Ending:
 
 
 def _running(work: ParallelWork) -> str | None:
-    """The id of this work's job, if there is one; jobs that are just ending are waited for."""
+    """Return the id of this work's job, or None if there is none. Wait for jobs that are ending."""
     while True:
         try:
             listing = _slurm("squeue", "--me", "--noheader", f"--name={work.name}", "--format=%i %T")
@@ -80,11 +80,11 @@ def _running(work: ParallelWork) -> str | None:
 
 def _submit(work: ParallelWork) -> str:
     slurm = work.launcher.slurm
-    assert slurm is not None  # the configuration's checks saw to it
+    assert slurm is not None  # the configuration's checks require it
     work.prepare()
     script = work.folder / "job.sbatch"
     atomic_write_text(script, render(work, slurm))
-    # an allocation that we run in ourselves says nothing about the new job
+    # if we run in an allocation ourselves, its variables must not affect the new job
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
     try:
         answer = _slurm("sbatch", "--parsable", *sbatch_options(work, slurm), str(script), environment=environment)
@@ -121,11 +121,11 @@ def _cancel(job: str) -> None:
 
 
 def _slurm(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a command of Slurm answers.
+    """Run a Slurm command and return its output.
 
     Raises:
-        UserError: if it is not installed.
-        SlurmError: if it fails.
+        UserError: if the command is not installed.
+        SlurmError: if the command fails.
     """
     try:
         done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)

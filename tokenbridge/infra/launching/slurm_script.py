@@ -6,9 +6,9 @@ from string import Template
 from tokenbridge.config.launcher import SlurmConfig
 from tokenbridge.infra.launching.work import ParallelWork
 
-# The nodes meet at a port of the first one, which depends on the job, so that jobs can share a node.
+# The rendezvous port on the first node depends on the job, so that jobs can share a node.
 FIRST_PORT, PORTS = 20_000, 20_000
-WARN_SECONDS = 10  # a worker that is just starting misses a signal
+WARN_SECONDS = 10  # between repeats of the signal, because a worker that is starting misses it
 
 SCRIPT = Template(r"""#!/bin/bash
 # sbatch $options
@@ -43,7 +43,7 @@ fi"""
 
 
 def sbatch_options(work: ParallelWork, slurm: SlurmConfig) -> list[str]:
-    """For the command line, where they win over SBATCH_ variables."""
+    """Return the options for the command line, where they override SBATCH_ variables."""
     chosen = {
         "partition": slurm.partition,
         "account": slurm.account,
@@ -66,8 +66,8 @@ def sbatch_options(work: ParallelWork, slurm: SlurmConfig) -> list[str]:
 
 
 def render(work: ParallelWork, slurm: SlurmConfig) -> str:
-    """The script that sbatch gets."""
-    between = "::"  # where the rendezvous goes, which the job alone can tell
+    """Return the script for sbatch."""
+    between = "::"  # placeholder for the rendezvous options, which are known only inside the job
     command = work.torchrun(between)
     place = command.index(between)
     environment = work.environment(slurm.cpus_per_task)

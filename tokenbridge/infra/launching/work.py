@@ -12,13 +12,13 @@ from tokenbridge.config.launcher import LauncherConfig
 from tokenbridge.infra.launching.output import RANK_PREFIX, Output
 
 PROJECT = Path(tokenbridge.__file__).parents[1]
-LOGS = "workers-*.log"  # what all workers wrote, by their job
-COMPLETE, FAILED = "complete", "failed.txt"  # what workers leave in their folder: all is done, or none can mend it
+LOGS = "workers-*.log"  # the output of all workers of a job
+COMPLETE, FAILED = "complete", "failed.txt"  # left by workers: the work is done, or no restart can help
 TORCHRUN = "torch.distributed.run"
 
 
 class LaunchError(RuntimeError):
-    """The workers ended before their work was done; the message says how, and what the failing one wrote last."""
+    """The workers ended before their work was done. The message says how, with the failing worker's last lines."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class ParallelWork:
-    """What ``launch`` was asked for."""
+    """The arguments of ``launch``."""
 
     arguments: tuple[str, ...]
     root: Path
@@ -41,7 +41,7 @@ class ParallelWork:
 
     @property
     def name(self) -> str:
-        """Of the job; the same for the same folder, by which a killed driver's job is found again."""
+        """The job's name. It depends only on the folder, so that a killed driver's job is found again."""
         return f"tokenbridge-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]}"
 
     @property
@@ -53,11 +53,11 @@ class ParallelWork:
         return self.folder / FAILED
 
     def log(self, job: str) -> Path:
-        """Where the job's output goes."""
+        """Return the path of the job's output."""
         return self.folder / LOGS.replace("*", job)
 
     def torchrun(self, *rendezvous: str, agent: str = TORCHRUN, python: str = sys.executable) -> list[str]:
-        """The command of one node, with torchrun's options for finding the others."""
+        """Return the command of one node. ``rendezvous`` holds torchrun's options for finding the other nodes."""
         return [
             *(python, "-m", agent),
             f"--nnodes={self.launcher.nodes}",
@@ -69,10 +69,10 @@ class ParallelWork:
         ]
 
     def environment(self, cores: int) -> dict[str, str]:
-        """What every worker needs beyond its machine's environment.
+        """Return the variables that every worker needs besides its machine's environment.
 
         Args:
-            cores: of each node, shared by its processes.
+            cores: number of cores of each node, which its processes share.
         """
         threads = self.launcher.threads or max(1, cores // self.launcher.processes)
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
@@ -80,7 +80,7 @@ class ParallelWork:
             "PYTHONPATH": path,
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": str(threads),
-            # with the agents' own store, stale keys make a restart hang or use up all tries (pytorch #135712)
+            # in the agents' own store, stale keys can make a restart hang or use up all restarts (pytorch #135712)
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
 
@@ -96,10 +96,10 @@ class ParallelWork:
         """Return if the work is done.
 
         Raises:
-            UserError: with the words of ``failed.txt``.
-            LaunchError: if it is not done for another reason.
+            UserError: with the text of ``failed.txt``.
+            LaunchError: if the work is not done for another reason.
         """
-        if self.is_complete():  # whatever befell the processes after that
+        if self.is_complete():  # how the processes ended after that does not matter
             return
         if self.failed.exists():
             raise UserError(self.failed.read_text(encoding="utf-8").strip())

@@ -1,12 +1,13 @@
-"""Folders on S3, whole or not at all; the only importer of boto3.
+"""Upload and download whole folders on S3. No other package imports boto3.
 
-``upload`` writes the manifest last and removes it before anything under it changes, so a prefix with a manifest is
-whole, and one without is nothing. ``download`` makes its folder appear when every file has the manifest's digest.
-Both go on where they were interrupted; what is there with the right digest is not sent again.
+``upload`` removes the manifest before it changes any file under the prefix, and writes the manifest last. So a prefix
+with a manifest is complete, and a prefix without one counts as empty. ``download`` makes its folder appear when every
+file has the manifest's digest. Both continue where they were interrupted, and transfer no file again that has the
+right digest.
 """
 
 from tokenbridge.base.errors import UserError
 
 
 class StorageError(UserError):
-    """S3 said no, or nothing; the message names the address, the setting and the remedy, and never a secret."""
+    """S3 refused or did not answer. The message names the address, the setting and the remedy, but never a secret."""

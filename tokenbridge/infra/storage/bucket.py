@@ -15,34 +15,34 @@ from tokenbridge.infra.storage.client import BROKEN_STREAM, explained, make_clie
 from tokenbridge.infra.storage.paths import is_plain
 
 SCHEME = "s3://"
-BODY_ATTEMPTS = 4  # for an answer that breaks off; requests as such are retried by boto3
-DIGEST = "sha256"  # the object's metadata that holds it, in hexadecimal
+BODY_ATTEMPTS = 4  # for a response that breaks off; boto3 itself retries only requests
+DIGEST = "sha256"  # key of the digest in the object's metadata, in hexadecimal
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What S3 tells of an object without sending it."""
+    """An object without its content, as S3 lists it."""
 
     path: str  # relative to the folder
     size: int  # bytes
-    etag: str  # differs whenever the content does
+    etag: str  # changes whenever the content changes
 
 
 @dataclass(frozen=True)
 class Head(StoredObject):
-    """What it tells of one object that it is asked for."""
+    """An object without its content, as S3 describes it on a HEAD request."""
 
-    sha256: str | None  # as its uploader gave it
-    checksum: str | None  # SHA-256 as S3 itself computed it, in base64; of a multipart object: of the parts' digests
+    sha256: str | None  # as the uploader gave it
+    checksum: str | None  # SHA-256 that S3 computed, in base64; for a multipart object, of the parts' digests
 
 
 def checksum_of(content: bytes) -> str:
-    """SHA-256 in the form that S3 compares on arrival."""
+    """Return the SHA-256 in the form that S3 compares on arrival."""
     return base64.b64encode(hashlib.sha256(content).digest()).decode()
 
 
 class S3Folder:
-    """Everything below s3://bucket/prefix/. Threads may share it.
+    """All objects below s3://bucket/prefix/. Threads may share an instance.
 
     Raises:
         StorageError: from every method, when S3 refuses or does not answer.
@@ -63,19 +63,19 @@ class S3Folder:
         return f"{SCHEME}{self.bucket}/{self.prefix}{path}"
 
     def where(self, path: str) -> dict[str, str]:
-        """The arguments by which boto3 knows an object."""
+        """Return the arguments with which boto3 identifies an object."""
         return {"Bucket": self.bucket, "Key": self.prefix + path}
 
     def call(self, operation: str, path: str, **arguments: Any) -> Any:
-        """An operation of boto3's client on one object."""
+        """Call an operation of boto3's client on one object."""
         with explained(self.address(path), self.config):
             return getattr(self.client, operation)(**self.where(path), **arguments)
 
     def list(self) -> list[StoredObject]:
-        """All objects, sorted by path. Markers of empty folders are passed over.
+        """Return all objects, sorted by path. Skip the markers of empty folders.
 
         Raises:
-            StorageError: also for a name that could not be a file's below a folder.
+            StorageError: also for a name that cannot be a file's name below a folder.
         """
         found = []
         for item in self.pages("list_objects_v2", "Contents", Prefix=self.prefix):
@@ -88,13 +88,13 @@ class S3Folder:
         return sorted(found, key=lambda each: each.path)
 
     def pages(self, operation: str, field: str, **arguments: str) -> Iterator[dict[str, Any]]:
-        """The items of an answer in pages."""
+        """Yield the items of a paginated answer."""
         with explained(str(self), self.config):
             for page in self.client.get_paginator(operation).paginate(Bucket=self.bucket, **arguments):
                 yield from page.get(field, [])
 
     def head(self, path: str) -> Head | None:
-        """None if there is no such object."""
+        """Describe one object. Return None if there is no such object."""
         with explained(self.address(path), self.config):
             try:
                 answer = self.client.head_object(**self.where(path), ChecksumMode="ENABLED")
@@ -106,7 +106,7 @@ class S3Folder:
         return Head(path, answer["ContentLength"], answer["ETag"].strip('"'), digest, answer.get("ChecksumSHA256"))
 
     def read(self, item: StoredObject, start: int = 0, size: int | None = None) -> bytes:
-        """Bytes start .. start + size - 1, or to the end; of that very content, never of what replaced it meanwhile."""
+        """Return bytes start .. start + size - 1, or to the end. Fail if other content has replaced the object."""
         size = item.size - start if size is None else size
         if size == 0:
             return b""
@@ -123,10 +123,10 @@ class S3Folder:
         raise AssertionError("the last attempt returns or raises")
 
     def put(self, path: str, content: bytes) -> None:
-        """Store a whole object; S3 compares its SHA-256 on arrival."""
+        """Store a whole object. S3 compares its SHA-256 on arrival."""
         digest = hashlib.sha256(content).hexdigest()
         self.call("put_object", path, Body=content, Metadata={DIGEST: digest}, ChecksumSHA256=checksum_of(content))
 
     def delete(self, path: str) -> None:
-        """No error if there is none."""
+        """Delete an object. A missing object is no error."""
         self.call("delete_object", path)

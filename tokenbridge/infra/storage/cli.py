@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add them to the parser of ``tokenbridge``."""
+    """Add the storage commands to the parser of ``tokenbridge``."""
     upload = commands.add_parser("upload", help="store a folder on S3; the same again goes on, or changes nothing")
     upload.add_argument("folder", type=Path)
     upload.add_argument("address", help="s3://bucket/prefix")
@@ -53,7 +53,7 @@ def _remote(options: argparse.Namespace) -> None:
 
 
 def _settings() -> "StorageConfig":
-    """Those of the pipeline in this folder; outside of one, AWS's own variables and files say all."""
+    """Return the settings of the pipeline in this folder. Outside a pipeline only AWS's variables and files count."""
     from tokenbridge.config import StorageConfig
     from tokenbridge.config.params import PARAMS_FILE, load_params
 
@@ -62,7 +62,7 @@ def _settings() -> "StorageConfig":
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Ctrl-C, and files that cannot be read or written, in one line."""
+    """Report Ctrl-C, and files that cannot be read or written, in one line."""
     try:
         yield
     except KeyboardInterrupt as error:

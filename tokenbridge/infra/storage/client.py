@@ -1,4 +1,4 @@
-"""The connection to S3, and its errors in words that say what to do."""
+"""The connection to S3, and error messages that say what to do."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from botocore.exceptions import (
 from tokenbridge.config import StorageConfig
 from tokenbridge.infra.storage import StorageError
 
-THREADS = 16  # requests under way at a time
+THREADS = 16  # concurrent requests
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 BROKEN_STREAM = (HTTPClientError, IncompleteReadError)
 NO_ANSWER = (ConnectionError, *BROKEN_STREAM)
@@ -31,7 +31,7 @@ EXPIRED = "the session token is not valid, or no longer: log in again, or set AW
 REGION = "the bucket is in another region: set storage.region"
 BUSY = "the server is overloaded or broken: repeat later; what is done stays done"
 
-REMEDIES = {  # by S3's error code; a HEAD request has the number alone
+REMEDIES = {  # by S3's error code; the answer to a HEAD request has only the number
     "NoSuchBucket": "there is no such bucket: make it, or correct the address",
     "InvalidBucketName": "S3 allows no such bucket name: correct the address",
     "NoSuchKey": "there is no such object",
@@ -58,12 +58,12 @@ REMEDIES = {  # by S3's error code; a HEAD request has the number alone
 
 
 def endpoint_of(config: StorageConfig) -> str | None:
-    """The address of the server in use; None: Amazon's, or what ~/.aws/config says."""
+    """Return the address of the server in use. None stands for Amazon's, or for the one in ~/.aws/config."""
     return config.endpoint or next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
 
 
 def make_client(config: StorageConfig) -> Any:
-    """A client of boto3, which threads may share. AWS_MAX_ATTEMPTS sets how often a request is tried; default: 5."""
+    """Return a boto3 client, which threads may share. AWS_MAX_ATTEMPTS limits the attempts per request (default 5)."""
     settings = Config(connect_timeout=10, read_timeout=60, max_pool_connections=THREADS)
     with explained("S3", config):
         session = boto3.Session(profile_name=config.profile, region_name=config.region)
@@ -75,7 +75,7 @@ def make_client(config: StorageConfig) -> Any:
 
 @contextmanager
 def explained(place: str, config: StorageConfig) -> Iterator[None]:
-    """Raise what goes wrong with ``place`` as a ``StorageError``."""
+    """Raise errors of boto3 as a ``StorageError`` about ``place``."""
     try:
         yield
     except ClientError as error:
@@ -91,5 +91,5 @@ def explained(place: str, config: StorageConfig) -> Iterator[None]:
             f"{place}: no answer from {server}: start it, check the network, or correct the address "
             f"(storage.endpoint, AWS_ENDPOINT_URL); what is done stays done, so repeat then. It was: {error}"
         ) from error
-    except BotoCoreError as error:  # a setting of AWS's that boto3 cannot use
+    except BotoCoreError as error:  # such as an AWS setting that boto3 cannot use
         raise StorageError(f"{place}: {error}") from error

@@ -1,4 +1,4 @@
-"""A folder from S3."""
+"""Download a folder from S3."""
 
 import os
 import shutil
@@ -22,14 +22,14 @@ Objects = dict[str, StoredObject]  # by path
 
 
 def download(uri: str, folder: Path, config: StorageConfig, every: float = 5.0) -> None:
-    """Bring what ``upload`` stored under ``uri``; ``folder`` appears when it is whole and every digest is right.
+    """Download what ``upload`` stored under ``uri``. ``folder`` appears when it is complete and all digests are right.
 
     Args:
         every: seconds between progress lines.
 
     Raises:
-        StorageError: when there is no whole upload, S3 refuses or does not answer, a digest is wrong, the disk is
-            too small, or ``folder`` is there with other files. Files that were brought wait beside it, in a hidden
+        StorageError: if there is no complete upload, S3 refuses or does not answer, a digest is wrong, the disk is
+            too small, or ``folder`` exists with other files. Downloaded files stay beside ``folder``, in a hidden
             folder, for the next download.
     """
     place = S3Folder(uri, config)
@@ -81,7 +81,7 @@ def _only_writer(aside: Path) -> Iterator[None]:
 
 
 def _receive(place: S3Folder, there: Objects, folder: Path, entries: list[Entry], label: str, every: float) -> None:
-    """Make ``folder`` what the entries say; of an earlier attempt, only what has the right digest is kept."""
+    """Download ``entries`` into ``folder``. Keep a file of an earlier attempt only if it has the right digest."""
     folder.mkdir(exist_ok=True)
     found = scan(folder) if any(file.is_file() for file in folder.rglob("*")) else []
     missing = sorted(set(entries) - set(found), key=lambda entry: entry.path)

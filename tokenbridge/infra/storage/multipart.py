@@ -1,4 +1,4 @@
-"""Large files in parts: sent side by side, and gone on with where a killed upload stopped."""
+"""Upload large files in parallel parts, and continue where a killed upload stopped."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from tokenbridge.infra.storage.bucket import DIGEST, S3Folder, checksum_of
 from tokenbridge.infra.storage.parallel import in_parallel
 
 MEBIBYTE = 2**20
-PART_SIZE = 8 * MEBIBYTE  # S3 wants 5 MiB at least
+PART_SIZE = 8 * MEBIBYTE  # S3 requires at least 5 MiB
 MOST_PARTS = 10_000  # S3's limit
 
 
@@ -26,25 +26,25 @@ class Part:
 
 
 def split_file(size: int) -> list[Part]:
-    """The same parts whenever a file has this size, so that a rerun knows those of an earlier run."""
+    """Return the parts of a file of this size, always the same, so that a rerun finds those of an earlier run."""
     step = max(PART_SIZE, -(-size // MOST_PARTS))
     return [Part(n + 1, start, min(step, size - start)) for n, start in enumerate(range(0, size, step))]
 
 
 def composite_checksum(checksums: list[str]) -> str:
-    """What S3 calls the checksum of an object in parts: the digest of their digests, and how many they are."""
+    """Return what S3 calls the checksum of a multipart object: the digest of the parts' digests, and their number."""
     together = hashlib.sha256(b"".join(map(base64.b64decode, checksums))).digest()
     return f"{base64.b64encode(together).decode()}-{len(checksums)}"
 
 
 def send_in_parts(folder: S3Folder, path: str, file: Path, sha256: str, advance: Callable[[int], None]) -> str:
-    """Store ``file`` as ``path``; returns the checksum that S3 should now have.
+    """Store ``file`` as ``path``, and return the checksum that S3 should now have.
 
-    Goes on with the newest unfinished upload of ``path``. A part of it counts only if it is the file's, byte for byte.
+    Continue the newest unfinished upload of ``path``. Its parts count only if they equal the file's, byte for byte.
 
     Args:
-        sha256: for the object's metadata. An upload that was begun earlier keeps what it was begun with.
-        advance: told the bytes of each part that is there.
+        sha256: for the object's metadata. An upload that was begun earlier keeps the digest that it was begun with.
+        advance: called with the size of each part that is stored.
     """
     unfinished = unfinished_uploads(folder, path)
     upload = unfinished[-1] if unfinished else begin(folder, path, sha256)
@@ -74,7 +74,7 @@ def begin(folder: S3Folder, path: str, sha256: str) -> str:
 
 
 def unfinished_uploads(folder: S3Folder, path: str) -> list[str]:
-    """Ids of the uploads of this very path that nobody completed, oldest first."""
+    """Return the ids of the uploads of exactly this path that no one completed, oldest first."""
     key = folder.where(path)["Key"]
     found = [item for item in folder.pages("list_multipart_uploads", "Uploads", Prefix=key) if item["Key"] == key]
     return [item["UploadId"] for item in sorted(found, key=lambda item: item["Initiated"])]
@@ -85,7 +85,7 @@ def parts_of(folder: S3Folder, path: str, upload: str) -> list[dict[str, Any]]:
 
 
 def is_same(stored: dict[str, Any] | None, content: bytes, checksum: str) -> bool:
-    """Whether a stored part has this content. Some servers keep no SHA-256 of it; its ETag is then its MD5."""
+    """Return whether a stored part has this content. On a server that keeps no SHA-256, the part's ETag is its MD5."""
     if stored is None or stored["Size"] != len(content):
         return False
     if "ChecksumSHA256" in stored:

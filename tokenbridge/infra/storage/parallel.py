@@ -1,4 +1,4 @@
-"""Many requests at a time."""
+"""Run many requests in parallel."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results in the order in which they come; on the first error, or Ctrl-C, what has not begun is dropped."""
+    """Yield results as they come. On the first error, or on Ctrl-C, drop the items that have not begun."""
     with ThreadPoolExecutor(THREADS) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:

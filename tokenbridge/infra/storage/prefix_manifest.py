@@ -1,4 +1,4 @@
-"""What an uploaded folder holds: paths, sizes and digests, in one object that is written last."""
+"""The manifest of an uploaded folder: paths, sizes and digests, in one object that is written last."""
 
 import json
 import re
@@ -28,10 +28,10 @@ class Entry:
 
 
 def scan(folder: Path) -> list[Entry]:
-    """The files below ``folder``, sorted by path; empty folders are not seen.
+    """Return the files below ``folder``, sorted by path. Empty folders are ignored.
 
     Raises:
-        StorageError: when it is no folder, has no file, or has a file that cannot be stored.
+        StorageError: if ``folder`` is not a folder, has no file, or has a file that cannot be stored under its name.
     """
     if not folder.is_dir():
         raise StorageError(f"{folder} is not a folder: name one that holds files")
@@ -53,10 +53,10 @@ def encode(entries: Sequence[Entry]) -> bytes:
 
 
 def decode(content: bytes, place: str) -> list[Entry]:
-    """The entries of a manifest, none of which can reach outside of the folder that it is downloaded to.
+    """Return the entries of a manifest. No entry's path can leave the folder that the files are downloaded to.
 
     Raises:
-        StorageError: when it is damaged, of another format, or names a path that leaves the folder.
+        StorageError: if the manifest is damaged, has another format, or names a path that leaves the folder.
     """
     try:
         manifest = json.loads(content)
@@ -76,13 +76,13 @@ def decode(content: bytes, place: str) -> list[Entry]:
 
 
 def check_distinct(paths: list[str], place: str) -> None:
-    """No name twice, and none both a file's and a folder's."""
+    """Raise a StorageError if a path appears twice, or as both a file and a folder."""
     folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
     if len(set(paths)) < len(paths) or folders & set(paths):
         raise StorageError(f"{place} names a path twice, or as both file and folder: upload the folder again")
 
 
 def transfer_progress(label: str, entries: Sequence[Entry], missing: Sequence[Entry], every: float) -> Progress:
-    """Counts the bytes of all entries, those that are not missing as done."""
+    """Return a progress that counts the bytes of all entries. Entries that are not missing count as done."""
     total, left = (sum(entry.size for entry in some) for some in (entries, missing))
     return Progress(label, total, "bytes", every, done=total - left)

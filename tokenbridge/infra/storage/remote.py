@@ -1,4 +1,4 @@
-"""DVC's remote, from the settings of conf/storage."""
+"""Set DVC's remote from the settings of conf/storage."""
 
 import subprocess
 import sys
@@ -9,14 +9,14 @@ from tokenbridge.infra.storage import StorageError
 from tokenbridge.infra.storage.bucket import SCHEME
 from tokenbridge.infra.storage.client import endpoint_of
 
-REMOTE = "storage"  # its name in .dvc/config.local
+REMOTE = "storage"  # the remote's name in .dvc/config.local
 
 
 def set_dvc_remote(root: Path, config: StorageConfig) -> str:
-    """Make s3://bucket/prefix DVC's default remote in root/.dvc/config.local, which git ignores; returns its address.
+    """Make s3://bucket/prefix DVC's default remote in root/.dvc/config.local, which git ignores. Return the address.
 
     Raises:
-        StorageError: when no bucket is named, or DVC refuses.
+        StorageError: if no bucket is named, or DVC refuses.
     """
     if config.bucket is None:
         raise StorageError("storage.bucket is not set: `tokenbridge remote storage.bucket=<name>`, or in conf/storage")

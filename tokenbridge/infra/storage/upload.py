@@ -1,4 +1,4 @@
-"""A folder to S3."""
+"""Upload a folder to S3."""
 
 from functools import partial
 from pathlib import Path
@@ -13,17 +13,17 @@ from tokenbridge.infra.storage.prefix_manifest import MANIFEST, Entry, encode, s
 
 
 def upload(folder: Path, uri: str, config: StorageConfig, every: float = 5.0) -> None:
-    """Store every file below ``folder`` under ``uri``, and then the manifest that makes it count.
+    """Store every file below ``folder`` under ``uri``, and then the manifest that makes the upload complete.
 
     Args:
         every: seconds between progress lines.
 
     Raises:
-        StorageError: when S3 refuses or does not answer, or a file changes meanwhile. What was sent stays there for
-            the next upload; a reader sees nothing of it.
+        StorageError: if S3 refuses or does not answer, or a file changes meanwhile. What was sent stays there for
+            the next upload. ``download`` refuses it until an upload is complete.
     """
     place = S3Folder(uri, config)
-    there = {item.path: item for item in place.list()}  # before the work, since it finds mistakes in the settings
+    there = {item.path: item for item in place.list()}  # first, to find mistakes in the settings early
     print(f"upload {folder}: reading its files", flush=True)
     entries = scan(folder)
     candidates = [entry for entry in entries if entry.path in there and there[entry.path].size == entry.size]
@@ -48,7 +48,7 @@ def _matches(head: Head | None, entry: Entry) -> bool:
 
 
 def _send(place: S3Folder, folder: Path, entries: list[Entry], progress: Progress) -> None:
-    """Small files side by side, then large ones one by one, their parts side by side."""
+    """Send small files in parallel, then large files one by one, with their parts in parallel."""
     small = [entry for entry in entries if entry.size <= PART_SIZE]
     for size in in_parallel(partial(_send_whole, place, folder), small):
         progress.advance(size)
@@ -68,7 +68,7 @@ def _send_large(place: S3Folder, file: Path, entry: Entry, progress: Progress) -
     before = file.stat().st_mtime_ns
     checksum = send_in_parts(place, entry.path, file, entry.sha256, progress.advance)
     head = place.head(entry.path)
-    if head is not None and head.sha256 != entry.sha256:  # it went on with an upload of what the file was before
+    if head is not None and head.sha256 != entry.sha256:  # it continued an upload of the file's earlier content
         checksum = send_in_parts(place, entry.path, file, entry.sha256, lambda _: None)
     if file.stat().st_mtime_ns != before:
         raise StorageError(f"{file} changed while it was uploaded: upload it again when it is at rest")
@@ -76,7 +76,7 @@ def _send_large(place: S3Folder, file: Path, entry: Entry, progress: Progress) -
 
 
 def _check_stored(place: S3Folder, entry: Entry, checksum: str) -> None:
-    """Ask S3 what it has now. Some servers keep no checksum of their own; ours is in the metadata."""
+    """Check what S3 has now. Some servers keep no checksum of their own, but ours is in the metadata."""
     head = place.head(entry.path)
     if head is None or not _matches(head, entry) or head.checksum not in (None, checksum):
         raise StorageError(

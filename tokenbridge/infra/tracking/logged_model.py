@@ -1,7 +1,7 @@
-"""A pipeline folder as an MLflow model: self-contained, served by ``mlflow models serve``.
+"""Log a pipeline folder as a self-contained MLflow model, which ``mlflow models serve`` can serve.
 
-Built from MLflow's parts instead of ``mlflow.pyfunc.log_model``, which runs the model on its example, changes the
-process's tracking URI and ends the run it logs to.
+This module uses MLflow's parts instead of ``mlflow.pyfunc.log_model``. That function would run the model on its
+example, change the process's tracking URI and end the run that it logs to.
 """
 
 import tempfile
@@ -18,11 +18,11 @@ import tokenbridge
 from tokenbridge.infra.dvc import md5_as_dvc
 from tokenbridge.infra.tracking.store import Store
 
-MODEL_MD5 = "model.md5"  # tag: the model's digest, as dvc.lock has it
-MAX_ROWS, MAX_STEPS = 64, 256  # of one request; `model_config` of pyfunc.load_model and models serve overrides them
+MODEL_MD5 = "model.md5"  # tag: the model's digest, as in dvc.lock
+MAX_ROWS, MAX_STEPS = 64, 256  # per request; `model_config` of pyfunc.load_model and models serve overrides them
 PACKAGE = Path(tokenbridge.__file__).parent
 SERVED_MODEL = PACKAGE / "ops/serving/served_model.py"
-# what tokenbridge.sampling.pipeline imports; our own code travels with the model
+# the packages that tokenbridge.sampling.pipeline imports; our own code is part of the model
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "numpy", "pillow", "pandas", "hydra-core")
 OPTIONAL = {"seed": "long", "guidance_scale": "double", "steps": "long", "temperature": "double"}
 SIGNATURE = ModelSignature(
@@ -38,7 +38,7 @@ def log_model(store: Store, run_id: str, pipeline: Path, name: str, mark: str) -
     """Log the folder ``pipeline`` as model ``name`` of a run, and return the model's id.
 
     Args:
-        mark: identifies this model within its run; a model half logged under it is completed, not logged again.
+        mark: identifies this model within its run; a model partly logged under it is completed, not logged again.
     """
     tags = {"spool.file": mark, MODEL_MD5: md5_as_dvc(pipeline)}
     model = find_model(store, run_id, mark) or store.client.create_logged_model(
@@ -62,7 +62,7 @@ def find_model(store: Store, run_id: str, mark: str) -> LoggedModel | None:
 
 
 def find_by_digest(store: Store, md5: str) -> LoggedModel | None:
-    """A whole model of this digest, whichever run logged it."""
+    """Return a completely logged model of this digest, from any run, or None."""
     found = store.client.search_logged_models([store.experiment], f"tags.`{MODEL_MD5}` = '{md5}'")
     return next((model for model in found if str(model.status) == "READY"), None)
 

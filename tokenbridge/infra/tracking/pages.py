@@ -1,7 +1,7 @@
-"""What people see in MLflow's pages: the experiment's description, its saved views of the runs table, and addresses.
+"""MLflow's pages: their addresses, and the experiment's description and saved views of the runs table.
 
 A saved view is a tag of the experiment. MLflow 3 lists it in the menu "Views" and applies it when an address has its
-key; the tag's form is what MLflow's own pages write when a view is saved there.
+key. The tag has the form that MLflow's own pages write when a view is saved there.
 """
 
 import json
@@ -28,16 +28,16 @@ Menu **Views**: `Pipelines` has the columns that matter, `Trainings` leaves trai
 
 Status KILLED means that it was stopped, or vanished without a word; the next run takes up its work.
 """
-# without it MLflow's page opens on tools for chat models
+# without this, MLflow's page opens with tools for chat models
 TRAINING_PAGES = "workflowType=machine_learning"
 VIEW_TAG = "mlflow.sharedViewState."  # followed by the view's key
 # smaller is better; MLflow leaves out a column that no run has
 DISTANCES = ("fd_efficientnet_lite0_32px", "fd_efficientnet_lite0_224px", "fid_inception")
 DURATION = "attributes.`Duration`"
-# by the ids that MLflow's table gives them, and their widths in pixels
+# the columns' ids in MLflow's table, and their widths in pixels
 FIRST_COLUMNS = {"attributes.`Run Name`": 260, "runDateAndNestInfo": 140, "duration": 80}
-MARGIN, LETTER, NARROWEST = 20, 7, 11  # pixels around a name and of a letter; letters of the narrowest column
-HEADLINES = (*DISTANCES, "class_accuracy", "validation_loss")  # of a pipeline: what one would compare it by
+MARGIN, LETTER, NARROWEST = 20, 7, 11  # pixels around a name; pixels per letter; letters in the narrowest column
+HEADLINES = (*DISTANCES, "class_accuracy", "validation_loss")  # the metrics by which pipelines are compared
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class View:
     """Columns of the runs table, from left to right, and which runs it shows.
 
     Attributes:
-        filter: MLflow's search expression; empty: all runs.
+        filter: MLflow's search expression. An empty one shows all runs.
     """
 
     name: str
@@ -55,7 +55,7 @@ class View:
     filter: str = ""
 
     def as_tag(self) -> str:
-        """The value that MLflow's pages expect."""
+        """Return the tag's value in the form that MLflow's pages expect."""
         names = {f"{kind}.`{name}`": name for kind in ("metrics", "params", "tags") for name in getattr(self, kind)}
         widths = {column: MARGIN + LETTER * max(len(name), NARROWEST) for column, name in names.items()}
         state = {
@@ -87,12 +87,12 @@ VIEWS = {
 
 
 def experiment_tags() -> dict[str, str]:
-    """What the experiment is to have; a person may change any of it in the pages."""
+    """Return the tags that the experiment gets. People may change them in MLflow's pages."""
     return {DESCRIPTION_TAG: DESCRIPTION} | {VIEW_TAG + key: view.as_tag() for key, view in VIEWS.items()}
 
 
 def address(tracking_uri: str) -> str:
-    """Of the pages of a store: the server's own, without a password, or what ``tokenbridge ui`` serves."""
+    """Return the address of a store's pages: the server's, without user and password, or that of ``tokenbridge ui``."""
     if not is_server(tracking_uri):
         return "http://{}:{}".format(*LOCAL_ADDRESS)
     parts = urlsplit(tracking_uri)
@@ -104,7 +104,7 @@ def is_server(tracking_uri: str) -> bool:
 
 
 def runs_page(tracking_uri: str, experiment: str) -> str:
-    """All runs of the experiment, in the view of pipelines."""
+    """Return the address of the experiment's runs, in the view of pipelines."""
     page = f"{address(tracking_uri)}/#/experiments/{experiment}/runs"
     return f"{page}?{TRAINING_PAGES}&viewStateShareKey={PIPELINES}"
 
@@ -114,5 +114,5 @@ def run_page(tracking_uri: str, experiment: str, run: str) -> str:
 
 
 def version_page(tracking_uri: str, model: str, number: int) -> str:
-    """A version of a registered model."""
+    """Return the address of a version of a registered model."""
     return f"{address(tracking_uri)}/#/models/{quote(model)}/versions/{number}?{TRAINING_PAGES}"

@@ -1,4 +1,4 @@
-"""What the syncer sees of spools: which have news, their events, and how far each was sent."""
+"""Spools as the syncer sees them: which have news, their events, and how much of each was sent."""
 
 import json
 import shutil
@@ -15,17 +15,17 @@ from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
 
 @dataclass
 class SyncState:
-    """How far a spool has come into which store."""
+    """How much of a spool was sent, and to which store."""
 
     store: str = ""
     run_id: str | None = None
     offset: int = 0  # bytes of events.jsonl that are in MLflow
     done: bool = False
-    refused: list[str] = field(default_factory=list)  # what MLflow would not take, and why
+    refused: list[str] = field(default_factory=list)  # what MLflow refused, and why
 
 
 class Spool:
-    """Reads a spool folder, for the syncer."""
+    """A spool folder, as the syncer reads it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.id = folder, folder.name
@@ -46,7 +46,7 @@ class Spool:
         write_json(self.folder / "state.json", asdict(state))
 
     def abandoned(self) -> bool:
-        """Whether the writing process has ended, however it ended."""
+        """Return whether the writing process has ended, for whatever reason."""
         lock = FileLock(self.folder / "writer.lock")
         try:
             with lock.acquire(blocking=False):
@@ -60,21 +60,21 @@ class Spool:
         return not state.done and (grown or state.run_id is None or self.abandoned())
 
     def events(self, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (offset behind the event, event) from ``offset`` to what is now the last whole line.
+        """Yield (offset behind the event, event), from ``offset`` to the line that is the last whole one now.
 
-        What a busy writer adds meanwhile is left for the next call, or other spools would never have their turn.
+        Lines that a busy writer adds meanwhile are left for the next call. Otherwise other spools would have to wait.
         """
         end = self.events_path.stat().st_size
         with self.events_path.open("rb") as file:
             file.seek(offset)
             for line in file:
                 if offset + len(line) > end or not line.endswith(b"\n"):
-                    return  # written since, being written, or torn by a kill
+                    return  # written since the call, not yet complete, or cut short by a kill
                 offset += len(line)
                 yield offset, json.loads(line)
 
     def last_time(self) -> int:
-        """When something was last written, in milliseconds."""
+        """Return the time of the last write, in milliseconds."""
         return self.events_path.stat().st_mtime_ns // 1_000_000
 
     def delete(self) -> None:
@@ -82,6 +82,6 @@ class Spool:
 
 
 def find_spools(root: Path) -> list[Spool]:
-    """All spools under ``root``, oldest first."""
+    """Return all spools under ``root``, oldest first."""
     folders = sorted((root / SPOOL_FOLDER).glob("*/meta.json"))
     return [Spool(path.parent) for path in folders]

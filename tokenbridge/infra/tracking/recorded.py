@@ -1,4 +1,4 @@
-"""What a pipeline run in MLflow holds, so that it can be rebuilt; ``tokenbridge.ops.runs.pipeline_run`` records it."""
+"""The record in MLflow that rebuilds a pipeline run. ``tokenbridge.ops.runs.pipeline_run`` writes it."""
 
 import tempfile
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from tokenbridge.config.params import PARAMS_FILE
 from tokenbridge.infra.dvc import LOCK_FILE
 from tokenbridge.infra.tracking.store import Store, connect
 
-PIPELINE = "pipeline"  # the stage that such a run is tagged with
+PIPELINE = "pipeline"  # value of the tag `stage` of a pipeline run
 PATCH_FILE = "uncommitted.patch"
 PACKAGES_FILE = "packages.txt"
-LEFT_OUT = "git.left_out"  # files that are too large for the patch
+LEFT_OUT = "git.left_out"  # tag: files that are too large for the patch
 LOCK_DIGEST = "dvc.lock.sha256"
 PROCESSOR = "processor"
-SOURCE_STATE = "source.state"  # of the images, as tokenbridge.sources.state tells it
+SOURCE_STATE = "source.state"  # tag: state of the images, from tokenbridge.sources.state
 
 
 class RecordError(UserError):
-    """A run from which nothing can be rebuilt."""
+    """The run is unknown, or its record is not enough to rebuild it."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class RecordedRun:
 
     Attributes:
         params, lock: texts of params.yaml and dvc.lock.
-        patch: what was changed in the commit's files.
-        packages: name -> version of the environment.
-        metrics: ``<stage>/<metric>`` of the stages that came to an end.
-        left_out: files that git did not know, too large for the patch.
+        patch: the uncommitted changes to the commit's files.
+        packages: name -> version in the environment.
+        metrics: ``<stage>/<metric>`` -> value, of the stages that finished.
+        left_out: files that git did not track and that were too large for the patch.
     """
 
     run_id: str
@@ -48,10 +48,10 @@ class RecordedRun:
 
 
 def read_recorded(root: Path, run_id: str) -> RecordedRun:
-    """The pipeline run of this id, or the one that the run of a stage belongs to.
+    """Return the pipeline run of this id, or the pipeline run that a stage's run of this id belongs to.
 
     Raises:
-        RecordError: if MLflow has none, or not all of it.
+        RecordError: if MLflow has no such run, or its record is incomplete.
     """
     store = connect(root)
     run = _pipeline_run(store, run_id)
@@ -89,7 +89,7 @@ def _pipeline_run(store: Store, run_id: str) -> Run:
 
 
 def _files(store: Store, run: Run) -> dict[str, bytes]:
-    """The run's artifacts at the top, by name."""
+    """Return the record's files by name, from the top level of the run's artifacts."""
     names = [item.path for item in store.client.list_artifacts(run.info.run_id) if not item.is_dir]
     wanted = [name for name in names if name in (PARAMS_FILE, LOCK_FILE, PATCH_FILE, PACKAGES_FILE)]
     with tempfile.TemporaryDirectory() as scratch:

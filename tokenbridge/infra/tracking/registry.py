@@ -1,7 +1,7 @@
 """Versions of registered models and their aliases, in the MLflow store.
 
-A version is a model, known by its digest: a second evaluation of the same weights is news of that version (its tags,
-its metrics), not another version, for there is nothing else to serve.
+A version is a model, identified by its digest. A second evaluation of the same weights updates the tags and metrics of
+that version. It makes no new version, because there is nothing else to serve.
 """
 
 import shutil
@@ -24,9 +24,9 @@ from tokenbridge.infra.tracking.logged_model import MODEL_MD5, find_by_digest, l
 from tokenbridge.infra.tracking.store import Store, connect, tracking_uri
 
 CHAMPION, PREVIOUS = "champion", "previous"
-VETO = "veto"  # tag: who will not have this version promoted, and why
+VETO = "veto"  # tag: who forbids the promotion of this version, and why
 MODEL_ID = "model.id"  # tag: MLflow's id of the logged model
-EVALUATION = "evaluation.md5"  # tag: digest of the report that the metrics are from
+EVALUATION = "evaluation.md5"  # tag: digest of the report that the metrics come from
 METRIC = "metric."  # prefix of the tags that hold metrics
 LONGEST_DESCRIPTION = 5000  # characters; MLflow's databases hold no more
 LONGEST_TAG = 5000
@@ -48,12 +48,12 @@ class Version:
 
     @property
     def md5(self) -> str:
-        """Digest of its pipeline folder, as in dvc.lock."""
+        """The digest of the version's pipeline folder, as in dvc.lock."""
         return self._tag(MODEL_MD5)
 
     @property
     def model_id(self) -> str:
-        """Of the logged model whose files it has."""
+        """MLflow's id of the logged model whose files the version has."""
         return self._tag(MODEL_ID)
 
     def _tag(self, key: str) -> str:
@@ -67,10 +67,10 @@ class Version:
 
 @contextmanager
 def open_registry(root: Path) -> Iterator["Registry"]:
-    """The registry of the store in use.
+    """Open the registry of the store in use.
 
     Raises:
-        RegistryError: if it does not answer, now or in the ``with`` block.
+        RegistryError: if the registry does not answer, now or in the ``with`` block.
     """
     try:
         yield Registry(connect(root))
@@ -82,7 +82,7 @@ def open_registry(root: Path) -> Iterator["Registry"]:
 
 
 def is_registered(root: Path, name: str, tags: dict[str, str]) -> bool:
-    """Whether this very model with this very evaluation is a version; false if there is nobody to ask."""
+    """Return whether a version has exactly this model and this evaluation. Return False if MLflow does not answer."""
     try:
         version = Registry(connect(root)).of_model(name, tags[MODEL_MD5])
     except (MlflowException, OSError):
@@ -91,21 +91,21 @@ def is_registered(root: Path, name: str, tags: dict[str, str]) -> bool:
 
 
 class Registry:
-    """What the project asks of MLflow's model registry."""
+    """The project's access to MLflow's model registry."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.client = store, store.client
 
     def versions(self, name: str) -> list[Version]:
-        """Newest first."""
+        """Return the model's versions, newest first."""
         found = self.client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
         return [_version(entry) for entry in found]
 
     def version(self, name: str, number: int | None = None) -> Version:
-        """The version of this number, the newest one by default.
+        """Return the version of this number, or the newest one by default.
 
         Raises:
-            RegistryError: naming those there are.
+            RegistryError: if there is no such version; the message names the existing ones.
         """
         versions = self.versions(name)
         if not versions:
@@ -121,7 +121,7 @@ class Registry:
         return chosen[0]
 
     def holder(self, name: str, alias: str) -> Version | None:
-        """The version that has the alias."""
+        """Return the version that has the alias, or None."""
         aliases = self.client.get_registered_model(name).aliases
         return self.version(name, int(aliases[alias])) if alias in aliases else None
 
@@ -136,10 +136,10 @@ class Registry:
             self.client.set_model_version_tag(version.name, str(version.number), key, value[:LONGEST_TAG])
 
     def fetch(self, version: Version, folder: Path) -> None:
-        """Download the version's pipeline to ``folder``, unless it is there.
+        """Download the version's pipeline to ``folder``, unless the folder exists.
 
         Raises:
-            RegistryError: if what comes is not the model that was registered.
+            RegistryError: if the downloaded files are not the model that was registered.
         """
         if folder.exists():
             return
@@ -155,7 +155,7 @@ class Registry:
 def register(store: Store, run_id: str, folder: Path, event: dict[str, Any]) -> None:
     """Make sure that the pipeline in ``folder`` is a version with the tags and metrics of a spool's event.
 
-    May be repeated. A model that is not in this store is logged first, as one of run ``run_id``.
+    This may be repeated. A model that is not in this store is logged first, as a model of run ``run_id``.
     """
     registry, name, tags = Registry(store), event["name"], event["tags"]
     logged = find_by_digest(store, tags[MODEL_MD5])
@@ -176,13 +176,14 @@ def _create(registry: Registry, run_id: str, name: str, model_id: str, tags: dic
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    identity = {MODEL_MD5: tags[MODEL_MD5], MODEL_ID: model_id}  # with the version, so that a kill leaves none without
+    # set when the version is created, so that a kill leaves no version without them
+    identity = {MODEL_MD5: tags[MODEL_MD5], MODEL_ID: model_id}
     location = registry.client.get_logged_model(model_id).artifact_location  # MLflow seeks models:/ in another store
     return _version(registry.client.create_model_version(name, location, run_id, identity, model_id=model_id))
 
 
 def _shortened(text: str) -> str:
-    """What fits; the run holds the whole as an artifact."""
+    """Cut a description to the length that MLflow holds. The run holds the whole text as an artifact."""
     return text if len(text) <= LONGEST_DESCRIPTION else text[: LONGEST_DESCRIPTION - 3] + "..."
 
 

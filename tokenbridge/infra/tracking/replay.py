@@ -1,7 +1,7 @@
-"""Replays one spool into one MLflow run, with the times at which things happened.
+"""Replay one spool into one MLflow run, with the times at which the events happened.
 
-Everything here may be repeated: a run is found again by its ``spool`` tag, metrics carry their own time stamps (MLflow
-keeps equal ones once), parameters and tags keep their values, artifacts overwrite themselves.
+Everything here may be repeated. A run is found again by its ``spool`` tag. Metrics carry their own time stamps, and
+MLflow keeps equal ones once. Parameters and tags keep their values, and artifacts overwrite themselves.
 """
 
 import getpass
@@ -24,26 +24,26 @@ EVENTS_PER_BATCH = 200
 ITEMS_PER_REQUEST = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's own limits
 LONGEST_VALUE = 5000  # characters of a parameter or tag; MLflow cuts at 6000 and 8000
 LONGEST_DIGEST = 36  # characters; MLflow takes no more
-TRY_AGAIN_STATUS = (401, 403, 404, 408, 429)  # besides 5xx: the server may change its mind
+TRY_AGAIN_STATUS = (401, 403, 404, 408, 429)  # besides 5xx: a later attempt may succeed
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the store answered and will answer the same for ever; else the event is worth another try."""
+    """Return whether every later attempt would fail in the same way. Otherwise the event is worth another attempt."""
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
         return 400 <= status < 500 and status not in TRY_AGAIN_STATUS
     if isinstance(error, FileNotFoundError):
-        return True  # the spool was tampered with
+        return True  # a file of the spool was removed
     return isinstance(error, ValueError | TypeError | ImportError | AttributeError) and not isinstance(error, OSError)
 
 
 def clean_name(name: str) -> str:
-    """MLflow takes letters, digits and ``_-. :/`` in names, at most 250 of them."""
+    """Make a name valid for MLflow, which takes letters, digits and ``_-. :/``, at most 250 of them."""
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:250]
 
 
 def batches(events: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Yield (offset behind, events): light events together, each other one alone, in their order."""
+    """Yield (offset behind the events, events) in order: light events in batches, every other event alone."""
     gathered: list[dict[str, Any]] = []
     end = 0
     for offset, event in events:
@@ -61,11 +61,11 @@ def batches(events: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int,
 
 
 def ensure_run(store: Store, spool: Spool) -> SyncState:
-    """State of a spool that has a run in this store: the one it had, one found by its tag, or a new one."""
+    """Return the spool's state with a run in this store: the run it had, one found by its tag, or a new one."""
     state = spool.state()
     lost = state.run_id is not None and store.run(state.run_id) is None
     if state.store != store.uri or lost:
-        state = SyncState(store=store.uri)  # another store, or an emptied one: it gets everything
+        state = SyncState(store=store.uri)  # another store, or an emptied one, gets all events
     if state.run_id is None:
         state.run_id = store.newest(f"tags.spool = '{spool.id}'") or create_run(store, spool)
         spool.save(state)
@@ -83,13 +83,13 @@ def create_run(store: Store, spool: Spool) -> str:
     }
     if parent := find_parent(store, spool, meta["parent"]):
         tags["mlflow.parentRunId"] = parent
-    name = meta.get("name", meta["stage"])  # none in a spool of an earlier version
+    name = meta.get("name", meta["stage"])  # a spool of an earlier version has no name
     run = store.client.create_run(store.experiment, start_time=meta["start"], tags=tags, run_name=name)
     return str(run.info.run_id)
 
 
 def find_parent(store: Store, spool: Spool, parent: str | None) -> str | None:
-    """Run id of the parent, which is made first when only its spool exists."""
+    """Return the parent's run id. If the parent has only a spool, create its run first."""
     if parent is None:
         return None
     beside = Spool(spool.folder.parent / parent)
@@ -99,7 +99,7 @@ def find_parent(store: Store, spool: Spool, parent: str | None) -> str | None:
 
 
 class Replay:
-    """Sends what is new in a spool, persisting how far it came after every step."""
+    """Send what is new in a spool, and save the progress after every step."""
 
     def __init__(self, store: Store, spool: Spool) -> None:
         self.store, self.client, self.spool = store, store.client, spool
@@ -108,7 +108,7 @@ class Replay:
         self.run_id: str = self.state.run_id
 
     def send(self) -> SyncState:
-        abandoned = self.spool.abandoned()  # asked first: what comes after the answer is still read
+        abandoned = self.spool.abandoned()  # asked first, so that the last events of a writer that ended are read too
         for offset, events in batches(self.spool.events(self.state.offset)):
             if events[0]["type"] in LIGHT:
                 self.send_batch(events)
@@ -137,7 +137,7 @@ class Replay:
                 self.log(kind, entities[start : start + size])
 
     def text_item(self, kind: str, key: str, value: Any) -> tuple[str, str]:
-        """Name and text of a parameter or tag; a long text is cut and goes whole into an artifact."""
+        """Return name and text of a parameter or tag. Cut a long text, and log the whole text as an artifact."""
         name, text = clean_name(key), value if isinstance(value, str) else json.dumps(value)
         if len(text) <= LONGEST_VALUE:
             return name, text
@@ -146,7 +146,7 @@ class Replay:
         return name, f"{text[:LONGEST_VALUE]}... (whole in artifact {path})"
 
     def log(self, kind: str, items: list[Any]) -> None:
-        """Log a batch; if it is refused, halve it until only the refused items are left out."""
+        """Log a batch. If it is refused, halve it until only the refused items are left out."""
         try:
             self.client.log_batch(self.run_id, **{kind: items})
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The local database at the tables of the installed MLflow, with a copy of what it was before."""
+"""Upgrade the local database to the tables of the installed MLflow, and keep a copy of the old one."""
 
 import sqlite3
 import subprocess
@@ -17,17 +17,17 @@ from tokenbridge.base.errors import UserError
 
 @cache
 def known_revisions() -> list[str]:
-    """Of the installed MLflow's tables, the newest first."""
+    """Return the revisions of the tables that the installed MLflow knows, newest first."""
     return [script.revision for script in ScriptDirectory.from_config(_get_alembic_config("")).walk_revisions()]
 
 
 def upgrade_if_old(database: Path) -> None:
-    """Bring a SQLite database that another MLflow made to the installed one's tables.
+    """Upgrade a SQLite database that an older MLflow made to the installed MLflow's tables.
 
-    A copy stays beside it, named after the revision that it had and the time.
+    A copy of the old database stays beside it, named after the old revision and the time.
 
     Raises:
-        UserError: if it is of a newer MLflow, or the upgrade fails; the database is as it was.
+        UserError: if a newer MLflow made the database, or the upgrade fails. The database then stays as it was.
     """
     found = revision(database)
     if found in (None, known_revisions()[0]):
@@ -51,7 +51,7 @@ def upgrade_if_old(database: Path) -> None:
 
 
 def revision(database: Path) -> str | None:
-    """Of the tables, as MLflow's migrations name it; None if MLflow has not made any."""
+    """Return the revision of the tables, as MLflow's migrations name it, or None if MLflow has made no tables."""
     with closing(sqlite3.connect(database)) as connection:
         try:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -61,6 +61,6 @@ def revision(database: Path) -> str | None:
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """All of a database at one moment, whoever else is at work in it."""
+    """Copy a database as it is at one moment, even while other processes write to it."""
     with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
         old.backup(new)

@@ -1,12 +1,12 @@
-"""The local record of a run: a stage appends to it, ``tokenbridge.infra.tracking.sync`` replays it into MLflow.
+"""The local record of a run: a stage appends to it, and ``tokenbridge.infra.tracking.sync`` replays it into MLflow.
 
 ``<root>/.spool/<time>-<stage>-<id>/`` holds
 
 - ``meta.json``: stage, name, key, parent, start time; written last, so a folder without it is no spool;
-- ``events.jsonl``: one event per line with its wall-clock time in milliseconds; a torn last line is no event;
-- ``files/``: artifacts and models, taken when they were logged;
-- ``writer.lock``: held as long as the writing process lives, so the syncer knows a run that was killed;
-- ``state.json``: the syncer's own: the run's id in MLflow and how far the replay has come.
+- ``events.jsonl``: one event per line with its wall-clock time in milliseconds; a torn last line does not count;
+- ``files/``: artifacts and models, copied or linked when they were logged;
+- ``writer.lock``: held while the writing process lives, so that the syncer recognises a run that was killed;
+- ``state.json``: written by the syncer: the run's id in MLflow, and how much was replayed.
 """
 
 import errno
@@ -38,7 +38,7 @@ def milliseconds() -> int:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """A model may have gigabytes and is never edited in place, so a second name for it will do."""
+    """Hard-link a file, or copy it if that fails. A link is enough, since a model is never edited in place."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:  # another file system
@@ -46,13 +46,13 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 class Tracker:
-    """Records one run. Every call is on disk when it returns; none of them waits for MLflow.
+    """The recorder of one run. Every record is on disk when its call returns, and no call waits for MLflow.
 
-    As a context manager it finishes the run as FINISHED, as FAILED on an exception, and as KILLED when interrupted.
-    A run whose process dies without either is closed as KILLED by the next sync.
+    As a context manager it ends the run as FINISHED, as FAILED on an exception, and as KILLED when interrupted.
+    If the process dies before that, the next sync ends the run as KILLED.
 
     Attributes:
-        curves: names of the metrics that were given over steps.
+        curves: names of the metrics that were logged with a step above 0.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,11 +78,11 @@ class Tracker:
         """Start a run of ``stage``.
 
         Args:
-            key: digest over the stage's parameters and inputs; ``store.find_run`` finds the run by it.
+            key: digest of the stage's parameters and inputs, by which ``store.find_run`` finds the run.
             root: the project's folder; the spool lies under ``root/.spool``.
             parent: ``Tracker.id`` of the parent run (or an MLflow run id).
-            resumed_from: ``Tracker.id`` of the run whose work is taken up.
-            name: what MLflow shows the run as; ``stage`` by default.
+            resumed_from: ``Tracker.id`` of the interrupted run that this run continues.
+            name: the run's name in MLflow; ``stage`` by default.
             system_interval: seconds between samples of the system metrics; 0 records none.
         """
         start = milliseconds()
@@ -99,7 +99,7 @@ class Tracker:
         return tracker
 
     def params(self, values: dict[str, Any]) -> None:
-        """Settings, nested as they come; MLflow shows them with dotted names."""
+        """Log settings, which may be nested. MLflow shows them with dotted names."""
         self._append("params", values=values)
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
@@ -111,11 +111,11 @@ class Tracker:
         self._append("tags", values={name: str(value) for name, value in values.items()})
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Log a copy, made now, of a file or folder; ``folder`` is where MLflow shows it."""
+        """Copy a file or folder now, and log the copy. ``folder`` is where MLflow shows it."""
         self._append("artifact", file=self._take(path, shutil.copy2), folder=folder)
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """Name a data set by its digest. ``context`` says what for, such as training."""
+        """Log the name and digest of a data set. ``context`` is its use, such as training."""
         self._append("dataset", name=name, digest=digest, source=source, context=context)
 
     def model(self, path: Path, name: str) -> None:
@@ -130,11 +130,11 @@ class Tracker:
         self._append("version", file=self._take(path, link_or_copy), name=name, model=model, **told)
 
     def reused(self, stage: str, key: str) -> None:
-        """Record that ``stage`` was skipped: tag ``reused.<stage>`` names the run that made its outputs."""
+        """Record that ``stage`` was skipped. The tag ``reused.<stage>`` names the run that made its outputs."""
         self._append("reused", stage=stage, key=key)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """End the run; a second call does nothing."""
+        """End the run. A second call does nothing."""
         if status not in STATUSES:
             raise ValueError(f"status is {status!r}: choose one of {', '.join(STATUSES)}")
         if self.file.closed:
@@ -152,7 +152,7 @@ class Tracker:
         if error is None:
             self.finish()
             return
-        with suppress(DiskFullError):  # the error that we were left with tells more
+        with suppress(DiskFullError):  # the error from the body says more
             self.tags({"error": f"{type(error).__name__}: {error}"})
             self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
 
@@ -164,7 +164,7 @@ class Tracker:
             self._write(json.dumps(event, default=str).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
-        """The whole line or nothing of it: what a full disk cut short would spoil the line after it."""
+        """Write the whole line or nothing. A line that a full disk cut short would spoil the next one."""
         end = self.file.seek(0, os.SEEK_END)
         with explain_full_disk(self.folder):
             try:

@@ -20,10 +20,10 @@ from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
 
 EXPERIMENT = "tokenbridge"
 
-# What matters of this is told by us, in one line.
+# We report what matters of these messages ourselves, in one line.
 for name in ("mlflow.store.db.utils", "mlflow.pyfunc", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns at every attempt
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns on every attempt
 
 
 def default_uri(root: Path) -> str:
@@ -43,11 +43,11 @@ class Store:
     experiment: str  # id
 
     def run(self, run_id: str) -> Run | None:
-        """The run, or None when the store has none of that id."""
+        """Return the run, or None if the store has no run of that id."""
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
-            if error.get_http_status_code() in (400, 404):  # an id of the wrong form is none either
+            if error.get_http_status_code() in (400, 404):  # 400: the id has the wrong form
                 return None
             raise
 
@@ -62,7 +62,7 @@ class Store:
 
 
 def connect(root: Path) -> Store:
-    """Open the store, creating what is missing and upgrading a local database of an older MLflow.
+    """Open the store. Create what is missing, and upgrade a local database of an older MLflow.
 
     Raises:
         Exception: whatever MLflow raises when the store cannot be reached.
@@ -83,7 +83,10 @@ def lock_path(root: Path) -> Path:
 
 
 def create_database(root: Path) -> None:
-    """Create the SQLite file aside and whole: one that was interrupted, or made by two processes, stays broken."""
+    """Create the SQLite file aside, and move it into place when it is complete.
+
+    A file would stay broken if its creation was interrupted, or if two processes created it together.
+    """
     database = root / "mlflow.db"
     if database.exists():
         return
@@ -100,12 +103,12 @@ def find_experiment(client: MlflowClient, root: Path) -> str:
             return str(
                 client.create_experiment(
                     EXPERIMENT,
-                    artifact_location=folder if ours else None,  # a server knows its own
+                    artifact_location=folder if ours else None,  # a server has its own location
                     tags=experiment_tags(),
                 )
             )
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another machine has just created it
                 raise
             found = client.get_experiment_by_name(EXPERIMENT)
     if found.lifecycle_stage == "deleted":
@@ -115,15 +118,18 @@ def find_experiment(client: MlflowClient, root: Path) -> str:
 
 
 def _complete(client: MlflowClient, experiment: Experiment) -> None:
-    """Give an experiment of an earlier version, or of somebody else, what it lacks; what is there stays."""
+    """Add the tags that an experiment of an earlier version, or of someone else, lacks. Existing tags stay."""
     for key, value in experiment_tags().items():
         if key not in experiment.tags:
-            with suppress(MlflowException):  # who may not edit the experiment sees it as it is
+            with suppress(MlflowException):  # someone who may not edit the experiment sees it as it is
                 client.set_experiment_tag(experiment.experiment_id, key, value)
 
 
 def find_run(root: Path, stage: str, key: str) -> str | None:
-    """Id of the newest FINISHED run of ``stage`` with this key; None if there is none or nobody to ask."""
+    """Return the id of the newest FINISHED run of ``stage`` with this key.
+
+    Return None if there is no such run, or the store does not answer.
+    """
     try:
         return connect(root).made_by(stage, key)
     except (MlflowException, OSError, UserError):
@@ -131,7 +137,10 @@ def find_run(root: Path, stage: str, key: str) -> str | None:
 
 
 def page_of(root: Path, spool: str) -> str | None:
-    """Address of the run that a spool has become; None if there is none yet, or nobody to ask."""
+    """Return the address of the run that a spool was replayed into.
+
+    Return None if there is no such run yet, or the store does not answer.
+    """
     try:
         store = connect(root)
         run = store.newest(f"tags.spool = '{spool}'")
@@ -141,7 +150,10 @@ def page_of(root: Path, spool: str) -> str | None:
 
 
 def ui_command(root: Path) -> list[str] | None:
-    """Command that serves the store in a browser, at ``ui_link``; None when the store is a server, which does so."""
+    """Return the command that serves the store's pages at ``ui_link``.
+
+    Return None if the store is a server, which serves its pages itself.
+    """
     uri = tracking_uri(root)
     if is_server(uri):
         return None
@@ -153,7 +165,7 @@ def ui_command(root: Path) -> list[str] | None:
 
 
 def ui_link(root: Path) -> str:
-    """Address of our runs in MLflow's pages.
+    """Return the address of our runs in MLflow's pages.
 
     Raises:
         UserError: if the server does not answer.

@@ -1,4 +1,4 @@
-"""Sends spools to MLflow: live from a thread (``LiveSync``), or all that is pending from the command line.
+"""Send spools to MLflow: live from a thread (``LiveSync``), or all pending ones from the command line.
 
 ``python -m tokenbridge.infra.tracking.sync [project folder]``
 """
@@ -18,31 +18,31 @@ from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
 from tokenbridge.infra.tracking.store import Store, connect, tracking_uri
 
 RETRY_SECONDS = 60.0  # between attempts while MLflow does not answer
-LAST_WAIT_SECONDS = 600.0  # for another process that is syncing, before the rest is left to it
+LAST_WAIT_SECONDS = 600.0  # for another process that is syncing; after that the rest is left to it
 
 
 @dataclass
 class SyncReport:
-    """What one pass did. Ids are spool ids."""
+    """The result of one pass. Ids are spool ids."""
 
     sent: list[str] = field(default_factory=list)
     completed: list[str] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)  # left for later
-    refused: list[str] = field(default_factory=list)  # what MLflow would not take; kept in the spool
+    refused: list[str] = field(default_factory=list)  # what MLflow refused; kept in the spool
     problem: str | None = None  # why something is left for later
 
 
 def brief(error: Exception) -> str:
-    """First line of an error, short enough for a log."""
+    """Return the first line of an error, short enough for a log."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def sync_all(root: Path, keep: bool = False, wait: float = 0.0) -> SyncReport:
-    """Send everything new under ``root``. One process at a time; another one returns after ``wait`` seconds.
+    """Send everything new under ``root``. If another process is sending, give up after ``wait`` seconds.
 
     Args:
-        keep: leave the spools of complete runs where they are.
+        keep: do not delete the spools of complete runs.
     """
     if not has_work(root, keep):
         return SyncReport()
@@ -68,7 +68,7 @@ def send_spools(root: Path, keep: bool) -> SyncReport:
     for position, spool in enumerate(news):
         try:
             send_spool(connect(root), spool, report)
-        except Exception as error:  # whatever it is, it must not stop a run, and the spool keeps everything
+        except Exception as error:  # no error may stop a run, and the spool keeps everything
             report.problem = brief(error)
             report.pending.append(spool.id)
             if not reachable(root):
@@ -99,9 +99,9 @@ def reachable(root: Path) -> bool:
 
 
 class LiveSync:
-    """Sends spools from a thread while the ``with`` block runs, and once more when it ends.
+    """Send spools from a thread while the ``with`` block runs, and once more when the block ends.
 
-    Nothing that goes wrong here reaches the block; the first problem is told on stderr, once, and so is its end.
+    No error here reaches the block. The first problem, every refusal and every recovery are reported on stderr.
     """
 
     def __init__(self, root: Path, interval: float = 5.0) -> None:

@@ -14,12 +14,12 @@ MEGABYTE = 1e6
 
 
 def gpu_metrics() -> dict[str, float]:
-    """Memory in use per GPU; empty unless this process has CUDA at work already."""
+    """Return the memory in use per GPU, or nothing if this process has not initialised CUDA."""
     torch = sys.modules.get("torch")
     try:
-        if torch is None or not torch.cuda.is_initialized():  # never be the one to initialise CUDA
+        if torch is None or not torch.cuda.is_initialized():  # do not initialise CUDA here
             return {}
-    except AttributeError:  # the main thread is importing it just now
+    except AttributeError:  # the main thread is importing torch just now
         return {}
     found: dict[str, float] = {}
     for index in range(torch.cuda.device_count()):
@@ -30,7 +30,7 @@ def gpu_metrics() -> dict[str, float]:
 
 
 def system_metrics() -> dict[str, float]:
-    """One sample of the machine; CPU utilisation is the mean since the previous sample."""
+    """Return one sample of the machine. CPU utilisation is the mean since the previous sample."""
     memory, disk, network = psutil.virtual_memory(), psutil.disk_usage(os.sep), psutil.net_io_counters()
     return {
         "system/cpu_utilization_percentage": psutil.cpu_percent(),
@@ -45,7 +45,7 @@ def system_metrics() -> dict[str, float]:
 
 
 class SystemSampler:
-    """Calls ``record(metrics, step)`` every ``interval`` seconds, and once more when stopped."""
+    """Call ``record(metrics, step)`` every ``interval`` seconds, and once more when stopped."""
 
     def __init__(self, record: Callable[[dict[str, float], int], None], interval: float) -> None:
         self.record, self.interval, self.step = record, interval, 0
@@ -55,7 +55,7 @@ class SystemSampler:
         self.thread.start()
 
     def run(self) -> None:
-        with suppress(DiskFullError):  # the stage's own next record says so
+        with suppress(DiskFullError):  # the stage's own next record reports the full disk
             while not self.stopping.wait(self.interval):
                 self.sample()
 
