@@ -6,6 +6,8 @@ PYTHON ?= python3
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps
 UV := $(BIN)/uv pip install --python $(BIN)/python --no-deps $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 export PATH := $(abspath $(BIN)):$(PATH)
+# tests start many processes, and threads that wait by spinning would hold up the others
+PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadscope
 # no phoning home
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
@@ -30,7 +32,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 
 env: $(VENV)/installed ## the Python environment, from the lock file
 
-repro: env ## the whole pipeline (dvc repro), recorded in MLflow: about 20 minutes the first time
+repro: env ## the whole pipeline (dvc repro), recorded in MLflow: 20 to 25 minutes the first time
 	@echo "Running the stages of dvc.yaml that changed; what is up to date is skipped"
 	@tokenbridge repro $(OVERRIDES)
 
@@ -55,11 +57,11 @@ stack-down: env ## stop them; their data stay
 system: env ## the programs that tests need (PostgreSQL, Chromium, Slurm): installed by root where apt-get is
 	@python -m tests.support.programs
 
-test: env system ## every test, the slow ones too (small pipelines on real images, real servers): about 25 minutes
-	@OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadscope  # many processes: none may wait for its threads by spinning
+test: env system ## every test, the slow ones too (small pipelines on real images, real servers): about 30 minutes
+	@$(PYTEST)
 
 test-fast: env ## the tests that need no server and no download: about 4 minutes
-	@OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadscope -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 lint: env ## style and types
 	@ruff check .

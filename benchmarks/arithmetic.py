@@ -1,10 +1,11 @@
 """Operations per second of each stage's work, as a share of the processor's matrix rate in the same precision.
 
-    python benchmarks/arithmetic.py --precisions fp32 bf16
+    python -m benchmarks.arithmetic --precisions fp32 bf16
 
 The default settings on random images and latents. A row is the median of several calls: one step of a training, one
 batch of encoding, decoding or sampling. FLOPs are counted by torch, matrix products and convolutions only, a product
-with its sum as two. The matrix rate is that of a product of 1024 x 1024 matrices. Prints tables in Markdown.
+with its sum as two. The matrix rate is that of a product of 1024 x 1024 matrices, measured beside each row, since other
+work on the machine changes it. Prints tables in Markdown.
 """
 
 import argparse
@@ -22,10 +23,10 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.small_data import write_moments
-from tokenbridge.base.device import autocast, device_name
+from tokenbridge.base.device import DTYPES, autocast, device_name
 from tokenbridge.base.distributed import SINGLE_PROCESS
 from tokenbridge.classifier.network import ImageClassifier, channels_last
-from tokenbridge.config import ClassifierConfig, Config, VaeConfig
+from tokenbridge.config import FP32, ClassifierConfig, Config, VaeConfig
 from tokenbridge.config.params import load_params
 from tokenbridge.evaluation.features import extract_features
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
@@ -48,12 +49,10 @@ Work = tuple[str, int, Callable[[], object]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
+    parser.add_argument("--precisions", nargs="+", choices=list(DTYPES), default=[FP32])
     for precision in parser.parse_args().precisions:
-        rate = matrix_rate(torch.bfloat16 if precision == "bf16" else torch.float32)
-        threads = torch.get_num_threads()
-        print(f"\n{device_name(CPU)}, {threads} threads, {precision}: matrix products at {rate / 1e9:.0f} GFLOP/s\n")
-        print(table(load_params(PROJECT), precision, rate), flush=True)
+        print(f"\n{device_name(CPU)}, {precision}\n")
+        print(table(load_params(PROJECT), precision), flush=True)
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
@@ -73,17 +72,18 @@ def seconds(call: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-def table(config: Config, precision: str, rate: float) -> str:
+def table(config: Config, precision: str) -> str:
     lines = [
-        "| work | images | ms an image | MFLOP an image | GFLOP/s | share of the matrix rate |",
-        "|---|" + "---|" * 5,
+        "| work | images | ms an image | MFLOP an image | GFLOP/s | matrix rate | share |",
+        "|---|" + "---|" * 6,
     ]
     with tempfile.TemporaryDirectory() as folder:
         for name, images, call in works(config, precision, Path(folder)):
             each, flops = seconds(call) / images, count_flops(call) / images
-            done = flops / each
+            done, rate = flops / each, matrix_rate(DTYPES[precision])
             lines.append(
-                f"| {name} | {images} | {1e3 * each:.2f} | {flops / 1e6:.0f} | {done / 1e9:.0f} | {done / rate:.0%} |"
+                f"| {name} | {images} | {1e3 * each:.2f} | {flops / 1e6:.0f} | {done / 1e9:.0f} "
+                f"| {rate / 1e9:.0f} | {done / rate:.0%} |"
             )
     return "\n".join(lines)
 

@@ -31,10 +31,8 @@ FLIPS, CHANNELS, SIDE = 2, 32, 16
 DIMENSIONS, LEVELS, BITS = 16, 64, 6
 CLASSES = 1000
 BATCH = 64  # of one process, as the released script's
-PRELOADED = [
-    "tokenbridge.tokenizer.moments",
-    "tokenbridge.tokenizer.tokens",
-]  # all the processes are forked off one that has them
+# all the processes are forked off one that has these modules
+PRELOADED = ["tokenbridge.tokenizer.moments", "tokenbridge.tokenizer.tokens"]
 Reader = Callable[[Tensor, Tensor], Tensor]
 """From images [n] and flips [n] to moments [n, 32, 16, 16], float32, or tokens [n, 256, 16], int64."""
 

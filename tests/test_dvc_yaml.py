@@ -1,14 +1,12 @@
 """dvc.yaml against the code: a stage depends on exactly the packages that decide what it writes."""
 
-import ast
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.support.checkout import CHECKOUT
-
-PACKAGE = CHECKOUT / "tokenbridge"
+from tests.support.imports import PACKAGE, imported_modules
 
 # How a stage is run, watched and checked; none of it changes what a stage writes.
 RUNNING = ("base/", "config/", "infra/", "stages/")
@@ -42,16 +40,6 @@ STALE = {
     "sampling": {"generate"},
     "evaluation": {"reconstruct", "evaluate"},
 }
-
-
-def imported_modules(module: Path) -> set[Path]:
-    found = set()
-    for node in ast.walk(ast.parse(module.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tokenbridge"):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            found |= {path for name in names if (path := CHECKOUT / (name.replace(".", "/") + ".py")).exists()}
-            found |= {path for name in names if (path := CHECKOUT / name.replace(".", "/") / "__init__.py").exists()}
-    return found
 
 
 def needed_modules(stage: str) -> set[str]:

@@ -1,13 +1,11 @@
 """The packages of tokenbridge stand in layers: imports go down only."""
 
-import ast
 from pathlib import Path
 
 import pytest
 
-from tests.support.checkout import CHECKOUT
+from tests.support.imports import PACKAGE, imported_modules
 
-PACKAGE = CHECKOUT / "tokenbridge"
 # from the ground up; packages of one layer do not know of each other
 LAYERS = [
     {"base"},
@@ -20,16 +18,6 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-
-
-def imports(module: Path) -> set[str]:
-    """Packages of ours that a module imports, in functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(module.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tokenbridge":
-            names = [node.module] if node.module != "tokenbridge" else [f"tokenbridge.{a.name}" for a in node.names]
-            found |= {name.split(".")[1] for name in names if name.count(".")}
-    return found
 
 
 def package_of(module: Path) -> str:
@@ -46,5 +34,6 @@ def test_every_package_has_its_layer() -> None:
 def test_imports_go_down(package: str) -> None:
     modules = [module for module in PACKAGE.rglob("*.py") if package_of(module) == package]
     for module in modules:
-        upward = {name for name in imports(module) - {package} if LEVEL[name] >= LEVEL[package]}
+        imported = {package_of(file) for file in imported_modules(module)} - {package, "__init__"}
+        upward = {name for name in imported if LEVEL[name] >= LEVEL[package]}
         assert not upward, f"{module.relative_to(PACKAGE)} imports {upward}"

@@ -105,7 +105,7 @@ def test_products_are_computed_in_the_precision(precision: str, dtype: torch.dty
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def job(work: Path, tracker: Tags | None = None) -> StageContext:
+def context_in(work: Path, tracker: Tags | None = None) -> StageContext:
     config = validate(compose_config(["experiment=smoke"], CHECKOUT / "conf"))
     return StageContext("train@tiny", config, work, work, tracker or Tags(), CPU)
 
@@ -117,7 +117,7 @@ def test_a_stage_says_and_notes_what_auto_became(
     monkeypatch.setattr("tokenbridge.base.device.has_bf16", lambda _: here)
     monkeypatch.setattr("tokenbridge.stages.context.has_bf16", lambda _: here)
     expected, tracker = BF16 if here else FP32, Tags()
-    assert job(tmp_path, tracker).precision(AUTO) == expected
+    assert context_in(tmp_path, tracker).precision(AUTO) == expected
     assert f"train@tiny: computing in {expected} on " in capsys.readouterr().out
     assert tracker.kept == {"numeric_precision": expected}
     assert (tmp_path / PRECISION).read_text() == expected
@@ -126,7 +126,7 @@ def test_a_stage_says_and_notes_what_auto_became(
 def test_a_resumed_stage_keeps_the_precision_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenbridge.base.device.has_bf16", lambda _: True)
     (tmp_path / PRECISION).write_text(FP32)
-    assert job(tmp_path).precision(AUTO) == FP32
+    assert context_in(tmp_path).precision(AUTO) == FP32
 
 
 def test_a_stage_begun_in_bfloat16_is_not_resumed_where_that_is_emulated(
@@ -135,8 +135,8 @@ def test_a_stage_begun_in_bfloat16_is_not_resumed_where_that_is_emulated(
     monkeypatch.setattr("tokenbridge.stages.context.has_bf16", lambda _: False)
     (tmp_path / PRECISION).write_text(BF16)
     with pytest.raises(UserError, match="resume on a machine that has bf16 in hardware, or delete that folder"):
-        job(tmp_path).precision(AUTO)
-    assert job(tmp_path).precision(BF16) == BF16
+        context_in(tmp_path).precision(AUTO)
+    assert context_in(tmp_path).precision(BF16) == BF16
     assert "precision is bf16, which" in capsys.readouterr().out
 
 

@@ -93,9 +93,8 @@ def test_a_torn_list_of_busy_paths_does_not_stop_dvc_for_ever(repository: Path, 
 
 
 def test_the_projects_own_graph_starts_with_fetch(tmp_path: Path) -> None:
-    root = CHECKOUT
     for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy(root / name, tmp_path)
+        shutil.copy(CHECKOUT / name, tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
     graph = read_graph(tmp_path)
     assert next(iter(graph)) == "fetch"

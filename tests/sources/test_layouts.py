@@ -22,7 +22,7 @@ from tokenbridge.base.files import sha256_tree
 from tokenbridge.config import DataConfig
 from tokenbridge.images import DataError
 from tokenbridge.images.shards import ImageShards, shard_spans
-from tokenbridge.sources import fetch as sources
+from tokenbridge.sources import fetch
 from tokenbridge.sources.fetch import fetch_images
 
 TRAIN, TEST = 6, 2  # images of each class
@@ -147,7 +147,7 @@ def test_an_interrupted_fetch_goes_on_after_its_last_whole_shard(
 ) -> None:
     config = config_of(layout(photos, tmp_path / "source"), shard_size=20)
     fetch_images(config, tmp_path / "at once")
-    whole = sources.write_shard
+    whole = fetch.write_shard
     left = 3
 
     def killed(*arguments: Any) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def test_an_interrupted_fetch_goes_on_after_its_last_whole_shard(
             raise KeyboardInterrupt
         return whole(*arguments)
 
-    monkeypatch.setattr(sources, "write_shard", killed)
+    monkeypatch.setattr(fetch, "write_shard", killed)
     images = tmp_path / "images"
     with pytest.raises(KeyboardInterrupt):
         fetch_images(config, images, resume=True)

@@ -18,7 +18,7 @@ from tests.conftest import Silent
 from tokenbridge.base import arrays, chunks
 from tokenbridge.base.distributed import SINGLE_PROCESS, joined
 from tokenbridge.base.files import atomic_path, write_json
-from tokenbridge.classifier import network as classifier
+from tokenbridge.classifier import network
 from tokenbridge.config import EvaluateConfig
 from tokenbridge.config.params import load_params
 from tokenbridge.evaluation import features
@@ -37,7 +37,7 @@ def mean_distance(generated: Features, reference: Features, _config: EvaluateCon
 
 
 def main(root: Path, out: Path) -> None:
-    arrays.SHARD_ROWS = features.CHUNK = classifier.CHUNK = ROWS
+    arrays.SHARD_ROWS = features.CHUNK = network.CHUNK = ROWS
     chunks.LOOK_SECONDS = 0.1
     made: list[str] = []
 
@@ -48,7 +48,7 @@ def main(root: Path, out: Path) -> None:
         made.append(path.relative_to(out / WORK).as_posix())
 
     evaluate.sample_metrics = mean_distance  # the real ones are the first process's alone, and take it seconds
-    for module in (arrays, features, classifier):
+    for module in (arrays, features, network):
         module.atomic_path = noted  # what these modules write is what processes share
     with joined() if "RANK" in os.environ else nullcontext(SINGLE_PROCESS) as processes:
         for stage, work in STAGES.items():

@@ -50,11 +50,11 @@ def fetch_images(
     """
     storage = storage or StorageConfig()
     with tempfile.TemporaryDirectory() as scratch:
-        progress_file = FetchProgress(destination, source_state(config, storage)) if resume else FetchProgress()
-        label_names, splits = open_source(config, Path(scratch), storage, every, proven=progress_file.kept)
+        fetched = FetchProgress(destination, source_state(config, storage)) if resume else FetchProgress()
+        label_names, splits = open_source(config, Path(scratch), storage, every, proven=fetched.kept)
         with nullcontext(destination) if resume else atomic_path(destination) as folder:
             folder.mkdir(parents=True, exist_ok=True)
-            return write_images(config, folder, label_names, splits, every, progress_file)
+            return write_images(config, folder, label_names, splits, every, fetched)
 
 
 def open_source(
@@ -94,35 +94,35 @@ def write_images(
     label_names: list[str],
     splits: dict[str, Split],
     every: float,
-    progress_file: FetchProgress,
+    fetched: FetchProgress,
 ) -> dict[str, Any]:
     cut = VALIDATION not in splits
     splits, chosen = choose_images(config, splits)
     total = sum(len(indices) for indices in chosen.values())
-    progress = Progress(f"fetch {config.name}", total, every=every, done=progress_file.seen)
+    progress = Progress(f"fetch {config.name}", total, every=every, done=fetched.seen)
     schema = shard_schema(label_names)
     for split, images in splits.items():
         indices = chosen[split]
-        tolerance = Tolerance(split, config.max_broken, images.labels[indices], progress_file.left_out(split))
+        tolerance = Tolerance(split, config.max_broken, images.labels[indices], fetched.left_out(split))
         if cut and split != TEST:
             other = VALIDATION if split == TRAIN else TRAIN
-            tolerance.share_with(len(chosen[other]), len(progress_file.left_out(other)))
+            tolerance.share_with(len(chosen[other]), len(fetched.left_out(other)))
             tolerance.every_class = split == TRAIN  # which has the rest of what was cut
         for file, span in shard_spans(split, len(indices), config.shard_size).items():
-            if file not in progress_file.done:
+            if file not in fetched.done:
                 known = len(tolerance.left_out)
                 examples = counted(images.examples(indices[span.start : span.stop]), progress)
                 shard = write_shard(folder / file, tolerance.whole(examples), schema)
-                progress_file.add(split, shard, tolerance.left_out[known:])
+                fetched.add(split, shard, tolerance.left_out[known:])
     return write_manifest(
         folder,
         name=config.name,
         image_size=config.image_size,
         label_names=label_names,
-        splits={split: progress_file.shards(split) for split in splits},
+        splits={split: fetched.shards(split) for split in splits},
         licence=config.licence,
         citation=config.citation,
-        left_out={split: [path for path, _ in progress_file.left_out(split)] for split in splits},
+        left_out={split: [path for path, _ in fetched.left_out(split)] for split in splits},
     )
 
 

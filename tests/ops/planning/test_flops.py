@@ -99,14 +99,13 @@ def large() -> Sizes:
 @settings(deadline=None, max_examples=20)
 @given(steps=st.integers(1, 256), start=st.floats(0, 0.9))
 def test_guidance_costs_where_it_acts_and_the_head_runs_once(large: Sizes, steps: int, start: float) -> None:
-    sizes = large
     plain = SamplingSettings(steps=steps, guidance_scale=1)
-    alone = sample_flops(sizes, plain)
-    always = sample_flops(sizes, replace(plain, guidance_scale=3, guidance_schedule="constant"))
-    late = sample_flops(sizes, replace(plain, guidance_scale=3, guidance_interval=(start, 1.0)))
+    alone = sample_flops(large, plain)
+    always = sample_flops(large, replace(plain, guidance_scale=3, guidance_schedule="constant"))
+    late = sample_flops(large, replace(plain, guidance_scale=3, guidance_interval=(start, 1.0)))
     assert always.decoder == pytest.approx(2 * alone.decoder)
     assert alone.total <= late.total <= always.total
-    assert alone.head == always.head == pytest.approx(head_flops(sizes, cached=True) * sizes.positions)
+    assert alone.head == always.head == pytest.approx(head_flops(large, cached=True) * large.positions)
 
 
 def test_confidence_runs_the_head_on_all_that_is_masked() -> None:

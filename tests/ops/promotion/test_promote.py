@@ -71,6 +71,7 @@ def test_the_newest_version_takes_over_and_the_run_says_why(arena: Project) -> N
     assert arena.artifacts(run) == {"decision.json", "report.md", "samples.png", "differences.png"}
     assert run.data.metrics["difference.fd.low"] <= run.data.metrics["difference.fd.high"]
     assert run.data.metrics["gate.slowdown"] == 1
+    assert {"fd", "kid", "is", "precision", "recall"} <= {name.split("_")[0] for name in decision.candidate_metrics}
     assert run.data.params["generate.samples"] == "24"
     assert arena.registry.version(NAME, 2).tags["promotion"] == decision.summary()
     written = json.loads((decision.pictures[0].parent / "decision.json").read_text())

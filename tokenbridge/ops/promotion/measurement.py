@@ -25,7 +25,7 @@ from tokenbridge.config import Config
 from tokenbridge.config.params import flatten
 from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.features import Features, ShardImageDataset, extract_features, register
-from tokenbridge.evaluation.metrics import sample_metrics
+from tokenbridge.evaluation.metrics import inception_score, sample_metrics
 from tokenbridge.images import VALIDATION
 from tokenbridge.images.shards import MANIFEST, ImageShards, image_counts, read_manifest
 from tokenbridge.infra.dvc import LockedStage, is_code, md5_as_dvc, read_lock, read_stages
@@ -148,7 +148,9 @@ class Bench:
             ShardImageDataset(samples), self.config.evaluate.feature_size, precision=self.precision
         )
         correct = predict(self.classifier, read_small(samples)) == samples.labels
-        metrics = sample_metrics(features, self.reference, self.config.evaluate) | {ACCURACY: float(correct.mean())}
+        config = self.config.evaluate
+        metrics = sample_metrics(features, self.reference, config) | inception_score(features, config)
+        metrics[ACCURACY] = float(correct.mean())
         save_file({"pooled": features["pooled"], "correct": torch.from_numpy(correct)}, target / "samples.safetensors")
         write_json(target / "metrics.json", metrics)
 
@@ -172,9 +174,11 @@ class Bench:
             if stage == name or record.deps.get(f"models/{name}") != md5:
                 continue
             params = {"seed": record.params["seed"], "generate": _of_samples(record.params["generate"])}
-            samples = self.root / "data/samples" / name
-            if params == self.settings and _still_so(self.root, record, f"data/samples/{name}"):
-                return samples if read_manifest(samples)["precision"] == self.drawing_precision else None
+            out = f"data/samples/{name}"
+            if params != self.settings or not _still_so(self.root, record, out):
+                continue
+            if read_manifest(self.root / out)["precision"] == self.drawing_precision:
+                return self.root / out
         return None
 
     def _code(self, kind: str) -> dict[str, str]:

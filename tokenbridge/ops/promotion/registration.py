@@ -135,9 +135,8 @@ def record_version(model: EvaluatedModel, parent: str) -> None:
 
 def _cards(model: EvaluatedModel) -> tuple[str, str]:
     """Return the model card, and its text for a page that cannot show the picture."""
-    from tokenbridge.ops.exchange.export import (
-        model_facts,
-    )  # torch is slow to import, and usually there is nothing to register
+    # torch is slow to import, and usually there is nothing to register
+    from tokenbridge.ops.exchange.export import model_facts
 
     try:
         facts = model_facts(model.root, model.key)
