@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro flow ui sample stack stack-status stack-down system test test-fast lint format params lock clean clean-all
+.PHONY: help env repro flow ui sample stack stack-status stack-down system test test-fast check lint format params lock clean clean-all
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,9 +63,10 @@ test: env system ## every test, the slow ones too (small pipelines on real image
 test-fast: env ## the tests that need no server and no download: about 4 minutes
 	@$(PYTEST) -m "not slow"
 
-lint: env ## style and types
-	@ruff check .
-	@ruff format --check .
+check: lint test-fast ## what to run before a commit: style, types, fast tests
+
+lint: env ## style, spelling and types
+	@pre-commit run --all-files
 	@mypy
 
 format: env ## apply the formatter

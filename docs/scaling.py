@@ -37,7 +37,6 @@ PUBLISHED_HOURS = 6000  # of L at 400 epochs on A100, by the paper's authors (is
 WIDTH, DPI = 9.0, 110
 COLOURS = {"large": "#1f6f9f", "huge": "#d9822b"}
 INK, PALE = "#333333", "#e6e6e6"
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Case:
 def main() -> None:
     cases = [Case.of(name) for name in EXPERIMENTS]
     atomic_write_text(PAGE, page(cases))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         scaling_figure(cases).savefig(PICTURE, dpi=DPI, metadata={"Software": None})
     print(f"{PAGE}\n{PICTURE}")
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -141,9 +142,12 @@ class Run:
 
 def main(folder: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
-    training.Checkpoints = Watched
-    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")
-    with joined() if "RANK" in os.environ else nullcontext(SINGLE_PROCESS) as processes:
+    eager = partialmethod(nn.Module.compile, backend="aot_eager")
+    with (
+        patch.object(training, "Checkpoints", Watched),
+        patch.object(nn.Module, "compile", eager),
+        joined() if "RANK" in os.environ else nullcontext(SINGLE_PROCESS) as processes,
+    ):
         for case in cases:
             name, _, former = case.partition("<")  # interrupted<2: goes on with the checkpoint of two processes
             if former:

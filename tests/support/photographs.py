@@ -177,7 +177,7 @@ def write_webdataset(photos: Photographs, root: Path) -> None:
 
 
 def write_shard(path: Path, examples: list[tuple[str, int, bytes]]) -> None:
-    files = {}
+    files: dict[str, bytes] = {}
     for key, label, content in examples:
         files |= {f"{key}.jpeg": content, f"{key}.json": json.dumps({"label": label}).encode()}
     path.write_bytes(tar_of(files))

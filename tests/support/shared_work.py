@@ -9,8 +9,9 @@ are noted in OUT/made-<rank>.json.
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -32,7 +33,7 @@ STAGES = {"encode": encode.work, "tokenize@tokens": tokenize.work, "evaluate@tin
 
 
 def mean_distance(generated: Features, reference: Features, _config: EvaluateConfig) -> dict[str, float]:
-    """Stands for the metrics: it hangs on the features of every image."""
+    """Replace the metrics by a number that depends on the features of every image."""
     return {layer: float((generated[layer].mean(0) - reference[layer].mean(0)).norm()) for layer in generated}
 
 
@@ -47,10 +48,12 @@ def main(root: Path, out: Path) -> None:
             yield target
         made.append(path.relative_to(out / WORK).as_posix())
 
-    evaluate.sample_metrics = mean_distance  # the real ones are the first process's alone, and take it seconds
-    for module in (arrays, features, network):
-        module.atomic_path = noted  # what these modules write is what processes share
-    with joined() if "RANK" in os.environ else nullcontext(SINGLE_PROCESS) as processes:
+    with ExitStack() as stack:
+        # rank 0 alone computes the real metrics, and they take seconds
+        stack.enter_context(patch.object(evaluate, "sample_metrics", mean_distance))
+        for module in (arrays, features, network):  # what these modules write is what processes share
+            stack.enter_context(patch.object(module, "atomic_path", noted))
+        processes = stack.enter_context(joined() if "RANK" in os.environ else nullcontext(SINGLE_PROCESS))
         for stage, work in STAGES.items():
             folder = out / WORK / stage.partition("@")[0]
             work(StageContext(stage, load_params(root), root, folder, Silent(), torch.device("cpu"), processes))
