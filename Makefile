@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro flow ui sample stack stack-status stack-down system test test-fast check lint format params lock clean clean-all
+.PHONY: help env repro flow ui sample stack stack-status stack-down system test test-fast check lint docs format params lock clean clean-all
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ lint: env ## style, spelling and types
 	@pre-commit run --all-files
 	@mypy
 
+docs: env ## the documentation as a site with an API reference: site/index.html; fails on a dead link
+	@zensical build --strict
+
 format: env ## apply the formatter
 	@ruff check --fix .
 	@ruff format .
@@ -81,7 +84,7 @@ lock: env ## requirements.lock from pyproject.toml; pins stay, but with OPTIONS=
 		$(OPTIONS) -o requirements.lock pyproject.toml
 
 clean: ## remove work in progress and caches, keep models, data and runs
-	@rm -rf .work .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots
+	@rm -rf .work .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots site
 
 clean-all: clean ## remove everything that git does not hold: environment, data, models, runs
 	@echo "This deletes $(VENV), data, models, reports, DVC's cache and all MLflow runs of this folder."

@@ -15,7 +15,7 @@ LAYERS = [
     {"classifier", "sampling"},
     {"stages"},
     {"ops"},
-    {"cli"},
+    {"api", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

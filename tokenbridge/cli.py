@@ -22,14 +22,15 @@ if TYPE_CHECKING:  # torch is slow to import, and most commands do not need it
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends with one line instead of a traceback."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         options.command(options)
     except UserError as error:
         sys.exit(f"tokenbridge: {error}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
     parser = argparse.ArgumentParser(prog="tokenbridge", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -165,10 +166,10 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.serving.draw import draw_grid
+    from tokenbridge.ops.serving.draw import write_grid
 
     settings = _sampling_settings(options)
-    draw_grid(options.model, options.classes, options.count, options.out, seed=options.seed, settings=settings)
+    write_grid(options.model, options.classes, options.count, options.out, seed=options.seed, settings=settings)
 
 
 def _edit(options: argparse.Namespace) -> None:

@@ -83,7 +83,7 @@ class LabelledArrays:
         return len(self.labels)
 
     def read(self, rows: np.ndarray, *inner: np.ndarray) -> np.ndarray:
-        """Elements [rows[i], inner[0][i], ...], stacked over i; each has the axes of a row that are left."""
+        """Elements ``[rows[i], inner[0][i], ...]``, stacked over i; each has the axes of a row that are left."""
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty((len(rows), *self.row_shape[len(inner) :]), dtype=self._shards[0].dtype)
         places = zip((rows - self._starts[shard_of]).tolist(), *(index.tolist() for index in inner), strict=True)

@@ -22,6 +22,16 @@ class MetricSink(Protocol):
     def artifact(self, path: Path, folder: str = "") -> None: ...
 
 
+class Discard:
+    """A metric sink that keeps nothing."""
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
+
+    def tags(self, values: dict[str, str]) -> None: ...
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+
+
 Stop = Callable[[], bool]
 """A function that returns True to save a checkpoint and stop."""
 

@@ -50,7 +50,7 @@ def refusal(address: str) -> str:
 
 
 def hub_files(address: str) -> Iterator[tuple[Entry, partial[bytes]]]:
-    """Every file below hf://datasets/owner/name[@revision][/folder], and how to read (start, size) of it.
+    """Every file below ``hf://datasets/owner/name[@revision][/folder]``, and how to read (start, size) of it.
 
     All are of the one commit that the revision names now, so that a push meanwhile mixes nothing.
     """

@@ -1,10 +1,12 @@
-"""A picture of samples from a trained pipeline, for the command line."""
+"""A picture of samples from a trained pipeline."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from tokenbridge.base.device import best_device
 from tokenbridge.base.errors import UserError
@@ -18,32 +20,49 @@ from tokenbridge.sampling.sampler import SamplingSettings
 BATCH = 250  # images drawn at once: bounds memory
 
 
+def write_grid(
+    model: Path, classes: Sequence[str] | None, count: int, out: Path, *, seed: int, settings: SamplingSettings
+) -> None:
+    """Write the picture that ``draw_grid`` draws with the pipeline in ``model``.
+
+    Raises:
+        UserError: with a message that says what to change.
+    """
+    pipeline = TokenBridgePipeline.from_pretrained(model).to(best_device())
+    picture = draw_grid(pipeline, classes, count, seed=seed, settings=settings)
+    with atomic_path(out) as target:
+        picture.save(target, "PNG")
+    names = [pipeline.class_names[label] for label in _labels(pipeline, classes)]
+    print(f"{out}: {count * len(names)} images of {', '.join(names)}")
+
+
 def draw_grid(
-    model: Path,
-    classes: Sequence[str] | None,
+    pipeline: TokenBridgePipeline,
+    classes: Sequence[int | str] | None,
     count: int,
-    out: Path,
     *,
     seed: int,
     settings: SamplingSettings,
-) -> None:
-    """Write ``count`` images of each class to ``out``: one row for each class, or a square for a single class.
+) -> Image:
+    """Return a picture of ``count`` images of each class: one row for each class, or a square for a single class.
+
+    Args:
+        classes: names or indices; None: all.
 
     Raises:
         UserError: with a message that says what to change.
     """
     if count < 1:
-        raise UserError(f"--count is {count}: at least one image is needed")
-    pipeline = TokenBridgePipeline.from_pretrained(model).to(best_device())
-    names = pipeline.class_names
-    chosen = [pipeline.label_index(label) for label in classes] if classes else list(range(len(names)))
-    labels = torch.tensor(chosen).repeat_interleave(count)
-    images = _sample(pipeline, labels, seed, settings)
-    columns = count if len(chosen) > 1 else int(np.ceil(np.sqrt(count)))
-    row_names = [names[label] for label in chosen] if len(chosen) > 1 else []
-    with atomic_path(out) as target:
-        image_grid(images, columns, row_names).save(target, "PNG")
-    print(f"{out}: {len(labels)} images of {', '.join(names[label] for label in chosen)}")
+        raise UserError(f"count is {count}: at least one image of each class is needed")
+    chosen = _labels(pipeline, classes)
+    images = _sample(pipeline, torch.tensor(chosen).repeat_interleave(count), seed, settings)
+    if len(chosen) == 1:
+        return image_grid(images, math.ceil(math.sqrt(count)))
+    return image_grid(images, count, [pipeline.class_names[label] for label in chosen])
+
+
+def _labels(pipeline: TokenBridgePipeline, classes: Sequence[int | str] | None) -> list[int]:
+    return [pipeline.label_index(label) for label in classes or range(len(pipeline.class_names))]
 
 
 def _sample(pipeline: TokenBridgePipeline, labels: torch.Tensor, seed: int, settings: SamplingSettings) -> np.ndarray:

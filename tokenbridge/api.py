@@ -1,0 +1,74 @@
+"""The project from Python: train, sample and evaluate in a few lines, such as in docs/quickstart.ipynb.
+
+Each function calls what the stages, the flows and the command line call. Nothing is recorded in MLflow or DVC.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from tokenbridge.base.device import pick_device
+from tokenbridge.base.protocols import Discard
+from tokenbridge.config import Config
+from tokenbridge.infra.dvc import md5_as_dvc
+from tokenbridge.ops.promotion.measurement import Bench
+from tokenbridge.ops.serving.draw import draw_grid
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.sampling.sampler import SamplingSettings
+from tokenbridge.stages.context import StageContext
+from tokenbridge.stages.train import work as train_stage
+
+
+def train(config: Config, model: str, folder: Path | str, root: Path | str = ".") -> TokenBridgePipeline:
+    """Train ``config.models[model]`` on the data below ``root``, and return the pipeline that draws with it.
+
+    Args:
+        model: its key in the settings, such as ``tiny``.
+        folder: what the training writes: checkpoints, curves, and the pipeline in ``folder``/pipeline. A training that
+            was interrupted continues there.
+        root: the project's folder, in which ``make repro`` has made the VAE, the quantizer and the moments.
+
+    Raises:
+        UserError: with a message that says what to change.
+    """
+    root, folder = Path(root).resolve(), Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    device = pick_device(config.launcher)
+    train_stage(StageContext(f"train@{model}", config, root, folder, Discard(), device))
+    return TokenBridgePipeline.from_pretrained(folder / "pipeline").to(device)
+
+
+def sample(
+    pipeline: TokenBridgePipeline,
+    classes: list[int | str] | None = None,
+    count: int = 8,
+    *,
+    seed: int = 0,
+    **settings: Any,
+) -> Image:
+    """Return a picture of ``count`` images of each class.
+
+    Args:
+        classes: names or indices, a row of the picture for each; None: all.
+        settings: fields of ``SamplingSettings``, such as ``guidance_scale``.
+
+    Raises:
+        UserError: with a message that says what to change.
+    """
+    return draw_grid(pipeline, classes, count, seed=seed, settings=SamplingSettings(**settings))
+
+
+def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict[str, float]:
+    """Return the metrics of a pipeline's samples against the validation images, as a promotion measures them.
+
+    Args:
+        folder: a saved pipeline, such as ``models/tiny``.
+        config: ``generate`` and ``evaluate`` say how many samples, how they are drawn and how they are measured.
+        root: the project's folder, with the images and the classifier. Results are kept below ``root``/.work.
+
+    Raises:
+        UserError: with a message that says what to change.
+    """
+    bench, folder = Bench(Path(root).resolve(), config), Path(folder)
+    return bench.measure(bench.load(folder), md5_as_dvc(folder)).metrics
