@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 UV := $(BIN)/uv pip install --python $(BIN)/python --no-deps $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 export PATH := $(abspath $(BIN)):$(PATH)
 # tests start many processes, and threads that wait by spinning would hold up the others
-PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadscope
+PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --durations 20
 # no phoning home
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
@@ -57,11 +57,11 @@ stack-down: env ## stop them; their data stay
 system: env ## the programs that tests need (PostgreSQL, Chromium, Slurm): installed by root where apt-get is
 	@python -m tests.support.programs
 
-test: env system ## every test, the slow ones too (small pipelines on real images, real servers): about 30 minutes
-	@$(PYTEST)
+test: env system ## every test, also with pipelines on real images and real servers: about 30 minutes
+	@$(PYTEST) --dist loadgroup --no-loadscope-reorder
 
 test-fast: env ## the tests that need no server and no download: about 4 minutes
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) --dist worksteal -m "not pipeline and not cluster"
 
 check: lint test-fast ## what to run before a commit: style, types, fast tests
 

@@ -1,7 +1,6 @@
 """Small parts that many tests use."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -100,31 +99,23 @@ MODEL = ModelConfig(
 SHAPE = {"grid_height": 4, "grid_width": 4, "dimensions": 4, "levels": 8, "num_classes": 3}  # what tokens decide
 
 
-SHARING = ("stack", "pipeline")  # folders whose tests share one pipeline; they take longest
+# tiers, the longest tests first, with the seconds that a test of each may take, its fixtures included
+TIERS = {"cluster": 900, "pipeline": 900, "fast": 120}
+SHARING = ("stack", "pipeline")  # folders whose tests share one pipeline
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that nobody waits for them at the end."""
-    places = {folder: place for place, folder in enumerate(SHARING)}
-    fast = len(places) + 1
+    """Give each test its time limit and its group, and put the longest tiers first."""
+    for item in items:
+        tier, folder = tier_of(item), item.path.parent.name
+        item.add_marker(pytest.mark.timeout(TIERS[tier]))
+        if tier != "fast":  # tests that share servers or a pipeline stay on one worker of xdist
+            item.add_marker(pytest.mark.xdist_group(folder if folder in SHARING else str(item.path)))
+    items.sort(key=lambda item: list(TIERS).index(tier_of(item)))
 
-    def place(item: pytest.Item) -> int:
-        return places.get(item.path.parent.name, fast - 1 if item.get_closest_marker("slow") else fast)
 
-    items.sort(key=place)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For tests at once (`make test`): what shares a pipeline, or a file's fixtures, stays together."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Together(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            path = Path(nodeid.partition("::")[0])
-            return path.parent.name if path.parent.name in SHARING else str(path)
-
-    config.option.loadscopereorder = False  # it would begin with the folders of most tests
-    return Together(config, log)
+def tier_of(item: pytest.Item) -> str:
+    return next((tier for tier in TIERS if item.get_closest_marker(tier)), "fast")
 
 
 class Silent:

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.data_loading import FLIPS, make_reader, table, write_all
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 IMAGES = 300
 KINDS, CACHES = ("moments", "tokens"), ("warm", "cold")

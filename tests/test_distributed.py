@@ -19,7 +19,7 @@ from tokenbridge.config import BF16
 from tokenbridge.tokenizer.quantizer import fit_quantizer
 from tokenbridge.training.trainer import CHECKPOINTS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 PROGRAM = "tests.support.distributed_training"
 CASES = {

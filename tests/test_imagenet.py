@@ -12,7 +12,7 @@ from tokenbridge.base.files import read_json
 from tokenbridge.images.shards import image_counts
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 
 class SmallImageNet(Project):

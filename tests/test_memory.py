@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.memory import measure
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 FEW, MANY = 400, 4000  # images
 SLACK = 8 * 2**20  # bytes; a process differs from the next by up to 3 MiB

@@ -23,7 +23,7 @@ from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.tokenizer.quantizer import fit_quantizer
 from tokenbridge.vae.training import build_vae
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 TRAIN, VALIDATION, TEST, SAMPLES = 44, 22, 28, 34  # images: none fills its last file
 BATCH = 4  # images at once: more than one batch in a file, and the last one smaller

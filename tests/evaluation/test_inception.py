@@ -44,7 +44,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_fid_against_statistics_equals_fid_against_images(random_weights: Path, tmp_path: Path) -> None:
     check_inception_weights(random_weights, expected_sha256=sha256_file(random_weights))
     generated, reference = (ImageTensorDataset(draw_shapes(12, seed)[0]) for seed in (1, 2))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.pipeline.project import PATIENCE, STAGES, Project, descendant, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 
 def flow(project: Project, *overrides: str, fails: bool = False) -> str:

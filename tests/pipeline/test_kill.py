@@ -10,7 +10,7 @@ import pytest
 
 from tests.pipeline.project import PATIENCE, Project, descendant, first_match, outcomes, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 WEIGHTS = "models/tiny/transformer"
 

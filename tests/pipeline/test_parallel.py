@@ -5,7 +5,7 @@ import pytest
 from tests.pipeline.fixtures import TRAIN, TWO
 from tests.pipeline.project import PATIENCE, Project, descendant, first_match, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 
 def test_samples_are_the_bytes_of_one_process(project: Project) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.pipeline.project import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 
 def test_the_notebook_runs_and_shows_its_pictures(project: Project) -> None:

@@ -7,7 +7,7 @@ from tokenbridge.infra.dvc import locked_outs
 from tokenbridge.infra.tracking.registry import Registry, Version
 from tokenbridge.infra.tracking.store import connect
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 
 def versions(project: Project) -> list[Version]:

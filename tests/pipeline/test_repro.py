@@ -12,7 +12,7 @@ from tokenbridge.base.files import read_json, sha256_file
 from tokenbridge.images.shards import ImageShards
 from tokenbridge.infra.tracking.store import connect
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 EVERYTHING = set(STAGES)
 

@@ -10,7 +10,7 @@ import yaml
 from tests.pipeline.project import STAGES, Project, outcomes
 from tokenbridge.base.files import read_json, sha256_tree
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 CHANGED = ("generate.steps=2",)  # cheap: all before the samples stays
 

@@ -12,7 +12,7 @@ from tests.pipeline.project import Project, first_match, wait_for
 from tests.support.slurm import SlurmCluster
 from tokenbridge.base.files import read_json
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 ON_SLURM = ("launcher=slurm", "launcher.nodes=2", "launcher.processes=1", "launcher.slurm.gpus_per_node=0")
 ON_SLURM += ("launcher.slurm.cpus_per_task=1", "launcher.slurm.time='0:10:00'", *Project.launching)

@@ -8,7 +8,7 @@ import pytest
 from tests.pipeline.project import Project, outcomes
 from tokenbridge.base.files import read_json
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 
 def test_a_model_can_be_trained_on_stored_tokens(project: Project) -> None:

@@ -132,7 +132,7 @@ def test_a_devkit_without_its_tables_is_named(config: Make, photos: Photographs,
         load(config(md5={}))
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_archives_on_s3_give_the_same_shards(config: Make, s3_place: S3Place, tmp_path: Path) -> None:
     s3_place.fill(tmp_path / "archives")
     local = fetch_images(config(), tmp_path / "local")

@@ -181,7 +181,7 @@ def test_a_shards_images_are_those_of_its_place() -> None:
     assert np.concatenate(list(spans.values())).tolist() == list(range(25))
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_webdataset_on_s3_is_the_same(
     photos: Photographs, expected: dict[str, dict[bytes, int]], s3_place: S3Place, tmp_path: Path
 ) -> None:

@@ -131,7 +131,7 @@ def test_all_reasons_and_remedies_are_told_when_no_mirror_serves(
         assert part in message
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_debian_gives_fashion_mnist(out: Path) -> None:
     data = validate(compose_config()).data
     debian = [mirror for mirror in data.mirrors if mirror.kind == "debian"]
@@ -139,7 +139,7 @@ def test_debian_gives_fashion_mnist(out: Path) -> None:
     assert (out / "train-images-idx3-ubyte").stat().st_size == 47_040_016
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_debian_without_package_lists_fetches_its_own(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +150,7 @@ def test_debian_without_package_lists_fetches_its_own(
     test_debian_gives_fashion_mnist(out)
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_an_unknown_debian_package_is_named(out: Path) -> None:
     with pytest.raises(DataError, match="debian: E: Unable to locate package no-such-package-of-images"):
         fetch_files("tiny", [MirrorConfig("debian", "no-such-package-of-images")], SHA256, out)

@@ -23,7 +23,7 @@ def distant(folder_config: Make, image_root: Path, s3_place: S3Place) -> DataCon
     return folder_config(source="s3", root=s3_place.uri)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_shards_are_those_of_a_local_copy(
     distant: DataConfig, folder_config: Make, s3_place: S3Place, tmp_path: Path
 ) -> None:
@@ -32,7 +32,7 @@ def test_shards_are_those_of_a_local_copy(
     assert sha256_tree(tmp_path / "distant") == sha256_tree(tmp_path / "local")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_given_splits_are_used(folder_config: Make, image_root: Path, s3_place: S3Place, tmp_path: Path) -> None:
     for split in ("train", "test"):
         s3_place.fill(image_root, below=f"{split}/")
@@ -44,7 +44,7 @@ def test_given_splits_are_used(folder_config: Make, image_root: Path, s3_place: 
     }
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_what_is_wrong_is_named_by_its_address(
     distant: DataConfig, s3_place: S3Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ def test_a_source_that_is_not_named_is_refused(folder_config: Make) -> None:
         state(folder_config(root=None))
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_a_prefix_is_the_same_until_an_object_changes(folder_config: Make, image_root: Path, s3_place: S3Place) -> None:
     s3_place.fill(image_root)
     config = folder_config(source="s3", root=s3_place.uri)

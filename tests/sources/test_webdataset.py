@@ -128,7 +128,7 @@ def test_folders_inside_the_tar_are_part_of_the_key(config: Make, shards: Path) 
     assert sum(len(split.labels) for split in load(config()).values()) == 32
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_shards_from_s3_are_those_of_a_local_copy(
     config: Make, shards: Path, s3_place: S3Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from tests.stack.conftest import Stack
 from tests.stack.team import LENIENT, MODEL, State, client, result, run_deployment, runs, start_deployment
 from tokenbridge.base.files import read_json, sha256_tree
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 SILENCE = 60  # seconds; twice a living flow's heartbeat
 

@@ -18,7 +18,7 @@ from tests.stack.conftest import Stack
 from tests.stack.team import client, result, run_deployment, runs, start_deployment
 from tests.support.slurm import SlurmCluster
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 STAGE = "train@tiny"
 

@@ -20,7 +20,7 @@ from tests.stack.team import MODEL, State
 from tests.support.programs import require
 from tokenbridge.infra.tracking.pages import run_page, version_page
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 QUIET = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", *QUIET]  # root has no sandbox

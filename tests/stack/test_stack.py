@@ -19,7 +19,7 @@ from native.team import Team
 from tests.stack.conftest import Stack, answer, experiments, log_run
 from tokenbridge.base.errors import UserError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 FLOW = """
     import os

@@ -14,7 +14,7 @@ from tests.stack.conftest import Stack
 from tests.support.programs import require
 from tokenbridge.base.errors import UserError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 # What alembic does for MLflow, one step back.
 DOWNGRADE = """

@@ -14,7 +14,7 @@ from tests.stack.conftest import Stack, answer, experiments, log_run
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.sync import sync_all
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 def basic(password: str) -> str:

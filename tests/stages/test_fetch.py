@@ -66,7 +66,7 @@ def run_stage(repository: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_the_stage_writes_shards_and_a_picture(repository: Path) -> None:
     done = run_stage(repository)
     assert done.returncode == 0, done.stderr
@@ -74,7 +74,7 @@ def test_the_stage_writes_shards_and_a_picture(repository: Path) -> None:
     assert Image.open(repository / "reports/fetch/images.png").width > 640
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_the_stage_finds_s3_by_the_settings(repository: Path, s3_place: S3Place) -> None:
     s3_place.fill(repository / "pictures")
     local = fetch_images(config_of(repository), repository / "local")
@@ -85,7 +85,7 @@ def test_the_stage_finds_s3_by_the_settings(repository: Path, s3_place: S3Place)
     assert read_json(repository / "data/images/manifest.json")["digest"] == local["digest"]
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_a_bad_image_ends_the_stage_with_one_message_and_the_previous_images_stay(repository: Path) -> None:
     fetch_images(config_of(repository), repository / "data/images")
     before = sha256_tree(repository / "data/images")

@@ -135,7 +135,7 @@ torch.save(model.state_dict(), folder / f"{sys.argv[2]}.weights")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_killed_and_run_again_it_ends_with_the_same_bits(
     data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
 ) -> None:

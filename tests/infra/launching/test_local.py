@@ -14,7 +14,7 @@ from tests.infra.launching.small_worker import SAVE_STEPS, STEPS, undisturbed
 from tests.pipeline.project import wait_for
 from tokenbridge.base.files import read_json
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 HELD_AT = STEPS // 2 // SAVE_STEPS * SAVE_STEPS  # the last step that was saved before the hold
 TWO = {"processes": 2, "max_restarts": 1}
 

@@ -36,7 +36,7 @@ def job_id(output: str) -> str:
     return found[1]
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_driver_that_was_killed_and_repeated_follows_the_same_job(slurm: SlurmCluster, tmp_path: Path) -> None:
     (tmp_path / "hold").touch()
     driver = command(tmp_path, **TWO_NODES)
@@ -53,7 +53,7 @@ def test_a_driver_that_was_killed_and_repeated_follows_the_same_job(slurm: Slurm
     assert len(list(tmp_path.glob("workers-*.log"))) == 1, "there was one job"
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_preempted_job_saves_and_ends_as_if_nothing_had_happened(slurm: SlurmCluster, tmp_path: Path) -> None:
     (tmp_path / "hold").touch()
     driver = slurm.start(*command(tmp_path, **TWO_NODES))
@@ -69,7 +69,7 @@ def test_a_preempted_job_saves_and_ends_as_if_nothing_had_happened(slurm: SlurmC
     assert {job_id(line) for line in output.splitlines() if line.startswith("Slurm job")} == {job_id(output)}
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_failing_job_shows_the_error_of_its_rank(slurm: SlurmCluster, tmp_path: Path) -> None:
     driver = slurm.start(*command(tmp_path, "fail", **TWO_NODES))
     output = rest(driver)
@@ -86,7 +86,7 @@ def test_a_failing_job_shows_the_error_of_its_rank(slurm: SlurmCluster, tmp_path
     assert "ArithmeticError" in log.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_ending_the_driver_cancels_its_job(slurm: SlurmCluster, tmp_path: Path) -> None:
     (tmp_path / "hold").touch()
     driver = slurm.start(*command(tmp_path, **TWO_NODES))
@@ -98,7 +98,7 @@ def test_ending_the_driver_cancels_its_job(slurm: SlurmCluster, tmp_path: Path) 
     wait_for(lambda: not slurm.processes(), "end of the job's processes")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmCluster, tmp_path: Path) -> None:
     settings = TWO_NODES | {"slurm": replace(SLURM, partition="quantum")}
     driver = slurm.start(*command(tmp_path, **settings))

@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_outside_of_a_project_the_environment_says_where(
     folder: Path, s3_place: S3Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,14 +46,14 @@ def test_outside_of_a_project_the_environment_says_where(
     assert sha256_tree(Path("back")) == sha256_tree(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_in_a_project_its_settings_say_where(folder: Path, s3_place: S3Place) -> None:
     write_params([f"storage.endpoint={s3_place.server.endpoint}"], with_conf(Path()))
     run("upload", str(folder), s3_place.uri)
     assert s3_place.folder.head("weights") is not None
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_folder_that_cannot_be_written_is_named(
     folder: Path, s3_place: S3Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_written_is_named(
         run("download", s3_place.uri, "model/weights/back")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_the_remote_is_that_of_the_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
     with pytest.raises(UserError, match=r"storage\.bucket is not set"):

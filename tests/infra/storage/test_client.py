@@ -58,7 +58,7 @@ def no_profile(place: S3Place, _: Patch) -> S3Place:
     return replace(place, config=replace(place.config, profile="colleague"))
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -87,7 +87,7 @@ def test_a_refusal_says_what_to_do(
     assert place.folder.list() == [] if change is read_only else True
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_an_object_that_was_replaced_meanwhile_is_not_mixed_with_the_old_one(place: S3Place) -> None:
     place.folder.put("image", b"old")
     listed = place.folder.list()[0]
@@ -118,7 +118,7 @@ class CutOnce(socketserver.BaseRequestHandler):
                 target.sendall(content)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_an_answer_that_breaks_off_is_asked_for_again(place: S3Place) -> None:
     content = bytes(range(256)) * 4000
     place.folder.put("image", content)

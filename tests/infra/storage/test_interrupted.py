@@ -20,7 +20,7 @@ from tokenbridge.infra.storage.multipart import PART_SIZE, parts_of, unfinished_
 from tokenbridge.infra.storage.prefix_manifest import MANIFEST, encode, scan
 from tokenbridge.infra.storage.upload import upload
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 PARTS = 4
 
 

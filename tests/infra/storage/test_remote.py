@@ -16,7 +16,7 @@ from tokenbridge.config import StorageConfig
 from tokenbridge.infra.storage import StorageError
 from tokenbridge.infra.storage.remote import set_dvc_remote
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 FILES = 40
 DVC_YAML = """
 stages:

@@ -19,7 +19,7 @@ from tokenbridge.infra.storage.multipart import PART_SIZE
 from tokenbridge.infra.storage.prefix_manifest import MANIFEST, Entry, encode
 from tokenbridge.infra.storage.upload import upload
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture

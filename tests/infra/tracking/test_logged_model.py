@@ -19,7 +19,7 @@ from tokenbridge.infra.tracking.store import Store
 from tokenbridge.infra.tracking.sync import sync_all
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 COLUMNS = {"class", "seed", "guidance_scale", "steps", "temperature"}
 

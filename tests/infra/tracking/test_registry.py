@@ -23,7 +23,7 @@ from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import Store
 from tokenbridge.infra.tracking.sync import sync_all
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 NAME = "tokenbridge-shapes-micro"
 Record = Callable[..., Tracker]
 

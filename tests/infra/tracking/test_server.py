@@ -92,7 +92,7 @@ def test_without_a_server_work_goes_on_and_is_told_once(
     assert spool.id == tracker.id
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_server_that_comes_late_gets_everything(tmp_path: Path, server: Server) -> None:
     plot = tmp_path / "plot.png"
     plot.write_text("picture")
@@ -109,7 +109,7 @@ def test_a_server_that_comes_late_gets_everything(tmp_path: Path, server: Server
     assert find_spools(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_server_killed_in_the_middle_gets_the_rest_later(tmp_path: Path, server: Server) -> None:
     server.start()
     tracker = Tracker.open("train@tiny", "k", tmp_path)

@@ -26,7 +26,7 @@ from tokenbridge.infra.tracking.registry import CHAMPION, Registry
 from tokenbridge.infra.tracking.store import connect, default_uri
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 PATIENCE = 120  # seconds
 Row = dict[str, Any]
 

@@ -24,7 +24,7 @@ def record(root: Path, key: str, status: str = "FINISHED") -> None:
     sync_all(root)
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_processes_that_come_at_once_get_one_database_and_one_experiment(
     tmp_path: Path, start: Callable[[str], "subprocess.Popen[str]"]
 ) -> None:

@@ -222,7 +222,7 @@ def test_a_run_whose_process_was_killed_is_closed(root: Path, store: Store, star
     assert len(history(store, run, "loss")) == written > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_two_syncers_at_once_send_everything_once(root: Path, store: Store, start: Start) -> None:
     parent = open_tracker(root, "pipeline")
     trackers = [open_tracker(root, f"stage{i}", parent.id) for i in range(8)]
@@ -237,7 +237,7 @@ def test_two_syncers_at_once_send_everything_once(root: Path, store: Store, star
         assert len(history(store, run_of(store, tracker), "loss")) == 300
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_a_syncer_killed_at_any_moment_loses_and_doubles_nothing(root: Path, store: Store, start: Start) -> None:
     with open_tracker(root) as tracker:
         for step in range(20_000):

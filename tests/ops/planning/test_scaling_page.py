@@ -23,7 +23,7 @@ def scaling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_the_tables_are_what_the_plans_give_now(scaling: ModuleType) -> None:
     """If not: ``python docs/scaling.py``."""
     cases = [scaling.Case.of(name) for name in scaling.EXPERIMENTS]

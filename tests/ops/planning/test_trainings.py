@@ -34,7 +34,7 @@ def test_a_step_takes_the_planned_memory(changes: list[str], tmp_path: Path) -> 
     assert plan.total == pytest.approx(peak_of_a_step(trainer, tmp_path / "trace.json"), rel=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_two_processes_hold_the_planned_shards(tmp_path: Path) -> None:
     run_processes(PROCESSES, "tests.ops.planning.sharded_training", str(tmp_path), *SHARDED)
     config = composed(*SHARDED)

@@ -27,7 +27,7 @@ from tokenbridge.ops.promotion.measurement import Bench
 from tokenbridge.ops.promotion.promote import carry_out, promote, rollback
 from tokenbridge.ops.promotion.trial import Trial
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 
 
 def files_of(folder: Path) -> dict[Path, int]:

@@ -20,7 +20,7 @@ from tokenbridge.infra.tracking.registry import EVALUATION, Version
 from tokenbridge.infra.tracking.sync import sync_all
 from tokenbridge.ops.promotion.registration import register_models, registered_name
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 REPORT = "reports/evaluate/tiny.json"
 
 

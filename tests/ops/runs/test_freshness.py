@@ -81,7 +81,7 @@ def test_it_is_told_only_of_what_is_known(tmp_path: Path, config: Config) -> Non
     assert is_of(tmp_path, config, state(config))
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_new_images_in_the_source_become_a_new_version_of_the_data(tmp_path: Path, config: Config) -> None:
     shutil.copy(CONF.parent / "dvc.yaml", tmp_path)
     (tmp_path / "tokenbridge").symlink_to(CONF.parent / "tokenbridge")
@@ -114,7 +114,7 @@ def test_files_with_configured_digests_are_dvcs_to_watch(tmp_path: Path, config:
     assert not is_stale(tmp_path, replace(config, data=replace(config.data, source="idx")), "any")
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_only_the_same_source_settings_and_code_make_a_retrain_needless(tmp_path: Path, config: Config) -> None:
     overrides = [*SMALL, f"data.root={config.data.root}"]
     assert nothing_new(tmp_path, overrides) is None
