@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.client import BaseClient
 
 from tests.support.services import S3Place
-from tokenbridge.infra.storage.bucket import S3Folder
 
 
 @pytest.fixture
@@ -20,32 +20,33 @@ def place(s3_place: S3Place) -> S3Place:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each operation was really called."""
+    """How often each operation of S3 was really called."""
     counter: Counter[str] = Counter()
-    real = S3Folder.call
+    real = BaseClient._make_api_call
 
-    def counted(self: S3Folder, operation: str, path: str, **arguments: Any) -> Any:
+    def counted(self: BaseClient, operation: str, arguments: dict[str, Any]) -> Any:
         counter[operation] += 1
-        return real(self, operation, path, **arguments)
+        return real(self, operation, arguments)
 
-    monkeypatch.setattr(S3Folder, "call", counted)
+    monkeypatch.setattr(BaseClient, "_make_api_call", counted)
     return counter
 
 
 SLOW_UPLOAD = """
 import argparse, signal, sys, time
-import tokenbridge.infra.storage.parallel as parallel
+from boto3.s3.transfer import TransferConfig
+from botocore.client import BaseClient
+import tokenbridge.infra.storage.transfer as transfer
 from tokenbridge.base.errors import UserError
-from tokenbridge.infra.storage.bucket import S3Folder
 from tokenbridge.infra.storage.cli import add_commands
 
-def slowly(self, operation, path, **arguments):
-    answer = call(self, operation, path, **arguments)
-    time.sleep(0.5 if operation == "upload_part" else 0)
-    return answer
+def slowly(self, operation, arguments):
+    time.sleep(0.5 if operation == "UploadPart" else 0)
+    return call(self, operation, arguments)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells start their children without
-call, S3Folder.call, parallel.THREADS = S3Folder.call, slowly, 1
+call, BaseClient._make_api_call = BaseClient._make_api_call, slowly
+transfer.SETTINGS = TransferConfig(max_concurrency=1)
 parser = argparse.ArgumentParser()
 add_commands(parser.add_subparsers())
 options = parser.parse_args()

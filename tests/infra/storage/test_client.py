@@ -15,7 +15,7 @@ from tokenbridge.config import ConfigError, StorageConfig
 from tokenbridge.infra.storage import StorageError
 from tokenbridge.infra.storage.bucket import S3Folder
 from tokenbridge.infra.storage.client import make_client
-from tokenbridge.infra.storage.upload import upload
+from tokenbridge.infra.storage.transfer import upload
 
 Patch = pytest.MonkeyPatch
 

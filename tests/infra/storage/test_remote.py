@@ -117,5 +117,5 @@ def test_results_are_restored_by_what_they_were_made_of(team: Team) -> None:
 
 
 def test_without_a_repository_dvc_says_so(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"dvc remote add: .*Not inside a DVC repo"):
+    with pytest.raises(StorageError, match=r"DVC takes no remote in .*not inside of a DVC repository"):
         set_dvc_remote(tmp_path, StorageConfig(bucket="team"))

@@ -1,8 +1,10 @@
 """Folders to the real server and back: whole or not at all, and nothing sent twice."""
 
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,9 @@ from torch import nn
 from tests.support.services import S3Place
 from tokenbridge.base.checkpoints import PREFIX, Checkpoints, State, live_tensors
 from tokenbridge.base.files import sha256_tree
-from tokenbridge.infra.storage import StorageError
-from tokenbridge.infra.storage.bucket import S3Folder
-from tokenbridge.infra.storage.download import download
-from tokenbridge.infra.storage.multipart import PART_SIZE
-from tokenbridge.infra.storage.prefix_manifest import MANIFEST, Entry, encode
-from tokenbridge.infra.storage.upload import upload
+from tokenbridge.infra.storage import StorageError, transfer
+from tokenbridge.infra.storage.prefix_manifest import MANIFEST
+from tokenbridge.infra.storage.transfer import SETTINGS, download, upload
 
 pytestmark = pytest.mark.cluster
 
@@ -37,7 +36,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def large_model(model: Path) -> Path:
     """And one file of two parts."""
-    (model / "weights.safetensors").write_bytes(np.random.default_rng(0).bytes(PART_SIZE + 1000))
+    (model / "weights.safetensors").write_bytes(np.random.default_rng(0).bytes(SETTINGS.multipart_threshold + 1000))
     return model
 
 
@@ -51,31 +50,52 @@ def test_what_comes_back_is_what_was_sent(place: S3Place, large_model: Path, tmp
 def test_every_object_carries_its_digest(place: S3Place, large_model: Path) -> None:
     upload(large_model, place.uri, place.config)
     for file in (file for file in large_model.rglob("*") if file.is_file()):
-        head = place.folder.head(file.relative_to(large_model).as_posix())
-        assert head is not None
-        assert head.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert head.checksum  # this server keeps one of its own, too
+        key = place.folder.prefix + file.relative_to(large_model).as_posix()
+        head = place.server.client.head_object(Bucket=place.bucket, Key=key, ChecksumMode="ENABLED")
+        assert head["Metadata"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert head["ChecksumSHA256"]  # the server keeps one of its own, too
 
 
 def test_only_what_changed_is_sent_again(place: S3Place, model: Path, calls: Counter[str]) -> None:
     upload(model, place.uri, place.config)
     calls.clear()
     upload(model, place.uri, place.config)
-    assert not {"put_object", "upload_part", "delete_object"} & set(calls)
+    assert not {"PutObject", "UploadPart", "DeleteObject"} & set(calls)
     (model / "vae" / "3 ü.bin").write_bytes(b"y" * 1000)
     upload(model, place.uri, place.config)
-    assert (calls["put_object"], calls["upload_part"]) == (2, 0)  # the file and the manifest
+    assert (calls["PutObject"], calls["UploadPart"]) == (2, 0)  # the file and the manifest
 
 
-def test_what_arrived_otherwise_is_found_before_it_counts(
-    place: S3Place, model: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("changed", ["object", "file"])
+def test_a_change_meanwhile_is_found_before_the_upload_counts(
+    place: S3Place, model: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    """As if another upload to the same place had replaced the objects at once."""
-    put = S3Folder.put
-    monkeypatch.setattr(S3Folder, "put", lambda self, path, content: put(self, path, b"y" + content[1:]))
-    with pytest.raises(StorageError, match="is not what was sent, its size or SHA-256 differs"):
+    real = transfer._transfer
+
+    def disturbed(*arguments: Any) -> None:
+        real(*arguments)
+        if changed == "object":
+            place.folder.put("manifest.json", b"[]")
+        else:
+            (model / "manifest.json").write_text("[]")
+
+    monkeypatch.setattr(transfer, "_transfer", disturbed)
+    with pytest.raises(StorageError, match=f"{model} or {place.uri} changed during the upload"):
         upload(model, place.uri, place.config)
     assert MANIFEST not in [item.path for item in place.folder.list()]
+
+
+def test_a_folder_without_files_is_no_upload(place: S3Place, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="holds no file"):
+        upload(tmp_path, place.uri, place.config)
+
+
+def test_a_missing_object_is_named(place: S3Place, model: Path, tmp_path: Path) -> None:
+    upload(model, place.uri, place.config)
+    place.folder.delete("vae/2 ü.bin")
+    with pytest.raises(StorageError, match=r"vae/2 ü\.bin: it is missing: .*upload it again"):
+        download(place.uri, tmp_path / "back", place.config)
+    assert not (tmp_path / "back").exists()
 
 
 def test_without_its_manifest_a_prefix_is_nothing(place: S3Place, model: Path, tmp_path: Path) -> None:
@@ -97,7 +117,7 @@ def test_an_object_that_was_replaced_is_not_believed(
 ) -> None:
     upload(large_model, place.uri, place.config)
     place.folder.put(name, b"x" * (large_model / name).stat().st_size)
-    with pytest.raises(StorageError, match=rf"{name} is missing, or not what {MANIFEST} says"):
+    with pytest.raises(StorageError, match=rf"{name} is not what {MANIFEST} says"):
         download(place.uri, tmp_path / "back", place.config)
     assert not (tmp_path / "back").exists()
     upload(large_model, place.uri, place.config)  # the remedy
@@ -107,9 +127,9 @@ def test_an_object_that_was_replaced_is_not_believed(
 
 def test_a_manifest_cannot_write_outside_of_the_folder(place: S3Place, tmp_path: Path) -> None:
     content = b"evil"
-    evil = Entry("../../evil", len(content), hashlib.sha256(content).hexdigest())
-    place.folder.put(MANIFEST, encode([evil]))
-    with pytest.raises(StorageError, match=r"names '\.\./\.\./evil', which is no path below a folder"):
+    evil = {"path": "../../evil", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    place.folder.put(MANIFEST, json.dumps({"format": 1, "files": [evil]}).encode())
+    with pytest.raises(StorageError, match=r"'\.\./\.\./evil' is no path below a folder"):
         download(place.uri, tmp_path / "deep" / "back", place.config)
     assert not (tmp_path / "deep").exists()
 
@@ -127,14 +147,14 @@ def test_a_download_goes_on_with_files_that_are_right(
     calls.clear()
     download(place.uri, tmp_path / "back", place.config)
     assert sha256_tree(tmp_path / "back") == sha256_tree(large_model)
-    assert calls["get_object"] == 1 + 6  # the manifest and the small ones, of which the empty one needs none
+    assert calls["GetObject"] == 1 + 7  # the manifest and the small ones
 
 
 def test_a_folder_that_is_there_is_left_alone(place: S3Place, model: Path, tmp_path: Path, calls: Counter[str]) -> None:
     upload(model, place.uri, place.config)
     calls.clear()
     download(place.uri, model, place.config)
-    assert calls["get_object"] == 1
+    assert calls["GetObject"] == 1
     (model / "mine").write_text("notes")
     with pytest.raises(StorageError, match="is there already, with other files"):
         download(place.uri, model, place.config)

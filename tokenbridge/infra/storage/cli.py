@@ -4,12 +4,9 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenbridge.base.errors import UserError
-
-if TYPE_CHECKING:
-    from tokenbridge.config import StorageConfig
+from tokenbridge.config import StorageConfig
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,14 +27,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _upload(options: argparse.Namespace) -> None:
-    from tokenbridge.infra.storage.upload import upload
+    from tokenbridge.infra.storage.transfer import upload
 
     with _told():
         upload(options.folder, options.address, _settings())
 
 
 def _download(options: argparse.Namespace) -> None:
-    from tokenbridge.infra.storage.download import download
+    from tokenbridge.infra.storage.transfer import download
 
     with _told():
         download(options.address, options.folder, _settings())
@@ -52,9 +49,8 @@ def _remote(options: argparse.Namespace) -> None:
     print(f"{url} is DVC's remote here (.dvc/config.local): `dvc push --run-cache` and `dvc pull --run-cache` use it")
 
 
-def _settings() -> "StorageConfig":
+def _settings() -> StorageConfig:
     """Return the settings of the pipeline in this folder. Outside a pipeline only AWS's variables and files count."""
-    from tokenbridge.config import StorageConfig
     from tokenbridge.config.params import PARAMS_FILE, load_params
 
     return load_params().storage if Path(PARAMS_FILE).exists() else StorageConfig()

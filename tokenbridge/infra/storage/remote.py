@@ -1,8 +1,9 @@
 """Set DVC's remote from the settings of conf/storage."""
 
-import subprocess
-import sys
 from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
 
 from tokenbridge.config import StorageConfig
 from tokenbridge.infra.storage import StorageError
@@ -21,16 +22,11 @@ def set_dvc_remote(root: Path, config: StorageConfig) -> str:
     if config.bucket is None:
         raise StorageError("storage.bucket is not set: `tokenbridge remote storage.bucket=<name>`, or in conf/storage")
     url = f"{SCHEME}{config.bucket}/{config.prefix or ''}".rstrip("/")
-    _dvc(root, "add", "--local", "--force", "--default", REMOTE, url)
-    settings = {"endpointurl": endpoint_of(config), "region": config.region, "profile": config.profile}
-    for key, value in settings.items():
-        if value is not None:
-            _dvc(root, "modify", "--local", REMOTE, key, value)
+    remote = {"url": url, "endpointurl": endpoint_of(config), "region": config.region, "profile": config.profile}
+    try:
+        with Repo(str(root)) as repo, repo.config.edit("local") as settings:
+            settings["remote"][REMOTE] = {key: value for key, value in remote.items() if value is not None}
+            settings["core"]["remote"] = REMOTE
+    except DvcException as error:
+        raise StorageError(f"DVC takes no remote in {root}: {error}") from error
     return url
-
-
-def _dvc(root: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "dvc", "remote", *arguments]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise StorageError(f"dvc remote {arguments[0]}: {done.stderr.strip()}")
