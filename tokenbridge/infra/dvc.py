@@ -1,4 +1,7 @@
-"""The pipeline as DVC sees it: stages, their order, and their dependencies. Only this module and storage/remote.py import dvc."""
+"""The pipeline as DVC sees it: stages, their order, and their dependencies.
+
+Only this module and storage/remote.py import dvc.
+"""
 
 import hashlib
 import json

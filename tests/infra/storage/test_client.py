@@ -68,7 +68,7 @@ def no_profile(place: S3Place, _: Patch) -> S3Place:
         (no_credentials, r"no credentials .*set AWS_ACCESS_KEY_ID"),
         (no_bucket, r"s3://nowhere-to-be-found/team/model: there is no such bucket"),
         (bad_bucket, r"no bucket\?/team/model: .*Invalid bucket name"),
-        (no_server, r"no answer from http://127\.0\.0\.1:\d+: start it.*\(storage\.endpoint, AWS_ENDPOINT_URL\)"),
+        (no_server, r"no answer from http://127\.0\.0\.1:\d+: start it.*correct storage\.endpoint or AWS_ENDPOINT_URL"),
         (no_profile, r"colleague.*storage\.profile or AWS_PROFILE"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.services import S3Place
+from tests.support.services import S3Place, SmallDisk
 from tokenbridge.base.checkpoints import PREFIX, Checkpoints, State, live_tensors
-from tokenbridge.base.files import sha256_tree
+from tokenbridge.base.files import DiskFullError, sha256_tree
 from tokenbridge.infra.storage import StorageError, transfer
 from tokenbridge.infra.storage.prefix_manifest import MANIFEST
 from tokenbridge.infra.storage.transfer import SETTINGS, download, upload
@@ -148,6 +148,17 @@ def test_a_download_goes_on_with_files_that_are_right(
     download(place.uri, tmp_path / "back", place.config)
     assert sha256_tree(tmp_path / "back") == sha256_tree(large_model)
     assert calls["GetObject"] == 1 + 7  # the manifest and the small ones
+
+
+def test_a_disk_that_is_too_small_is_named(place: S3Place, large_model: Path, small_disk: SmallDisk) -> None:
+    upload(large_model, place.uri, place.config)
+    small_disk.filler.write_bytes(bytes(12 * 2**20))  # of 16 MiB; the model has more than 8
+    with pytest.raises(DiskFullError, match="no space is left on the disk of .*back"):
+        download(place.uri, small_disk.folder / "back", place.config)
+    assert not (small_disk.folder / "back").exists()
+    small_disk.free()
+    download(place.uri, small_disk.folder / "back", place.config)
+    assert sha256_tree(small_disk.folder / "back") == sha256_tree(large_model)
 
 
 def test_a_folder_that_is_there_is_left_alone(place: S3Place, model: Path, tmp_path: Path, calls: Counter[str]) -> None:

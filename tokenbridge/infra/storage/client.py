@@ -71,8 +71,8 @@ def explained(place: str, config: StorageConfig) -> Iterator[None]:
         raise StorageError(f"{error}: correct storage.profile or AWS_PROFILE, or make the profile") from error
     except NO_ANSWER as error:
         raise StorageError(
-            f"{place}: no answer from {endpoint_of(config) or 'Amazon S3'}: start it, check the network, or correct the "
-            f"address (storage.endpoint, AWS_ENDPOINT_URL); what is done stays done, so repeat then. It was: {error}"
+            f"{place}: no answer from {endpoint_of(config) or 'Amazon S3'}: start it, check the network, or correct "
+            f"storage.endpoint or AWS_ENDPOINT_URL; what is done stays done, so repeat then. It was: {error}"
         ) from error
     except aws.BotoCoreError as error:  # such as an AWS setting that boto3 cannot use
         raise StorageError(f"{place}: {error}") from error
