@@ -17,7 +17,7 @@ from tokenbridge.infra.storage import StorageError
 from tokenbridge.infra.storage.prefix_manifest import MANIFEST, encode, scan
 from tokenbridge.infra.storage.transfer import SETTINGS, download, upload
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 FILES = 4
 
 

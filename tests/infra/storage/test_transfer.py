@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.support.services import S3Place, SmallDisk
 from tokenbridge.base.checkpoints import PREFIX, Checkpoints, State, live_tensors
-from tokenbridge.base.files import DiskFullError, sha256_tree
+from tokenbridge.base.files import sha256_tree
 from tokenbridge.infra.storage import StorageError, transfer
 from tokenbridge.infra.storage.prefix_manifest import MANIFEST
 from tokenbridge.infra.storage.transfer import SETTINGS, download, upload
@@ -153,7 +153,7 @@ def test_a_download_goes_on_with_files_that_are_right(
 def test_a_disk_that_is_too_small_is_named(place: S3Place, large_model: Path, small_disk: SmallDisk) -> None:
     upload(large_model, place.uri, place.config)
     small_disk.filler.write_bytes(bytes(12 * 2**20))  # of 16 MiB; the model has more than 8
-    with pytest.raises(DiskFullError, match=r"no space is left on the disk of .*back"):
+    with pytest.raises(StorageError, match="its disk has .* free some"):
         download(place.uri, small_disk.folder / "back", place.config)
     assert not (small_disk.folder / "back").exists()
     small_disk.free()

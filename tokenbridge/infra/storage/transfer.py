@@ -85,6 +85,11 @@ def _receive(place: S3Folder, folder: Path, entries: list[Entry], label: str) ->
     for stale in found - set(entries):
         (folder / stale.path).unlink()
     missing = [entry for entry in entries if entry not in found]
+    needed, free = sum(entry.size for entry in missing), shutil.disk_usage(folder).free
+    if needed > free:
+        raise StorageError(
+            f"{folder} needs {needed / 2**20:,.0f} MiB, and its disk has {free / 2**20:,.0f} MiB: free some"
+        )
     for entry in missing:
         (folder / entry.path).parent.mkdir(parents=True, exist_ok=True)
     _transfer("download", place, folder, missing, label)
