@@ -153,7 +153,7 @@ def test_a_download_goes_on_with_files_that_are_right(
 def test_a_disk_that_is_too_small_is_named(place: S3Place, large_model: Path, small_disk: SmallDisk) -> None:
     upload(large_model, place.uri, place.config)
     small_disk.filler.write_bytes(bytes(12 * 2**20))  # of 16 MiB; the model has more than 8
-    with pytest.raises(StorageError, match="its disk has .* free some"):
+    with pytest.raises(StorageError, match=r"its disk has .* free some"):
         download(place.uri, small_disk.folder / "back", place.config)
     assert not (small_disk.folder / "back").exists()
     small_disk.free()
