@@ -1,4 +1,4 @@
-"""Folders of labelled arrays, one row per image: written shard by shard, memory-mapped ever after."""
+"""Folders of labelled arrays with one row per image: written shard by shard, and read by memory map."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +17,7 @@ SHARD_ROWS = 5000
 
 
 class ArraysError(UserError):
-    """A folder that is not whole."""
+    """A folder with missing files or rows."""
 
 
 def shard_name(index: int) -> str:
@@ -25,12 +25,15 @@ def shard_name(index: int) -> str:
 
 
 def row_shards(folder: Path, rows: int) -> list[Chunk]:
-    """The shards that ``rows`` rows make."""
+    """Return the shards of ``rows`` rows, SHARD_ROWS in each but the last."""
     return cut(rows, SHARD_ROWS, lambda index: folder / shard_name(index))
 
 
 def write_shard(folder: Path, index: int, rows: int, parts: Iterable[np.ndarray]) -> None:
-    """Write a shard of so many ``rows`` or none of it, a part at a time; the bytes are np.save's of all together."""
+    """Write a shard of ``rows`` rows, one part at a time.
+
+    The shard appears whole or not at all. Its bytes are those that np.save writes for all parts together.
+    """
     with atomic_path(folder / shard_name(index)) as target, target.open("wb") as file:
         written = 0
         for part in parts:
@@ -43,33 +46,33 @@ def write_shard(folder: Path, index: int, rows: int, parts: Iterable[np.ndarray]
 
 
 def write_manifest(folder: Path, labels: np.ndarray, num_classes: int, **content: Any) -> None:
-    """Complete a folder of shards: labels, then the manifest, which is written last."""
+    """Complete a folder of shards: write the labels, then the manifest."""
     np.save(folder / LABELS, labels)
     counts = {"images": len(labels), "shards": len(list(folder.glob("shard-*.npy"))), "num_classes": num_classes}
     write_json(folder / MANIFEST, counts | content)
 
 
 class LabelledArrays:
-    """Random access to such a folder; nothing is read before it is asked for.
+    """Random access to a folder that ``write_manifest`` completed; a row is read only when it is asked for.
 
     Attributes:
-        manifest: what ``write_manifest`` was told.
+        manifest: the content that ``write_manifest`` wrote.
         labels: int64 [N].
-        row_shape: of one image.
+        row_shape: the shape of one row.
     """
 
     def __init__(self, folder: Path, stage: str) -> None:
-        """``stage`` is named to the user where the folder is not whole.
+        """Open the folder. ``stage`` is the stage that makes it; errors name it.
 
         Raises:
-            ArraysError: if the manifest is missing, or rows are.
+            ArraysError: if the manifest or rows are missing.
         """
         if not (folder / MANIFEST).exists():
             raise ArraysError(f"{folder} has no {MANIFEST}: run `dvc repro {stage}`")
         self.manifest: dict[str, Any] = read_json(folder / MANIFEST)
         self.labels = torch.from_numpy(np.load(folder / LABELS))
         shards = range(self.manifest["shards"])
-        # as plain arrays, since each item of a memmap is dressed as one, too
+        # indexing a memmap returns another memmap: convert it to a plain array first
         self._shards = [np.asarray(np.load(folder / shard_name(i), mmap_mode="r")) for i in shards]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         if self._starts[-1] != self.manifest["images"]:
@@ -83,7 +86,7 @@ class LabelledArrays:
         return len(self.labels)
 
     def read(self, rows: np.ndarray, *inner: np.ndarray) -> np.ndarray:
-        """Elements ``[rows[i], inner[0][i], ...]``, stacked over i; each has the axes of a row that are left."""
+        """Return the elements [rows[i], inner[0][i], ...], stacked over i; each has the remaining axes of a row."""
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty((len(rows), *self.row_shape[len(inner) :]), dtype=self._shards[0].dtype)
         places = zip((rows - self._starts[shard_of]).tolist(), *(index.tolist() for index in inner), strict=True)

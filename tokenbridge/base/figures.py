@@ -24,7 +24,7 @@ def _panels(count: int, size: float = 2.6) -> tuple[Figure, list]:  # type: igno
 
 
 def levels_figure(columns: Floats, levels: Floats) -> Figure:
-    """Histogram of each dimension's latents [C, M], with its levels [C, B] over it."""
+    """Draw a histogram of each dimension's latents [C, M], and mark its levels [C, B]."""
     figure, axes = _panels(len(columns))
     for dimension, (axis, values, ticks) in enumerate(zip(axes, columns, levels, strict=True)):
         axis.hist(values, bins=120, range=(-5, 5), density=True, color="#7aa6c2")
@@ -36,7 +36,12 @@ def levels_figure(columns: Floats, levels: Floats) -> Figure:
 
 
 def order_figure(latents: Floats, share: Floats, order: NDArray[np.integer]) -> Figure:
-    """Spectrum of each dimension, from latents [N, C, h, w], in the order in which the head predicts them."""
+    """Draw the spectrum of each dimension of latents [N, C, h, w], in the order in which the head predicts them.
+
+    Args:
+        share: share [C] of each dimension's energy at low frequencies.
+        order: permutation [C] of the dimensions.
+    """
     figure, axes = _panels(len(order))
     energy = np.square(np.abs(np.fft.fftshift(np.fft.fft2(latents), axes=(-2, -1)))).mean(0)
     for place, (axis, dimension) in enumerate(zip(axes, order, strict=True)):
@@ -51,10 +56,10 @@ Metrics = Mapping[str, float]
 
 
 def study_figure(studies: Mapping[str, Sequence[tuple[object, Metrics]]], baseline: Metrics) -> Figure:
-    """Each metric (rows) against each studied setting (columns), the baseline dashed.
+    """Draw each metric (rows) against each studied setting (columns); a dashed line shows the baseline.
 
     Args:
-        studies: by the setting's name, its values with the metrics found there.
+        studies: setting name -> its values, each with the metrics measured at that value.
         baseline: the metrics without quantization.
     """
     size = (3.2 * len(studies), 2.4 * len(baseline))
@@ -64,7 +69,7 @@ def study_figure(studies: Mapping[str, Sequence[tuple[object, Metrics]]], baseli
         row[0].set_ylabel(metric, fontsize=7)
         for axis, points in zip(row, studies.values(), strict=True):
             axis.axhline(value, color="#888888", linestyle="--", linewidth=1)
-            names = [str(setting) for setting, _ in points]  # not numbers, so that 8, 16, 32 are evenly spaced
+            names = [str(setting) for setting, _ in points]  # text, not numbers: 8, 16, 32 are evenly spaced
             axis.plot(names, [found[metric] for _, found in points], "o:", linewidth=1)
             axis.margins(x=0.2)
     for axis, name in zip(axes[-1], studies, strict=True):

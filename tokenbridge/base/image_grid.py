@@ -1,4 +1,4 @@
-"""Pictures for people."""
+"""Grids of images as one picture."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 GAP = 2  # pixels between images
-MIN_SIDE = 64  # smaller images are enlarged, pixel by pixel, until they can be seen
+MIN_SIDE = 64  # pixels; smaller images are enlarged by a whole factor, without smoothing
 FONT_SIZE = 16
 
 
 def image_grid(images: NDArray[np.uint8], columns: int, labels: Sequence[str] = ()) -> Image.Image:
-    """Images uint8 [N, 3, H, W] row by row on white, with a label at the left of each row when given."""
+    """Draw images uint8 [N, 3, H, W] row by row on white, with ``labels`` at the left of the rows."""
     scale = max(1, MIN_SIDE // images.shape[-1])
     height, width = (side * scale + GAP for side in images.shape[-2:])
     font = ImageFont.load_default(FONT_SIZE)
