@@ -1,1 +1,1 @@
-"""From latents to tokens and back: the quantizer, its levels, and what both are stored as."""
+"""From latents to tokens and back: the quantizer, its levels, and the moments and tokens on disk."""

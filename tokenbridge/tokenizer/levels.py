@@ -13,14 +13,14 @@ from torch.distributions import Normal
 from tokenbridge.base.errors import UserError
 
 OUTER_EDGE = 3.0  # where the released quantizer cuts the tails of N(0, 1)
-BIN_VALUES = 8  # values in each of the bins from which the density of the data is read
-NEGLIGIBLE_GAIN = 1e-8  # share of the squared error below which another step of Lloyd's is not worth it
+BIN_VALUES = 8  # values in each of the bins from which the density of the data is estimated
+NEGLIGIBLE_GAIN = 1e-8  # Lloyd's iteration stops when a step reduces the squared error by at most this share
 
 
 def gaussian_levels(levels: int) -> Tensor:
-    """Level values [B], float64, of N(0, 1): the mean of each equal-probability interval (paper Eq. 3).
+    """Return the level values [B], float64, of N(0, 1): the mean of each equal-probability interval (paper Eq. 3).
 
-    The outermost intervals are cut at +-3, as the released code does.
+    The outermost intervals are cut at +-3, as in the released code.
     """
     normal = Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
     inner = normal.icdf(torch.arange(1, levels, dtype=torch.float64) / levels)
@@ -31,17 +31,17 @@ def gaussian_levels(levels: int) -> Tensor:
 
 
 def stretched_gaussian_levels(levels: int, reach: float) -> Tensor:
-    """The released quantizer's level values [B], float32: those of N(0, 1), with +-3 stretched to +-``reach``."""
+    """Return the released quantizer's levels [B], float32: those of N(0, 1), with +-3 stretched to +-``reach``."""
     return stretch(gaussian_levels(levels), reach)
 
 
 def stretch(levels: Tensor, reach: float) -> Tensor:
-    """Levels of N(0, 1) [B] as float32, with +-3 stretched to +-``reach``."""
+    """Return levels of N(0, 1) [B] as float32, with +-3 stretched to +-``reach``."""
     return levels.float() * (reach / OUTER_EDGE)
 
 
 def uniform_levels(levels: int, reach: float) -> Tensor:
-    """Level values [B], float32: the centres of B equal cells that cover [-``reach``, ``reach``]."""
+    """Return level values [B], float32: the centres of B equal cells that cover [-``reach``, ``reach``]."""
     centres = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
     return ((2 * centres - 1) * reach).float()
 
@@ -50,14 +50,14 @@ FIXED_FAMILIES: dict[str, Callable[[int, float], Tensor]] = {
     "gaussian": stretched_gaussian_levels,
     "uniform": uniform_levels,
 }
-"""The families whose levels follow from B and the range alone."""
+"""The families whose levels depend only on B and the range."""
 
 
 def lloyd_max_levels(columns: Tensor, levels: int) -> Tensor:
-    """Level values [C, B], float64, of least squared error on the values [C, M] of each dimension by itself.
+    """Return the level values [C, B], float64, of least squared error on each dimension's values [C, M].
 
-    Lloyd's iteration (Max 1960, Lloyd 1982) from the optimal companding of the data. The cells of sorted
-    values are slices, and prefix sums give their means: a step makes C x B searches, and nothing is B x M.
+    Lloyd's iteration (Max 1960, Lloyd 1982) starts from the optimal companding of the data. The cells of sorted values
+    are slices, and prefix sums give their means. A step makes C x B searches, and no array has B x M elements.
 
     Raises:
         UserError: if a dimension has fewer distinct values than B.
@@ -91,7 +91,7 @@ def _check_distinct(values: Tensor, levels: int) -> None:
 
 
 def _companding_levels(values: Tensor, levels: int) -> Tensor:
-    """Levels [C, B] spaced as density ** (-1/3), the optimum for many levels (Panter and Dite 1951)."""
+    """Return levels [C, B] spaced as density ** (-1/3), the optimum for many levels (Panter and Dite 1951)."""
     bins = max(levels, values.shape[1] // BIN_VALUES)
     knots = values[:, torch.linspace(0, values.shape[1] - 1, bins + 1, dtype=torch.float64).long()]
     widths = knots.diff(dim=1)
@@ -104,13 +104,16 @@ def _companding_levels(values: Tensor, levels: int) -> Tensor:
 
 
 def _cell_edges(values: Tensor, centres: Tensor) -> Tensor:
-    """Where in the sorted values [C, M] each nearest-level cell starts and ends, [C, B + 1]."""
+    """Return the indices [C, B + 1] at which each nearest-level cell starts and ends in the sorted values [C, M]."""
     inner = torch.searchsorted(values, (centres[:, 1:] + centres[:, :-1]) / 2, right=True)
     return F.pad(F.pad(inner, (1, 0)), (0, 1), value=values.shape[1])
 
 
 def _refill(values: Tensor, edges: Tensor, centres: Tensor) -> Tensor:
-    """Move one empty cell's level of each dimension to the end of its widest cell, by weight; levels sorted."""
+    """Move the first empty cell's level of each dimension to the end of its cell of most weight; return sorted levels.
+
+    The weight of a cell is its number of values times its squared width.
+    """
     counts = edges.diff(dim=1)
     last = (edges[:, 1:] - 1).clamp_min(0)
     spans = values.gather(1, last) - values.gather(1, edges[:, :-1].clamp_max(values.shape[1] - 1))

@@ -1,4 +1,4 @@
-"""Moments on disk: the VAE's posterior of every training image, encoded once, memory-mapped ever after.
+"""Moments on disk: the VAE's posterior of every training image, encoded once and then read by memory map.
 
 Shapes: N images, F flips (1, or 2 with the mirrored image), C dimensions, h x w positions.
 """
@@ -17,7 +17,7 @@ class Moments:
     """Random access to a folder of shards [n, F, 2C, h, w] float16.
 
     Raises:
-        ArraysError: if the folder is not whole.
+        ArraysError: if files or rows are missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,20 +31,24 @@ class Moments:
         return len(self._arrays)
 
     def read(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
-        """Moments [n, 2C, h, w], float32, of images ``indices`` [n]; ``flips`` [n] picks the mirrored ones."""
+        """Return the moments [n, 2C, h, w], float32, of images ``indices`` [n].
+
+        Args:
+            flips: [n]; 1 selects the moments of the mirrored image, if they are stored. None: no image is mirrored.
+        """
         index = indices.numpy()
         flip = np.zeros_like(index) if flips is None else flips.numpy() % self.flips
         return torch.from_numpy(self._arrays.read(index, flip)).float()
 
 
 def sample_posterior(moments: Tensor, noise: Tensor | None = None) -> Tensor:
-    """VAE latents [n, C, h, w] from moments [n, 2C, h, w]: mean + std * noise, or the mean without noise."""
+    """Return VAE latents [n, C, h, w] of moments [n, 2C, h, w]: mean + std * noise, or the mean without noise."""
     mean, log_variance = moments.chunk(2, dim=1)
     return mean if noise is None else mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
 
 
 def fitting_latents(moments: Moments, images: int, seed: int) -> Tensor:
-    """Posterior samples [n, C, h, w], in VAE units, of ``images`` images drawn without replacement."""
+    """Return posterior samples [n, C, h, w], in VAE units, of ``images`` images drawn without replacement."""
     indices = torch.randperm(len(moments), generator=generator(seed, "fit images"))[:images]
     posterior = moments.read(indices)
     noise = torch.randn(posterior[:, : moments.dimensions].shape, generator=generator(seed, "fit noise"))

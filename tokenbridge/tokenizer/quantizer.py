@@ -1,8 +1,10 @@
 """The post-training, dimension-wise quantizer (paper Sec. 3.2): latents <-> tokens.
 
-Shapes: N images, C dimensions, h x w positions, B levels; VAE latents are [N, C0, H, W], and with patches of
-p x p of their positions C = p * p * C0, h = H / p, w = W / p. This one object holds all that connects the VAE's
-units to tokens: patches, loc and scale, levels, and the order in which dimensions are predicted.
+Shapes: N images, C dimensions, h x w positions, B levels. VAE latents are [N, C0, H, W]. With patches of p x p of their
+positions, C = p * p * C0, h = H / p, w = W / p.
+
+The quantizer holds everything that connects the VAE's units to tokens: patches, loc and scale, levels, and the order in
+which dimensions are predicted.
 """
 
 import math
@@ -22,10 +24,10 @@ LOW_BAND = 0.25  # cycles per position: frequencies up to half of Nyquist count 
 
 
 def low_frequency_share(latents: Tensor) -> Tensor:
-    """Share [C] of each dimension's spectral energy that lies in the low band, from latents [N, C, h, w].
+    """Return the share [C] of each dimension's spectral energy in the low band, from latents [N, C, h, w].
 
-    Each dimension's map is taken as a grey image (paper Sec. 3.3); a dimension that carries the layout
-    of the picture has a share near 1.
+    Each dimension's map is treated as a grey image (paper Sec. 3.3). A dimension that carries the layout of the picture
+    has a share near 1.
     """
     energy = torch.fft.fft2(latents.double()).abs().square().mean(0)
     vertical, horizontal = (torch.fft.fftfreq(size, dtype=torch.float64) for size in latents.shape[-2:])
@@ -34,15 +36,15 @@ def low_frequency_share(latents: Tensor) -> Tensor:
 
 
 class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
-    """Levels, normalisation and dimension order, fitted, saved and loaded as one.
+    """Levels, normalisation and dimension order, fitted, saved and loaded together.
 
     Buffers (float32 on every device and under every ``to(dtype)``):
         loc, scale [C]: latents = (vae latents in patches - loc) / scale
         levels [C, B]: ascending values, in units of normalised latents
-        dimension_order [C]: dimension that the head predicts first, second, ...
+        dimension_order [C]: the dimension that the head predicts first, second, ...
 
     Args:
-        dimensions: C, patches included.
+        dimensions: C, the dimensions of one patch.
         num_levels: B.
         patch_size: p.
     """
@@ -64,10 +66,10 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
     def build(
         cls, loc: Tensor, scale: Tensor, levels: Tensor, dimension_order: Tensor, patch_size: int = 1
     ) -> "DimensionwiseQuantizer":
-        """A quantizer of the given parts, each checked.
+        """Return a quantizer with the given parts, after checking each of them.
 
         Raises:
-            UserError: if levels do not ascend, a scale is not positive, or the order is no permutation.
+            UserError: if levels do not ascend, a scale is not positive, or the order is not a permutation.
         """
         dimensions, num_levels = levels.shape
         if not (levels.diff(dim=1) > 0).all():
@@ -82,27 +84,27 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
         return quantizer
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DimensionwiseQuantizer":
-        """Move between devices, but keep float32: levels rounded to bf16 would be other levels."""
+        """Move between devices, but keep float32: rounding to bf16 would change the levels."""
         super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
         return self
 
     def normalize(self, vae_latents: Tensor) -> Tensor:
-        """VAE latents [N, C0, H, W] in the VAE's units to latents [N, C, h, w].
+        """Return the latents [N, C, h, w] of VAE latents [N, C0, H, W] in the VAE's units.
 
         Raises:
-            UserError: if H or W is no multiple of the patch size.
+            UserError: if H or W is not a multiple of the patch size.
         """
         return _standardise(_to_patches(vae_latents.float(), self.config.patch_size), self.loc, self.scale)
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """Inverse of ``normalize``."""
+        """Return the VAE latents of latents: the inverse of ``normalize``."""
         return F.pixel_shuffle(latents * self.scale[:, None, None] + self.loc[:, None, None], self.config.patch_size)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Index of the nearest level, int64 [..., C], of latents [..., C]; ties go to the lower level.
+        """Return the index of the nearest level, int64 [..., C], of latents [..., C]; ties go to the lower level.
 
-        Differs: found by binary search among the C x (B - 1) midpoints, where the released code keeps a
-        distance to every level; the indices are the same in a B-th of the memory.
+        Differs: a binary search among the C x (B - 1) midpoints finds the index; the released code computes a distance
+        to every level. The indices are the same, in a B-th of the memory.
 
         Raises:
             UserError: if a latent is NaN.
@@ -115,31 +117,34 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
         return torch.searchsorted(midpoints, columns).reshape(by_dimension.shape).movedim(0, -1)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Level values, float32 [..., C], of tokens [..., C]."""
+        """Return the level values, float32 [..., C], of tokens [..., C]."""
         dimensions = torch.arange(self.levels.shape[0], device=tokens.device)
         return self.levels[dimensions, tokens]
 
     def to_head_order(self, tokens: Tensor) -> Tensor:
-        """Tokens [..., C] with dimensions in the order in which the head predicts them."""
+        """Return tokens [..., C] with dimensions in the order in which the head predicts them."""
         return tokens[..., self.dimension_order]
 
     def from_head_order(self, tokens: Tensor) -> Tensor:
-        """Inverse of ``to_head_order``."""
+        """Return tokens [..., C] with dimensions in natural order: the inverse of ``to_head_order``."""
         return tokens[..., self.dimension_order.argsort()]
 
 
 def to_sequence(latents: Tensor) -> Tensor:
-    """Maps [N, C, h, w] as a sequence of positions [N, S, C], row by row."""
+    """Return maps [N, C, h, w] as a sequence of positions [N, S, C], row by row."""
     return latents.flatten(2).transpose(1, 2)
 
 
 def to_maps(sequence: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of ``to_sequence``."""
+    """Return a sequence [N, S, C] as maps [N, C, h, w]: the inverse of ``to_sequence``."""
     return sequence.transpose(1, 2).unflatten(2, (height, width))
 
 
 def _to_patches(vae_latents: Tensor, patch_size: int) -> Tensor:
-    """VAE latents [N, C0, H, W] as [N, C, h, w]: dimension c * p * p + i * p + j is C0's c, row i, column j."""
+    """Return VAE latents [N, C0, H, W] as patches [N, C, h, w].
+
+    Dimension c * p * p + i * p + j is the VAE's dimension c at row i, column j of the patch.
+    """
     height, width = vae_latents.shape[-2:]
     if height % patch_size or width % patch_size:
         raise UserError(f"quantizer.patch_size is {patch_size}: it must divide the VAE's grid, {height} x {width}")
@@ -194,13 +199,18 @@ def _dimension_order(latents: Tensor, config: QuantizerConfig) -> Tensor:
 
 
 def quantizer_report(quantizer: DimensionwiseQuantizer, vae_latents: Tensor) -> list[dict[str, float]]:
-    """How well each dimension is quantized, from latents [N, C0, H, W] in VAE units.
+    """Return a row of quality measures for each dimension, from latents [N, C0, H, W] in VAE units.
 
-    Rows of: dimension, its place in the order, loc, scale, mse (of normalised latents), sqnr_db (signal over
-    quantization noise), entropy_bits of the index, saturation (share of latents beyond the outermost levels), and
-    bits_above_bound: entropy_bits less R(D) = max(0, log2(variance / mse) / 2), the rate that a Gaussian source
-    needs at that mse. No source of equal variance needs more, so at least so many bits per index are spent for
-    nothing that the mse shows.
+    Columns:
+        dimension, place: the dimension, and its place in the order.
+        loc, scale: the quantizer's normalisation.
+        mse: the squared error of normalised latents.
+        sqnr_db: signal over quantization noise, in dB.
+        entropy_bits: the entropy of the index.
+        bits_above_bound: entropy_bits - R(D), with R(D) = max(0, log2(variance / mse) / 2). R(D) is the rate that a
+            Gaussian source needs at that mse. No source of equal variance needs more, so these bits do not reduce
+            the mse.
+        saturation: the share of latents beyond the outermost levels.
     """
     sequence = to_sequence(quantizer.normalize(vae_latents)).flatten(0, 1)  # [M, C]
     tokens = quantizer.encode(sequence)

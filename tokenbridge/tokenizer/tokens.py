@@ -1,4 +1,4 @@
-"""Tokens on disk: indices of posterior samples of every training image, a few bits each, memory-mapped.
+"""Tokens on disk: indices of posterior samples of every training image, a few bits each, read by memory map.
 
 Shapes: N images, K samples of each, F flips, S = h x w positions, C dimensions, b bits per index.
 """
@@ -25,40 +25,41 @@ BYTE = 8
 
 
 def token_grid(moments: Moments, quantizer: DimensionwiseQuantizer) -> tuple[int, int]:
-    """h and w of the tokens: one position for each patch of the VAE's."""
+    """Return h and w of the tokens: one position for each patch of the VAE's positions."""
     patch_size = quantizer.config.patch_size
     return moments.height // patch_size, moments.width // patch_size
 
 
 def posterior_tokens(posterior: Tensor, noise: Tensor, quantizer: DimensionwiseQuantizer) -> Tensor:
-    """Tokens [n, S, C], in natural order, of moments [n, 2C0, h0, w0] and noise [n, C0, h0, w0] in VAE shape.
+    """Return tokens [n, S, C], in natural order, of moments [n, 2C0, h0, w0] and noise [n, C0, h0, w0] in VAE shape.
 
-    They are quantized on the device where the quantizer is.
+    The latents are quantized on the quantizer's device.
     """
     vae_latents = sample_posterior(posterior, noise).to(quantizer.loc.device)
     return quantizer.encode(to_sequence(quantizer.normalize(vae_latents)))
 
 
 def bits_per_index(levels: int, packing: str) -> int:
-    """b: just enough for ``levels`` when packing is "bits", a whole byte when it is "uint8"."""
+    """Return b: the fewest bits for ``levels`` when packing is "bits", a whole byte when it is "uint8"."""
     return BYTE if packing == "uint8" else (levels - 1).bit_length()
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that ``count`` indices take; the last one is filled up."""
+    """Return the number of bytes of ``count`` indices, rounded up."""
     return -(-count * bits // BYTE)
 
 
 def pack(indices: np.ndarray, bits: int) -> np.ndarray:
-    """Integers [..., M] below 2**bits as bytes [..., packed_bytes(M, bits)], most significant bit first."""
+    """Pack integers [..., M] below 2**bits into bytes [..., packed_bytes(M, bits)], most significant bit first."""
     digits = np.unpackbits(indices.astype(np.uint8)[..., None], axis=-1)[..., BYTE - bits :]
     return np.packbits(digits.reshape(*indices.shape[:-1], -1), axis=-1)
 
 
 def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Inverse of ``pack``: uint8 [..., count].
+    """Return the ``count`` indices of packed bytes, uint8 [..., count]: the inverse of ``pack``.
 
-    Indices repeat their places in bytes after ``period`` of them, so that one place is read of all groups at once.
+    The places of indices within bytes repeat after ``period`` indices. So each place is read from all groups of
+    ``period`` indices at once.
     """
     period = BYTE // gcd(bits, BYTE)
     size = packed_bytes(period, bits)  # bytes of a group
@@ -66,11 +67,11 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     if missing := groups * size - packed.shape[-1]:
         packed = np.concatenate([packed, np.zeros((*packed.shape[:-1], missing), np.uint8)], -1)
     grouped = packed.reshape(*packed.shape[:-1], groups, size)
-    column = np.ascontiguousarray(np.moveaxis(grouped, -1, 0))  # of each byte of the groups: in a row, it is fast
+    column = np.ascontiguousarray(np.moveaxis(grouped, -1, 0))  # contiguous, for speed
     indices = np.empty((*grouped.shape[:-1], period), np.uint8)
     for place in range(period):
         byte, offset = divmod(place * bits, BYTE)
-        spare = BYTE - bits - offset  # bits of the byte to the right of the index; negative: so many in the next one
+        spare = BYTE - bits - offset  # bits right of the index in its byte; if negative, its bits in the next byte
         value = column[byte] >> spare if spare >= 0 else column[byte] << -spare
         if spare < 0:
             value |= column[byte + 1] >> (BYTE + spare)
@@ -81,9 +82,9 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
 def sampled_tokens(
     moments: Moments, quantizer: DimensionwiseQuantizer, images: Tensor, samples: int, seed: int
 ) -> Tensor:
-    """Tokens [n, K, F, S, C] of K = ``samples`` posterior samples, and of every flip, of ``images`` [n].
+    """Return tokens [n, K, F, S, C] of K = ``samples`` posterior samples of every flip of ``images`` [n].
 
-    Each sample's noise is a function of (seed, image, sample, flip), whatever else is in the batch.
+    Each sample's noise is a function of (seed, image, sample, flip). It does not depend on the rest of the batch.
     """
     shape = (moments.dimensions, moments.height, moments.width)
     drawn = []
@@ -105,7 +106,7 @@ def write_shards(
     launcher: LauncherConfig,
     processes: Processes = SINGLE_PROCESS,
 ) -> None:
-    """Write the shards that ``folder`` lacks; the processes share them."""
+    """Write the shards that ``folder`` lacks; the processes share the work."""
     bits = bits_per_index(quantizer.levels.shape[1], config.packing)
 
     def packed(chunk: Chunk, advance: Advance) -> Iterator[np.ndarray]:
@@ -123,10 +124,10 @@ def write_shards(
 def complete_tokens(
     folder: Path, moments: Moments, quantizer: DimensionwiseQuantizer, config: TokenizeConfig, quantizer_folder: Path
 ) -> int:
-    """Write the manifest, with the digest of ``quantizer_folder``, when all shards are there.
+    """Write the manifest, with the digest of ``quantizer_folder``. All shards must exist.
 
     Returns:
-        Bytes of one stored sample of one flip.
+        The bytes of one stored sample of one flip.
     """
     dimensions, levels = quantizer.levels.shape
     bits = bits_per_index(levels, config.packing)
@@ -142,7 +143,8 @@ class StoredTokens:
     """Random access to a folder of shards [n, K, F, bytes]; training data like ``FreshTokens``.
 
     Raises:
-        ArraysError: if the folder is not whole, or was made with another quantizer than ``quantizer_folder``'s.
+        ArraysError: if files or rows are missing, or if the tokens were made with another quantizer than
+            ``quantizer_folder``'s.
     """
 
     def __init__(self, folder: Path, quantizer_folder: Path) -> None:
@@ -164,14 +166,18 @@ class StoredTokens:
         return len(self._arrays)
 
     def read(self, indices: Tensor, samples: Tensor, flips: Tensor) -> Tensor:
-        """Tokens [n, S, C] in natural order, of sample ``samples[i]`` and flip ``flips[i]`` of image ``indices[i]``."""
+        """Return tokens [n, S, C], in natural order, of sample and flip i of image ``indices[i]``.
+
+        Args:
+            samples, flips: which sample and which flip of each image, [n].
+        """
         packed = self._arrays.read(indices.numpy(), samples.numpy(), flips.numpy())
         positions = self.height * self.width
         tokens = torch.from_numpy(unpack(packed, self._bits, positions * self._dimensions))
         return tokens.long().unflatten(1, (positions, self._dimensions))
 
     def draw(self, indices: Tensor, random: torch.Generator, part: slice = slice(None)) -> Tensor:
-        """Tokens of a stored sample and flip, drawn from ``random``, of each image of ``indices[part]``."""
+        """Return the tokens of a stored sample and flip, drawn with ``random``, of each image of ``indices[part]``."""
         flips = torch.randint(self.flips, indices.shape, generator=random)
         samples = torch.randint(self.samples, indices.shape, generator=random)
         return self.read(indices[part], samples[part], flips[part])
