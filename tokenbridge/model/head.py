@@ -1,11 +1,12 @@
-"""The head: levels of all dimensions of one token, from its features z (paper Sec. 3.3).
+"""The head predicts the levels of all dimensions of one token, from its features z (paper Sec. 3.3).
 
-Autoregressive, the paper's choice: p(q_1 | z) p(q_2 | z, q_1) ... p(q_C | z, q_<C). Parallel: each p(q_i | z) from z
-alone (Table 2a). Either way g dimensions next to each other in head order may be predicted jointly (Table 2d).
+Autoregressive, the paper's choice: p(q_1 | z) p(q_2 | z, q_1) ... p(q_C | z, q_<C).
+Parallel: each p(q_i | z) from z alone (Table 2a).
+Both can predict g dimensions jointly that are next to each other in head order (Table 2d).
 
-Shapes: M positions (any number of images' positions, flat), C dimensions in head order, B levels, g dimensions of a
-group, G = C / g slots with one prediction each, J = B**g joint classes, Z width of the spatial features z, D width of
-the head, H heads.
+Shapes: M positions (of any number of images, flattened), C dimensions in head order, B levels, g dimensions of a group,
+G = C / g slots with one prediction each, J = B**g joint classes, Z width of the spatial features z, D width of the
+head, H heads.
 """
 
 from collections.abc import Callable
@@ -22,13 +23,13 @@ from tokenbridge.model.layers import Mlp, attend, layer_norm, run_block
 
 @dataclass
 class Cache:
-    """Keys and values of one block, of the slots so far: each [M, H, slots, D/H], or empty before the first."""
+    """Keys and values of one block for the slots so far: each [M, H, slots, D/H], or None before the first slot."""
 
     keys: Tensor | None = None
     values: Tensor | None = None
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """With those of one more slot."""
+        """Append the keys and values of one more slot, and return the keys and values of all slots so far."""
         if self.keys is not None and self.values is not None:
             keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
         self.keys, self.values = keys, values
@@ -47,7 +48,11 @@ class SlotAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        """All slots at once, or the next one [M, 1, D] after those in ``cache``, which it then joins."""
+        """Attend over all slots x [M, G, D], or from the next slot x [M, 1, D] over the cached slots and itself.
+
+        Args:
+            cache: keys and values of the slots before; those of the next slot are added to it.
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if cache is not None:
@@ -76,16 +81,18 @@ class HeadBlock(nn.Module):
 
 
 class DimensionHead(nn.Module):
-    """Logits of every slot's joint class: of one dimension's level, unless dimensions are grouped.
+    """The network that gives the logits of every slot's joint class.
 
-    A joint class is a number of g base-B digits, one for each dimension, the first dimension's most significant.
-    The paper leaves open how its parallel and grouped heads are made; here all but what a slot may see, and the
-    number of its classes, is as in the autoregressive head.
+    A joint class is a number of g base-B digits, one for each dimension. The first dimension's digit is the most
+    significant one. Without grouping (g = 1), the joint class is one dimension's level.
+
+    The paper does not say how its parallel and grouped heads are made. Here they differ from the autoregressive head
+    only in what a slot sees and in its number of classes.
 
     Differs: the tables of the slots are stacked in one tensor, which is faster and holds the same parameters.
 
     Args:
-        kind: autoregressive, where a slot sees the slots before it; or parallel, where it sees no token at all.
+        kind: autoregressive, where a slot sees the slots before it; or parallel, where a slot sees no token.
         group: g.
 
     Raises:
@@ -127,39 +134,39 @@ class DimensionHead(nn.Module):
         self.register_buffer("offsets", torch.arange(self.slots - 1) * self.classes, persistent=False)
         self.register_buffer("places", levels ** torch.arange(group).flip(0), persistent=False)
 
-    offsets: Tensor  # [G - 1], of the slots' tables in level_embedding
-    places: Tensor  # [g], of the digits of a joint class
+    offsets: Tensor  # [G - 1], where each slot's table starts in level_embedding
+    places: Tensor  # [g], the place values of a joint class's digits
 
     def join(self, tokens: Tensor) -> Tensor:
-        """Joint classes [..., G] of tokens [..., C] in head order."""
+        """Return the joint classes [..., G] of tokens [..., C] in head order."""
         return (tokens.unflatten(-1, (self.slots, self.group)) * self.places).sum(-1)
 
     def split(self, joint: Tensor) -> Tensor:
-        """Tokens [..., C] in head order of joint classes [..., G]: the inverse of ``join``."""
+        """Return the tokens [..., C], in head order, of joint classes [..., G]: the inverse of ``join``."""
         return (joint[..., None] // self.places % self.levels).flatten(-2)
 
     def forward(self, z: Tensor, tokens: Tensor) -> Tensor:
-        """Logits [M, G, J] from features z [M, Z], teacher-forced by tokens [M, C] in head order.
+        """Return logits [M, G, J] from features z [M, Z], teacher-forced by tokens [M, C] in head order.
 
-        The parallel head has no use for the tokens.
+        The parallel head ignores the tokens.
         """
         c = self.condition(z)
         x = c[:, None]
         if self.autoregressive:
             known = self.level_embedding(self.join(tokens)[:, :-1] + self.offsets)
             x = torch.cat([x, known.to(c.dtype)], dim=1)
-        # Differs: slot 0 holds the bare condition here and in ``sample``; the released sampler adds
-        # modulation_embedding[0] to it, which its training never does.
+        # Differs: slot 0 gets only the condition here and in ``sample``. The released sampler adds
+        # modulation_embedding[0] to the condition; the released training does not.
         return self._all_slots(x, c)
 
     def sample(self, z: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Tokens [M, C], in head order: slot by slot with a key-value cache, or all slots at once (parallel).
+        """Sample tokens [M, C], in head order: slot by slot with a key-value cache, or all slots at once (parallel).
 
-        Differs: the released sampler computes the whole prefix anew at every slot, with the same result.
+        Differs: the released sampler computes the whole prefix again at every slot, with the same result.
 
         Args:
             z: features [M, Z].
-            choose: picks the joint class [M] of slot i from its logits [M, J]; called for each slot in turn.
+            choose: chooses the joint classes [M] of slot i from its logits [M, J]; called for each slot in turn.
         """
         c = self.condition(z)
         if not self.autoregressive:
@@ -176,7 +183,7 @@ class DimensionHead(nn.Module):
         return self.split(torch.stack(chosen, dim=1))
 
     def _all_slots(self, x: Tensor, c: Tensor) -> Tensor:
-        """Logits [M, G, J] of the slots whose inputs are x [M, G, D], or [M, 1, D] if all have the same."""
+        """Return logits [M, G, J] of all slots with inputs x [M, G, D], or [M, 1, D] if all inputs are the same."""
         x = x + self.slot_embedding
         condition = F.silu(c[:, None] + self.modulation_embedding)
         for block in self.blocks:
@@ -184,7 +191,7 @@ class DimensionHead(nn.Module):
         return self._logits(x, condition, slice(None))
 
     def _step(self, x: Tensor, c: Tensor, i: int, caches: list[Cache]) -> Tensor:
-        """Logits [M, J] of slot i, whose input is x [M, D]; it joins the caches."""
+        """Return logits [M, J] of slot i with input x [M, D], and add the slot to the caches."""
         x = (x + self.slot_embedding[:, i])[:, None]
         condition = F.silu(c + self.modulation_embedding[:, i])[:, None]
         for block, cache in zip(self.blocks, caches, strict=True):

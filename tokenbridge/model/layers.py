@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = 1e-6  # torch's default 1e-5 misses the released model's logits
+NORM_EPS = 1e-6  # with torch's default, 1e-5, logits differ from the released model's
 MLP_RATIO = 4
 
 
@@ -16,7 +16,7 @@ def layer_norm(width: int, affine: bool = True) -> nn.LayerNorm:
 
 
 def run_block(owner: nn.Module, block: nn.Module, *inputs: Tensor) -> Tensor:
-    """``block(*inputs)``; where ``owner`` shall save memory, the activations are computed anew for the gradient."""
+    """Return ``block(*inputs)``; if ``owner`` uses gradient checkpointing, the backward recomputes the activations."""
     if owner.gradient_checkpointing and torch.is_grad_enabled():
         again: Tensor = owner._gradient_checkpointing_func(block, *inputs)  # type: ignore[operator]  # diffusers sets it
         return again
@@ -25,10 +25,10 @@ def run_block(owner: nn.Module, block: nn.Module, *inputs: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, dropout: float = 0.0) -> Tensor:
-    """Softmax attention of q [N, H, L, E] over k, v [N, H, L', E]; ``causal`` needs L = L'.
+    """Return the softmax attention of q [N, H, L, E] over k, v [N, H, L', E]; ``causal`` needs L = L'.
 
-    The sequences here are short. On a CPU, plain products are then several times faster than the fused
-    kernel, in bf16 above all; elsewhere the fused kernel is used.
+    The sequences here are short. For them, plain products on a CPU are several times faster than the fused kernel, most
+    of all in bf16. Other devices use the fused kernel.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)

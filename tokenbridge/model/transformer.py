@@ -1,7 +1,7 @@
 """The masked spatial transformer (MAR) with the dimension-wise head: the whole trainable model.
 
-Shapes: N images, S positions, C dimensions, B levels, K masked positions, V = S - K visible ones,
-P buffer positions (they hold the class), D width.
+Shapes: N images, S positions, C dimensions, B levels, K masked positions, V = S - K visible positions, P buffer
+positions (they hold the class), D width.
 """
 
 import torch
@@ -17,15 +17,16 @@ INIT_STD = 0.02
 
 
 class TokenBridgeTransformer(ModelMixin, ConfigMixin):
-    """Predicts the tokens at masked positions from those at visible ones and the class.
+    """The model that predicts the tokens at masked positions from the class and the tokens at visible positions.
 
-    ``num_classes`` as a label stands for "no class", the unconditional half of guidance. ``head`` and ``head_group``
-    are the ``kind`` and ``group`` of ``DimensionHead``.
+    The label ``num_classes`` means "no class": the unconditional half of guidance. ``head`` and ``head_group`` are the
+    ``kind`` and ``group`` of ``DimensionHead``.
+
     Differs: the decoder has the encoder's width, as in every released size.
     """
 
     _supports_gradient_checkpointing = True
-    _repeated_blocks = ("Block", "HeadBlock")  # what diffusers' compile_repeated_blocks compiles
+    _repeated_blocks = ("Block", "HeadBlock")  # diffusers' compile_repeated_blocks compiles these
 
     @register_to_config
     def __init__(  # noqa: PLR0913  the arguments are the saved config, which is flat
@@ -53,7 +54,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         self.positions = grid_height * grid_width
         self.buffer_size, self.num_classes = buffer_size, num_classes
         length = buffer_size + self.positions
-        # ---- class and tokens in
+        # ---- embeddings of class and tokens
         self.class_embedding = nn.Embedding(num_classes, width)
         self.no_class = nn.Parameter(torch.empty(1, width))
         self.token_in = nn.Linear(dimensions, width)
@@ -82,11 +83,11 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         )
         self.initialize()
 
-    # diffusers' own looks in the config first, where ``head`` is a setting and not the module
+    # diffusers' own __getattr__ looks in the config first, and there ``head`` is a setting, not the module
     __getattr__ = nn.Module.__getattr__
 
     def initialize(self) -> None:
-        """Xavier linears with zero bias, N(0, 0.02) embeddings, zero adaLN (released code)."""
+        """Initialize as in the released code: Xavier linears with zero bias, N(0, 0.02) embeddings, zero adaLN."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -103,7 +104,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
                 nn.init.zeros_(parameter)
 
     def forward(self, values: Tensor, tokens: Tensor, labels: Tensor, order: Tensor, num_masked: int) -> Tensor:
-        """Mean cross-entropy, in nats per dimension, over the first ``num_masked`` positions of ``order``.
+        """Return the mean cross-entropy, in nats per dimension, over the first ``num_masked`` positions of ``order``.
 
         Args:
             values: dequantized latents [N, S, C], dimensions in natural order.
@@ -118,11 +119,11 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         return F.cross_entropy(logits.flatten(0, 1).float(), self.head.join(known).flatten()) / self.head.group
 
     def features(self, values: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
-        """Features z [N, S, D] of every position, from values [N, S, C] at the visible ones [N, V]."""
+        """Return the features z [N, S, D] of every position, from values [N, S, C] at visible positions [N, V]."""
         return self.decode(self.encode(values, labels, visible), visible)
 
     def encode(self, values: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
-        """Encoder output [N, P + V, D]."""
+        """Return the encoder's output [N, P + V, D]."""
         x = gather(self.token_in(values.to(self.token_in.weight.dtype)), visible)
         x = x + gather(self.encoder_position[:, self.buffer_size :].expand(len(x), -1, -1), visible)
         classes = self._embed_labels(labels)[:, None] + self.encoder_position[:, : self.buffer_size]
@@ -132,7 +133,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         return self.encoder_norm(x)
 
     def decode(self, encoded: Tensor, visible: Tensor) -> Tensor:
-        """Decoder output z [N, S, D], the output position included."""
+        """Return the decoder's output z [N, S, D], with the output position added."""
         x = self.decoder_in(encoded)
         buffer, known = x[:, : self.buffer_size], x[:, self.buffer_size :]
         full = self.mask_token.to(x.dtype).expand(len(x), self.positions, -1)
@@ -149,10 +150,13 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
 
 
 def split_order(order: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
-    """Masked [N, K] and visible [N, V] positions, each ascending: the first ``num_masked`` of the order are masked."""
+    """Return masked [N, K] and visible [N, V] positions, each ascending.
+
+    The first ``num_masked`` positions of the order are masked.
+    """
     return order[:, :num_masked].sort(dim=1).values, order[:, num_masked:].sort(dim=1).values
 
 
 def gather(x: Tensor, positions: Tensor) -> Tensor:
-    """x [N, S, E] at positions [N, K]: [N, K, E]."""
+    """Return x [N, S, E] at positions [N, K]: [N, K, E]."""
     return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
