@@ -1,6 +1,6 @@
-"""What a model is trained on: the tokens of each training image, drawn anew at every step.
+"""Training data of a model: the tokens of each training image, drawn again at every step.
 
-Shapes: N images, S = h x w positions, C dimensions; with a quantizer of patches, one patch is one position.
+Shapes: N images, S = h x w positions, C dimensions. With a quantizer of patches, one patch is one position.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class TrainingData(Protocol):
-    """``FreshTokens`` from moments, or ``tokenbridge.tokenizer.tokens.StoredTokens``."""
+    """Tokens to train on: ``FreshTokens`` from moments, or ``tokenbridge.tokenizer.tokens.StoredTokens``."""
 
     labels: Tensor  # [N]
     num_classes: int
@@ -29,15 +29,15 @@ class TrainingData(Protocol):
     def __len__(self) -> int: ...
 
     def draw(self, indices: Tensor, random: torch.Generator, part: slice = ALL) -> Tensor:
-        """Tokens [n, S, C], in natural order, of the images ``indices[part]`` [n].
+        """Return tokens [n, S, C], in natural order, of the images ``indices[part]`` [n].
 
-        ``random`` is drawn from for all of ``indices``, so that the parts of a batch add up to the whole.
+        Everything is drawn from ``random`` for all of ``indices``, so the parts of a batch together equal the whole.
         """
         ...
 
 
 class FreshTokens:
-    """Tokens of a fresh posterior sample of each image, mirrored at random where moments hold both flips."""
+    """Tokens of a fresh posterior sample of each image, mirrored at random if the moments hold both flips."""
 
     def __init__(self, moments: Moments, quantizer: DimensionwiseQuantizer) -> None:
         self.moments, self.quantizer = moments, quantizer
@@ -55,11 +55,11 @@ class FreshTokens:
 
 
 class Prefetcher(Generic[T]):
-    """Makes what the next step needs while this step is at work.
+    """Prepares the data of the next step in a thread, while the current step runs.
 
     Args:
-        make: a function of the step alone.
-        stop: the step before which there are all.
+        make: returns the data of a step; must depend only on the step.
+        stop: the number of steps; step ``stop`` is not prepared.
     """
 
     def __init__(self, make: Callable[[int], T], stop: int) -> None:

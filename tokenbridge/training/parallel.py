@@ -1,4 +1,4 @@
-"""One training over many processes: replicated (DDP) or sharded (FSDP2), by torch.distributed alone."""
+"""Training over many processes, replicated (DDP) or sharded (FSDP2), with torch.distributed only."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +19,10 @@ from tokenbridge.model import TokenBridgeTransformer
 def distribute(
     model: TokenBridgeTransformer, launcher: LauncherConfig, precision: str, processes: Processes
 ) -> nn.Module:
-    """What is called in place of ``model``, whose parameters stay the ones to train; sharded in place with fsdp.
+    """Return the module to call in training instead of ``model``. The parameters to train are still those of ``model``.
 
-    All processes must have made the same weights. Gradients come out as the mean over processes.
+    With fsdp, ``model`` itself is sharded in place and returned. All processes must have made the same weights.
+    Gradients are the mean over processes.
     """
     if launcher.checkpoint_activations:
         model.enable_gradient_checkpointing()
@@ -38,19 +39,19 @@ def distribute(
 
 
 def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> None:
-    """FSDP2: a block's weights are whole while it works, and in parts else. Gradients are summed in float32."""
+    """Shard ``model`` with FSDP2: a block's weights are gathered while it runs. Gradients are summed in float32."""
     at_work = None if precision == FP32 else DTYPES[precision]
-    # inputs stay as they are: autocast decides what is computed in bf16, as it does without sharding
+    # inputs keep their type: autocast decides what is computed in bf16, as it does without sharding
     policy = MixedPrecisionPolicy(param_dtype=at_work, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in [*model.encoder, *model.decoder, *model.head.blocks]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # embeddings and positions too: CPUs normalize no float32 with a block's bfloat16 weights
+    # embeddings and positions too: on CPUs, LayerNorm does not accept float32 inputs with a block's bfloat16 weights
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 @contextmanager
 def gradients_stay(model: nn.Module) -> Iterator[None]:
-    """Within it, gradients are kept to be summed with those of the next part of the batch, not sent to the others."""
+    """Keep gradients local within this context: they add up over parts of a batch, and processes exchange none."""
     if isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield
@@ -66,19 +67,19 @@ def gradients_stay(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it, the model has no dropout and no gradients; afterwards it trains on, sharded as it was."""
+    """Evaluate the model within this context, without dropout and gradients; then restore training and sharding."""
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         if isinstance(model, FSDPModule):
-            model.reshard()  # the outermost part's weights stay whole after a forward pass
+            model.reshard()  # FSDP2 leaves the weights of the root module gathered after a forward pass
         model.train()
 
 
 def gather_full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, each put together from its parts; called by every process."""
+    """Return whole tensors on the CPU, each gathered from its shards. Every process must call this."""
     return {
         name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
         for name, tensor in tensors.items()

@@ -27,16 +27,16 @@ from tokenbridge.training.datasets import Prefetcher, TrainingData
 from tokenbridge.training.parallel import distribute, evaluating, gather_full, gradients_stay
 from tokenbridge.training.validation import Validation
 
-NOT_MODEL_ARGUMENTS = ("train", "pretrained")  # the fields of ModelConfig that say where weights come from
+NOT_MODEL_ARGUMENTS = ("train", "pretrained")  # fields of ModelConfig about the source of weights, not about sizes
 CHECKPOINTS = "checkpoints"  # folder of a training's checkpoints
 BAD_STEP = "bad-step"  # folder of a step whose loss or gradient is not finite
-SAMPLES = "samples"  # folder of the grids of samples that were drawn during the training
+SAMPLES = "samples"  # folder of the grids of samples that are drawn during the training
 
 DrawGrid = Callable[[TokenBridgeTransformer], Image]
 
 
 class Trained(NamedTuple):
-    """What a training gives."""
+    """The result of a training."""
 
     model: TokenBridgeTransformer  # with the averaged (EMA) weights
     history: History  # rows of the training loss
@@ -44,7 +44,7 @@ class Trained(NamedTuple):
 
 
 def build_model(config: ModelConfig, data: TrainingData, quantizer: DimensionwiseQuantizer) -> TokenBridgeTransformer:
-    """A fresh model for the shapes of ``data`` and ``quantizer``."""
+    """Return a model with fresh weights for the shapes of ``data`` and ``quantizer``."""
     return TokenBridgeTransformer(
         **token_shape(data, quantizer),
         **{name: value for name, value in vars(config).items() if name not in NOT_MODEL_ARGUMENTS},
@@ -52,7 +52,7 @@ def build_model(config: ModelConfig, data: TrainingData, quantizer: Dimensionwis
 
 
 def token_shape(data: TrainingData, quantizer: DimensionwiseQuantizer) -> dict[str, int]:
-    """The sizes of a model that ``data`` and ``quantizer`` decide, by the names of its arguments."""
+    """Return argument name -> size, for the sizes of a model that ``data`` and ``quantizer`` decide."""
     dimensions, levels = quantizer.levels.shape
     return {
         "grid_height": data.height,
@@ -64,10 +64,10 @@ def token_shape(data: TrainingData, quantizer: DimensionwiseQuantizer) -> dict[s
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """The linear layers inside blocks, which Muon trains when it is chosen.
+    """Return whether the parameter is a matrix of a block's linear layers. Muon trains these when it is chosen.
 
-    Differs: paper and released code train everything with AdamW, as the ImageNet experiments here do; in a
-    training of minutes Muon gets further.
+    Differs: paper and released code train everything with AdamW, and so do the ImageNet experiments here. In a training
+    of minutes, Muon makes more progress.
     """
     return parameter.ndim == 2 and any(part in name for part in ("encoder.", "decoder.", "blocks."))
 
@@ -86,17 +86,18 @@ def train(
     stop: Stop = never,
     draw_grid: DrawGrid | None = None,
 ) -> Trained:
-    """Train a model, or go on from ``folder``/checkpoints.
+    """Train a model, or continue from ``folder``/checkpoints.
 
     Only rank 0's return value is meaningful. ``config.train.precision`` must be resolved: bf16 or fp32.
 
     Args:
-        draw_grid: draws the picture of samples that is logged at each evaluation; None: there are no pictures.
+        draw_grid: draws the picture of samples that is logged at each evaluation; None: no pictures.
 
     Raises:
-        ConfigError: if batch and processes do not fit together.
-        NonFiniteError: before a NaN or infinite loss or gradient reaches the weights; names where the step is kept.
-        InterruptedTrainingError: when ``stop`` became true; a checkpoint has been saved.
+        ConfigError: if the batch cannot be divided among the processes, or if fsdp is combined with Muon.
+        NonFiniteError: if the loss or a gradient is NaN or infinite. It is raised before the weights change; the
+            message names the folder in which the step is kept.
+        InterruptedTrainingError: if ``stop`` became true; a checkpoint has been saved.
     """
     recipe = config.train
     check_processes(recipe, launcher, processes.world)
@@ -129,10 +130,10 @@ def train(
 
 
 def check_processes(recipe: TrainConfig, launcher: LauncherConfig, world: int) -> None:
-    """What must hold between recipe and processes before anything starts.
+    """Check, before anything starts, that the recipe can be trained by ``world`` processes.
 
     Raises:
-        ConfigError: saying what to change.
+        ConfigError: if it cannot; the message says what to change.
     """
     parts = world * launcher.accumulation
     require(
@@ -147,9 +148,9 @@ def check_processes(recipe: TrainConfig, launcher: LauncherConfig, world: int) -
 
 
 class Trainer:
-    """The steps of one training; what changes with them is in ``state``.
+    """The steps of one training. Everything that a step changes is in ``state``.
 
-    Nothing here depends on the number of processes but which part of a batch this one works on.
+    The number of processes decides only which part of a batch this process works on.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class Trainer:
         return {"model": self.model, "ema": self.ema, "watch": self.watch, **self.optimizers}
 
     def draw(self, step: int) -> Batch:
-        """This process's part of the batch."""
+        """Draw this process's part of the batch."""
         part = self.processes.share(self.recipe.batch_size)
         random = generator(self.recipe.seed, "train", step)
         return draw_batch(self.data, self.order.indices(step), self.recipe, random, part)
@@ -217,26 +218,26 @@ class Trainer:
         }
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
-        """Gradients of the whole batch's mean loss, from this process's part; returns that part's mean loss."""
+        """Compute this process's part of the gradients of the whole batch's mean loss; return the part's mean loss."""
         parts = batch.split(self.launcher.accumulation)
         losses = []
         for number, part in enumerate(parts):
             with nullcontext() if number == len(parts) - 1 else gradients_stay(self.parallel):
                 with autocast(self.device, self.recipe.precision):
                     loss = batch_loss(self.parallel, self.quantizer, part)
-                # gradients come out as the mean over processes: this makes it the mean over images
+                # gradients are averaged over processes: this weight makes the result the mean over images
                 weight = len(part.labels) * self.processes.world / self.recipe.batch_size
                 (loss if weight == 1 else loss * weight).backward()
             losses.append(loss.detach() * (len(part.labels) / len(batch.labels)))
         return torch.stack(losses).sum()
 
     def validation_loss(self, validation: Validation) -> float:
-        """Of the averaged weights. The training goes on with the same bits as without this measurement."""
+        """Return the validation loss of the averaged weights. The measurement does not change the training's bits."""
         with self.ema.swapped_into(self.model), evaluating(self.model), autocast(self.device, self.recipe.precision):
             return validation.loss(self.model)
 
     def log_grid(self, draw_grid: DrawGrid, step: int, tracker: MetricSink) -> None:
-        """Draw a picture of samples with the averaged weights, and log it: in the first process."""
+        """Draw a picture of samples with the averaged weights, and log it. Only the first process draws and logs."""
         model = self.averaged_model()
         if self.processes.first:
             path = self.folder / SAMPLES / f"step-{step:08d}.png"
@@ -246,7 +247,10 @@ class Trainer:
             tracker.artifact(path, SAMPLES)
 
     def averaged_model(self) -> TokenBridgeTransformer:
-        """The model with the averaged weights, for use: in the first process. The others only give their parts."""
+        """Return a model with the averaged weights, ready for use. Every process must call this.
+
+        Only the first process's return value is meaningful; the other processes send their shards.
+        """
         averages = gather_full(self.ema.averages)
         if not self.processes.first:
             return self.model

@@ -1,7 +1,7 @@
 """The validation loss: the cross-entropy on images that no model is trained on.
 
-Images, tokens, masks and orders are the same for every seed, recipe, batch size and number of processes, and no label
-is dropped, so that losses of trainings with the same levels are comparable.
+Images, tokens, masks and orders are the same for every seed, recipe, batch size and number of processes. No label is
+dropped. So the losses of trainings with the same levels are comparable.
 """
 
 import math
@@ -15,8 +15,8 @@ from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.training.batches import Batch, batch_loss
 from tokenbridge.training.datasets import TrainingData
 
-MOST_IMAGES = 1000  # evenly spread over the validation images
-BATCHES = 10  # each has another number of masked positions, from few to nearly all
+MOST_IMAGES = 1000  # if there are more validation images, an evenly spread choice of them is used
+BATCHES = 10  # each batch has another number of masked positions, from few to nearly all
 
 
 class Validation:
@@ -33,12 +33,12 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, model: nn.Module) -> float:
-        """Mean over images of the cross-entropy per dimension, in nats; called by every process."""
+        """Return the mean over images of the cross-entropy per dimension, in nats. Every process must call this."""
         total = torch.stack([self._summed_loss(model, number) for number in range(self.batches)]).sum()
         return float(self.processes.total(total)) / self.count
 
     def batch(self, number: int, part: slice) -> Batch:
-        """Images ``part`` of a batch: a function of the batch's number alone."""
+        """Return the images ``part`` of a batch. The batch depends only on its number."""
         indices = torch.arange(number, self.count, self.batches) * len(self.data) // self.count
         random = generator("validation", number)
         tokens = self.data.draw(indices, random, part)
@@ -48,7 +48,10 @@ class Validation:
         return Batch(tokens, self.data.labels[indices][part], order, num_masked)
 
     def _summed_loss(self, model: nn.Module, number: int) -> Tensor:
-        """Sum over this process's images; a process without any computes with one, since all must take part."""
+        """Return the sum of the loss over this process's images.
+
+        A process without images computes one image with weight 0, because all processes must take part.
+        """
         part = self.processes.share(len(range(number, self.count, self.batches)))
         own = part.stop - part.start
         batch = self.batch(number, part if own else slice(0, 1)).to(self.quantizer.loc.device)
