@@ -1,1 +1,1 @@
-"""From a trained model to images."""
+"""Sampling: from a trained model to images."""

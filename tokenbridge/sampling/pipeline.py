@@ -1,4 +1,4 @@
-"""TokenBridgePipeline: a trained model as diffusers users expect it.
+"""TokenBridgePipeline: a trained model with the interface of a diffusers pipeline.
 
 pipeline = TokenBridgePipeline.from_pretrained("models/tiny")
 pipeline(class_labels=[7], num_inference_steps=16, guidance_scale=3.0, generator=generator).images
@@ -23,17 +23,17 @@ from tokenbridge.vae.autoencoder import decode_images, encode_moments
 
 
 class TokenBridgePipeline(DiffusionPipeline):
-    """Class labels in, images out; and images with some tokens kept (``edit``).
+    """A pipeline that generates images of classes, and edits images while some tokens are kept (``edit``).
 
     ``to(device)`` and ``to(torch.bfloat16)`` work as in any diffusers pipeline; the quantizer stays float32. Sampling
-    calls ``transformer.features``, so that is what to compile:
+    calls ``transformer.features``, so compile this method:
     ``pipeline.transformer.features = torch.compile(pipeline.transformer.features, dynamic=True)``.
 
     Args:
         vae: decodes latents, and encodes images to edit.
         transformer: predicts tokens.
         quantizer: turns tokens into latents.
-        label_names: what the classes are called.
+        label_names: names of the classes, by label; empty: the classes have no names.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         transformer: TokenBridgeTransformer,
         quantizer: DimensionwiseQuantizer,
-        label_names: Sequence[str] = (),  # with a default, so that diffusers saves it as JSON and not as a module
+        label_names: Sequence[str] = (),  # the default makes diffusers save it as JSON, not as a module
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, quantizer=quantizer)
@@ -51,11 +51,12 @@ class TokenBridgePipeline(DiffusionPipeline):
     def from_pretrained(
         cls, folder: str | Path, device_map: str | None = None, **options: Any
     ) -> "TokenBridgePipeline":
-        """Load what ``save_pretrained`` wrote; ``options`` go to each module's ``from_pretrained`` (torch_dtype, ...).
+        """Load a pipeline that ``save_pretrained`` wrote.
 
         Args:
-            device_map: one device for the whole pipeline, such as "cuda", as in diffusers. Its "balanced" is not
-                offered: a model of a billion parameters fits on any one device.
+            device_map: one device for the whole pipeline, such as "cuda". diffusers' "balanced" is not supported,
+                because a model of a billion parameters fits on one device.
+            options: arguments of ``from_pretrained`` of the VAE and the transformer (torch_dtype, ...).
 
         Raises:
             LoadError: if a tensor is missing or left over; diffusers itself would only warn.
@@ -74,21 +75,21 @@ class TokenBridgePipeline(DiffusionPipeline):
 
     @property
     def class_names(self) -> list[str]:
-        """What the classes are called: their indices if nobody named them."""
+        """The names of the classes, or their indices if they have no names."""
         return list(self.config.label_names) or [str(i) for i in range(self.transformer.config.num_classes)]
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of an image, in pixels."""
+        """The height and width of an image, in pixels."""
         config = self.transformer.config
         stride = 2 ** (len(self.vae.config.block_out_channels) - 1) * self.quantizer.config.patch_size
         return config.grid_height * stride, config.grid_width * stride
 
     def label_index(self, label: int | str) -> int:
-        """Class index of a name (any case) or of an index.
+        """Return the index of a class, given by its name (in any case) or its index.
 
         Raises:
-            UserError: listing the classes there are.
+            UserError: if there is no such class; the message lists the classes.
         """
         names = [name.lower() for name in self.class_names]
         text = str(label).strip().lower()
@@ -120,13 +121,13 @@ class TokenBridgePipeline(DiffusionPipeline):
         """Generate one image for each of ``class_labels`` (indices or names).
 
         Args:
-            num_inference_steps: at most as many as there are positions to draw; None: 16, or one for each.
+            num_inference_steps: at most the number of positions to draw; None: that number, but at most 16.
             guidance_scale, guidance_schedule, guidance_interval, temperature, top_p, order: see ``SamplingSettings``.
-            generator: one for all images, or one for each; image i then depends on its own generator alone.
-            given: tokens [N, S, C], and
-            keep: a mask [h, w] over positions, true where they are kept as they are (see ``edit``).
+            generator: one for all images, or one for each image. Image i depends only on its own generator.
+            given: tokens [N, S, C] of images to edit; needs ``keep``.
+            keep: a mask [h, w] over positions, true where the tokens of ``given`` are kept (see ``edit``).
             output_type: "pil", or "np" for float [N, H, W, 3] in [0, 1].
-            callback_on_step_end: called with (steps done, steps in all).
+            callback_on_step_end: called with (steps done, total steps).
         """
         if output_type not in ("pil", "np"):
             raise UserError(f"output_type is {output_type!r}: choose 'pil' or 'np'")
@@ -147,14 +148,15 @@ class TokenBridgePipeline(DiffusionPipeline):
         class_labels: Sequence[int | str],
         **options: Any,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Draw part of each image anew, as its class of ``class_labels``, which may be another than it shows.
+        """Draw a part of each image again, as the class that ``class_labels`` gives for the image.
 
-        The tokens that are kept stay exact. Their pixels pass through the VAE, which looks a little past their edges.
+        The class may differ from what the image shows. Kept tokens do not change. Their pixels pass through the VAE,
+        whose decoder also uses neighbouring positions, so pixels near the edge of the kept part can change.
 
         Args:
             images: one for each label, as in ``encode_images``.
             keep: a mask [h, w] over positions, true where the image is kept.
-            options: as in ``__call__``.
+            options: other arguments of ``__call__``.
         """
         self._check_keep(keep)
         if len(images) != len(class_labels):
@@ -170,10 +172,10 @@ class TokenBridgePipeline(DiffusionPipeline):
         given: Tensor | None = None,
         keep: Tensor | np.ndarray | None = None,
     ) -> np.ndarray:
-        """uint8 images [N, 3, H, W] for label indices [N]; ``given`` and ``keep`` as in ``__call__``.
+        """Return uint8 images [N, 3, H, W] for label indices [N]; ``given`` and ``keep`` as in ``__call__``.
 
         Raises:
-            UserError: if a weight is not finite, or the mask is no mask of the positions.
+            UserError: if a weight is not finite, or if ``keep`` is not a mask over the positions.
         """
         config, device = self.transformer.config, self.transformer.device
         self._check_weights()
@@ -186,10 +188,10 @@ class TokenBridgePipeline(DiffusionPipeline):
         return self.decode_tokens(tokens)
 
     def encode_images(self, images: Sequence[Image.Image] | np.ndarray) -> Tensor:
-        """Tokens [N, S, C] of the posterior mean of PIL images, or of uint8 images [N, 3, H, W].
+        """Return tokens [N, S, C] of the posterior mean of PIL images, or of uint8 images [N, 3, H, W].
 
         Raises:
-            UserError: if the images are not of the pipeline's size.
+            UserError: if an image does not have the pipeline's size.
         """
         height, width = self.image_size
         arrays = [
@@ -221,7 +223,7 @@ class TokenBridgePipeline(DiffusionPipeline):
                     raise UserError(f"{part} weight {name} holds NaN or infinity: train or import the model again")
 
     def decode_tokens(self, tokens: Tensor) -> np.ndarray:
-        """uint8 images [N, 3, H, W] of tokens [N, S, C]."""
+        """Return uint8 images [N, 3, H, W] of tokens [N, S, C]."""
         config = self.transformer.config
         latents = to_maps(self.quantizer.decode(tokens), config.grid_height, config.grid_width)
         return decode_images(self.vae, self.quantizer.denormalize(latents))
@@ -237,7 +239,7 @@ def _device(device_map: str | None) -> torch.device:
 def image_generators(
     generator: torch.Generator | Sequence[torch.Generator] | None, count: int
 ) -> Sequence[torch.Generator]:
-    """One generator for each image: those given, or new ones seeded by the single one."""
+    """Return one generator for each image: the given generators, or new generators seeded by the single one."""
     if isinstance(generator, Sequence):
         if len(generator) != count:
             raise UserError(f"{len(generator)} generators for {count} images: give one, or one for each image")

@@ -1,9 +1,10 @@
-"""Sampling (paper Sec. 3.3; MAR): masked positions are revealed step by step, each token dimension by dimension.
+"""Sampling (paper Sec. 3.3; MAR): masked positions are revealed step by step, and each token dimension by dimension.
 
-Shapes: N images, S positions, C dimensions, B levels, M positions drawn in one step. S' positions are to be
-drawn: all S, or those that an edit does not keep.
-All randomness enters as ``Draws``, a function of each image's own generator: neither batch size nor
-step count changes what an image draws.
+Shapes: N images, S positions, C dimensions, B levels, M positions drawn in one step. S' positions are to be drawn: all
+S, or those that an edit does not keep.
+
+All randomness enters as ``Draws``, a function of each image's own generator. So batch size and step count do not change
+the random numbers of an image.
 """
 
 import math
@@ -19,8 +20,8 @@ from tokenbridge.model.transformer import TokenBridgeTransformer, gather, split_
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 MOST_DEFAULT_STEPS = 16
-MOST_LOGITS = 2**25  # held at once: bounds memory when dimensions are predicted jointly
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as can be
+MOST_LOGITS = 2**25  # in memory at once: a bound for heads that predict dimensions jointly
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as possible
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Draws:
     Attributes:
         order: [N, S] permutations; the tail is revealed first.
         uniforms: [N, S, C] in [0, 1), one for each index that will be drawn; dimensions in head order. A head that
-            predicts g dimensions jointly draws C / g indices, with the first uniforms of the position.
+            predicts g dimensions jointly draws C / g indices, with the first C / g uniforms of the position.
     """
 
     order: Tensor
@@ -48,24 +49,25 @@ class Draws:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are drawn.
+    """Settings of how tokens are drawn.
 
     Attributes:
-        order: ``random``, the paper's: each image in its own order; ``raster``: row by row from the top left;
-            ``confidence``: each step draws all masked positions and keeps those of the highest mean log-probability,
-            which is taken before temperature and top-p. The authors use it for clean backgrounds only, as it
-            costs diversity.
+        order: the order in which positions are revealed.
+            ``random``: each image has its own order, as in the paper.
+            ``raster``: row by row from the top left.
+            ``confidence``: each step draws all masked positions and keeps those of the highest mean log-probability
+            before temperature and top-p. The authors use it for clean backgrounds only, because it costs diversity.
 
     Raises:
-        UserError: naming the setting that cannot work.
+        UserError: if a setting cannot work; the message names it.
     """
 
     steps: int | None = None  # None: one for each position to draw, at most MOST_DEFAULT_STEPS
     guidance_scale: float = 2.0  # 1: no guidance
     guidance_schedule: str = "linear"
-    guidance_interval: Sequence[float] = (0.0, 1.0)  # shares of positions revealed before a step: [from, to)
+    guidance_interval: Sequence[float] = (0.0, 1.0)  # guidance acts while the share of revealed positions is in [a, b)
     temperature: float = 1.0  # of the logits; 0 takes the likeliest level
-    top_p: float = 1.0  # draw among the likeliest levels that together have this probability
+    top_p: float = 1.0  # draw among the fewest likeliest levels that together have this probability
     order: str = "random"
 
     def __post_init__(self) -> None:
@@ -85,12 +87,14 @@ class SamplingSettings:
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
     def steps_for(self, positions: int) -> int:
-        """Steps in which to draw so many positions."""
+        """Return the number of steps for drawing ``positions`` positions."""
         return min(positions, MOST_DEFAULT_STEPS) if self.steps is None else self.steps
 
 
 def masked_counts(positions: int, steps: int) -> list[int]:
-    """Positions still masked after each step: S cos(pi/2 (i + 1)/n), at least one revealed a step, 0 at the end.
+    """Return the number of positions still masked after each step: S cos(pi/2 (i + 1)/n), and 0 at the end.
+
+    Each step reveals at least one position.
 
     Raises:
         UserError: if there are more steps than positions.
@@ -105,10 +109,10 @@ def masked_counts(positions: int, steps: int) -> list[int]:
 
 
 def guidance_at(settings: SamplingSettings, positions: int, masked_before: int, masked_after: int) -> float:
-    """Guidance scale of one step, 1 outside the interval.
+    """Return the guidance scale of one step; 1 outside the interval.
 
-    ``linear`` grows with the share of revealed positions, ``cosine`` likewise but slowly at both ends.
-    As released, the last step counts one position as still masked, so that neither ever quite reaches the scale.
+    ``linear`` grows with the share of revealed positions. ``cosine`` grows with it too, but slowly at both ends. As in
+    the released code, the last step counts one position as still masked. So neither schedule reaches the full scale.
     """
     first, end = settings.guidance_interval
     if not first <= (positions - masked_before) / positions < end:
@@ -122,7 +126,7 @@ def guidance_at(settings: SamplingSettings, positions: int, masked_before: int, 
 
 
 def choose_levels(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
-    """Levels [M] drawn from logits [M, B] by inverting the cumulative distribution at ``uniforms`` [M].
+    """Draw levels [M] from logits [M, B] by inverting the cumulative distribution at ``uniforms`` [M].
 
     Differs: the released code calls ``multinomial`` on the whole batch, whose draws depend on the batch.
     """
@@ -136,7 +140,7 @@ def choose_levels(logits: Tensor, uniforms: Tensor, temperature: float, top_p: f
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Probabilities [M, B] with zeros outside the fewest likeliest levels that together have ``top_p``."""
+    """Return probabilities [M, B] with zeros outside the fewest likeliest levels that together have ``top_p``."""
     ranked, levels = probabilities.sort(dim=-1, descending=True, stable=True)
     outside = ranked.cumsum(dim=-1) - ranked >= top_p
     return probabilities.scatter(-1, levels, ranked.masked_fill(outside, 0))
@@ -153,16 +157,16 @@ def sample_tokens(
     given: Tensor | None = None,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """Tokens [N, S, C], dimensions in natural order, for labels [N].
+    """Sample tokens [N, S, C], dimensions in natural order, for labels [N].
 
     Args:
-        on_step: called with (steps done, steps in all).
+        on_step: called with (steps done, total steps).
         given: tokens [N, S, C] of images to edit, dimensions in natural order; needs ``keep``.
-        keep: bool [S], where ``given`` is kept exactly and seen from the first step on. Steps and guidance count
-            the other positions only, so that an edit goes through the whole schedule however much is kept.
+        keep: bool [S]; true where ``given`` is kept exactly, and visible from the first step on. Steps and guidance
+            count only the other positions. So every edit uses the whole schedule.
 
     Raises:
-        UserError: if there are more steps than positions to draw, or none to draw.
+        UserError: if there are more steps than positions to draw, or no positions to draw.
     """
     tokens = torch.zeros_like(draws.uniforms, dtype=torch.long)  # head order
     order, to_draw = _reveal_order(draws, settings.order), draws.order.shape[1]
@@ -181,7 +185,7 @@ def sample_tokens(
         scale = guidance_at(settings, to_draw, masked_before, masked_after)
         z = _guided_features(model, values, labels, visible, scale)
         if settings.order == "confidence":
-            uniforms = (draws.uniforms.double() + step * GOLDEN_RATIO) % 1  # else what was rejected is drawn again
+            uniforms = (draws.uniforms.double() + step * GOLDEN_RATIO) % 1  # else rejected levels are drawn again
             drawn, confidence = _draw(model, z, uniforms, order[:, :masked_before], settings)
             rank = confidence.argsort(dim=1, stable=True)
             order = torch.cat([order[:, :masked_before].gather(1, rank), order[:, masked_before:]], dim=1)
@@ -197,7 +201,7 @@ def sample_tokens(
 
 
 def _reveal_order(draws: Draws, order: str) -> Tensor:
-    """Positions [N, S], the tail of which is revealed first."""
+    """Return the order of positions [N, S]; its tail is revealed first."""
     if order == "raster":
         return torch.arange(draws.order.shape[1] - 1, -1, -1, device=draws.order.device).expand_as(draws.order)
     return draws.order
@@ -206,7 +210,7 @@ def _reveal_order(draws: Draws, order: str) -> Tensor:
 def _guided_features(
     model: TokenBridgeTransformer, values: Tensor, labels: Tensor, visible: Tensor, scale: float
 ) -> Tensor:
-    """Decoder features [N, S, D], mixed as z_uncond + s (z_cond - z_uncond), before the head (released code)."""
+    """Return decoder features [N, S, D], mixed as z_uncond + s (z_cond - z_uncond), before the head (released code)."""
     if scale == 1:
         return model.features(values, labels, visible)
     dropped = torch.full_like(labels, model.num_classes)
@@ -218,7 +222,10 @@ def _guided_features(
 def _draw(
     model: TokenBridgeTransformer, z: Tensor, uniforms: Tensor, positions: Tensor, settings: SamplingSettings
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [N, K, C] in head order at positions [N, K], and the confidence [N, K] in each (see _LevelChoice)."""
+    """Draw tokens [N, K, C] in head order at positions [N, K]; return them and their confidence [N, K].
+
+    ``_LevelChoice`` defines the confidence.
+    """
     rows = max(1, MOST_LOGITS // (model.head.slots * model.head.classes))
     flat_z, flat_uniforms = (gather(x, positions).flatten(0, 1).split(rows) for x in (z, uniforms))
     choices = [_LevelChoice(part, settings) for part in flat_uniforms]
@@ -228,11 +235,11 @@ def _draw(
 
 
 class _LevelChoice:
-    """Chooses for the head, slot after slot.
+    """The function by which the head chooses the joint class of each slot.
 
     Attributes:
-        confidence: [M], the sum over slots of the log-probability of what was chosen, before temperature and top-p
-            (it ranks as the mean does); 0 unless the order asks for it.
+        confidence: [M], the sum over slots of the log-probability of the chosen class, before temperature and top-p.
+            The sum ranks positions as the mean does. It is 0 unless ``settings.order`` is ``confidence``.
     """
 
     def __init__(self, uniforms: Tensor, settings: SamplingSettings) -> None:

@@ -1,4 +1,4 @@
-"""Samples of a model as shards, balanced over classes; sample i depends on the seed and i alone."""
+"""Samples of a model as shards, balanced over classes. Sample i depends only on the seed and i."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -17,24 +17,24 @@ from tokenbridge.images.shards import write_manifest, write_shards
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.sampler import SamplingSettings
 
-CHUNK = 250  # samples in one file, kept if the process is killed
-GRID_ROWS = 10
+CHUNK = 250  # samples in one file; a file that is written survives a kill
+GRID_ROWS = 10  # classes that a picture shows
 
 
 def sample_label(index: int, num_classes: int) -> int:
-    """Classes in turn, so that any number of samples is balanced."""
+    """Return the class of a sample. Classes take turns, so any number of samples is balanced."""
     return index % num_classes
 
 
 def draw_samples(pipeline: TokenBridgePipeline, indices: list[int], seed: int, config: GenerateConfig) -> np.ndarray:
-    """The samples of these indices, uint8 [n, 3, H, W]."""
+    """Draw the samples with the numbers ``indices``, uint8 [n, 3, H, W]."""
     labels = torch.tensor([sample_label(i, len(pipeline.class_names)) for i in indices])
     generators = [generator(seed, "sample", i) for i in indices]
     return pipeline.sample(labels, generators, SamplingSettings.from_config(config))
 
 
 def sample_chunks(folder: Path, count: int) -> list[Chunk]:
-    """The files of ``count`` samples, uint8 images [n, 3, H, W] each, sample after sample."""
+    """Return the chunks of ``count`` samples. Each chunk's file holds uint8 images [n, 3, H, W]."""
     return cut(count, CHUNK, lambda index: folder / f"chunk-{index * CHUNK:08d}.npy")
 
 
@@ -46,7 +46,7 @@ def draw_chunks(
     launcher: LauncherConfig,
     processes: Processes = SINGLE_PROCESS,
 ) -> None:
-    """Write the files that ``folder`` lacks; the processes share them."""
+    """Draw the chunks that ``folder`` lacks; the processes share the work."""
 
     def draw(chunk: Chunk, advance: Advance) -> None:
         parts = []
@@ -62,9 +62,9 @@ def draw_chunks(
 def write_samples(
     folder: Path, drawn: Path, label_names: list[str], image_size: int, count: int, shard_size: int, precision: str
 ) -> None:
-    """Write the images that ``draw_chunks`` left in ``drawn``, as PNG in shards with a manifest: the split ``samples``.
+    """Write the images that ``draw_chunks`` wrote to ``drawn`` as the split ``samples``: PNG in shards, and a manifest.
 
-    The manifest notes the ``precision`` (bf16 or fp32) in which they were drawn.
+    The manifest states the ``precision`` (bf16 or fp32) in which they were drawn.
     """
 
     def encoded() -> Iterator[bytes]:
@@ -89,7 +89,7 @@ def write_samples(
 
 
 def grid_indices(num_classes: int, columns: int, count: int) -> list[int]:
-    """Which of ``count`` samples a picture shows: one row for each of the first ten classes."""
+    """Return the numbers of the samples that a picture shows: one row for each of the first ten classes."""
     rows = min(num_classes, GRID_ROWS)
     wanted = [row + num_classes * column for row in range(rows) for column in range(columns)]
     return [index for index in wanted if index < count]
