@@ -1,1 +1,1 @@
-"""What every training has: the loop of steps, optimizers, the average of the weights, the watch for divergence."""
+"""The parts that all trainings share: the loop of steps, optimizers, averaged weights, the watch for divergence."""

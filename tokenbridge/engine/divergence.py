@@ -1,7 +1,11 @@
-"""Watch over a training's numbers: spikes of the loss, and what can be kept of a step that went wrong.
+"""Divergence of a training: detection of loss spikes, and a record of a step whose loss or gradient is not finite.
 
-Such a step is kept as a folder: ``weights/`` (a checkpoint from before the update), ``rank-00000.safetensors`` (each
-process's part of the batch), ``quantizer/`` and ``report.json``, which has the settings and the images' numbers.
+The record of a step is a folder with
+
+- ``weights/``, a checkpoint from before the update;
+- ``rank-00000.safetensors``, ..., each process's part of the batch;
+- ``quantizer/``;
+- ``report.json``, the settings, and each process's loss and the indices of its images.
 """
 
 from dataclasses import dataclass
@@ -17,21 +21,21 @@ from tokenbridge.base.distributed import Processes
 from tokenbridge.base.files import read_json, write_json
 
 SPIKE = 6.0  # standard deviations above the running mean of the loss
-MEMORY = 0.99  # share of the running mean that stays at each step
-SETTLING = 100  # steps before anything counts as a spike
-SHOWN = 20  # images that a message names
+MEMORY = 0.99  # weight of the old running mean at each step
+SETTLING = 100  # steps before a loss can count as a spike
+SHOWN = 20  # the most images that a message names
 REPORT = "report.json"
 
 
 class LossWatch:
-    """Tells when the loss of a step is far above those before it."""
+    """Detects when the loss of a step is far above the losses before it."""
 
     def __init__(self) -> None:
         self.seen = torch.zeros((), dtype=torch.long)
         self.mean, self.variance = (torch.zeros((), dtype=torch.float64) for _ in range(2))
 
     def is_spike(self, loss: Tensor) -> Tensor:
-        """1 for a spike, else 0; the loss is taken into the running mean, a spike no farther than where it begins."""
+        """Return 1 for a spike, else 0, and update the running mean. A spike updates it as the limit itself would."""
         value = loss.detach().double().cpu()
         limit = self.mean + SPIKE * self.variance.sqrt()
         spike = (self.seen >= SETTLING) & (value > limit)
@@ -44,23 +48,23 @@ class LossWatch:
         return spike.double()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The very tensors."""
+        """Return the tensors of the state themselves, not copies."""
         return {"seen": self.seen, "mean": self.mean, "variance": self.variance}
 
 
 @dataclass(frozen=True)
 class BadStep:
-    """What a process knows of a step whose loss or gradient is not finite."""
+    """One process's record of a step whose loss or gradient is not finite."""
 
     step: int
     loss: float  # of this process's part of the batch
-    images: list[int]  # of that part
-    tensors: dict[str, Tensor]  # that part, as the model got it
-    settings: dict[str, Any]  # what else the step hangs on
+    images: list[int]  # indices of the images of this part
+    tensors: dict[str, Tensor]  # this part of the batch, as the model got it
+    settings: dict[str, Any]  # everything else that the step depends on
 
 
 def keep_bad_step(folder: Path, bad: BadStep, state: State, processes: Processes) -> str:
-    """Write ``folder``, all processes together; what to tell of it: the ranks, their images, the folder."""
+    """Write ``folder``, all processes together. Return a text for the error: ranks, their images, the folder."""
     weights = Checkpoints(folder / "weights", processes, keep=1)
     weights.save(bad.step, state, {"step": bad.step})
     weights.finish()
@@ -71,7 +75,7 @@ def keep_bad_step(folder: Path, bad: BadStep, state: State, processes: Processes
         write_json(folder / REPORT, {"step": bad.step, "settings": bad.settings, "processes": losses})
     wrong = [part for part in parts if not torch.isfinite(torch.tensor(part["loss"]))]
     told = "; ".join(_told(part) for part in wrong or parts)
-    where = "" if wrong else "every loss is finite, but not every gradient: "  # which are summed over ranks by now
+    where = "" if wrong else "every loss is finite, but not every gradient: "  # gradients are summed over ranks already
     return f"{where}{told}. Batch and weights are in {folder}"
 
 
@@ -86,7 +90,7 @@ def _told(part: dict[str, Any]) -> str:
 
 
 def load_bad_step(folder: Path, state: State) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
-    """The report, and each process's part of the batch; ``state`` gets the weights from before the step."""
+    """Load the weights from before the step into ``state``. Return the report, and each process's part of the batch."""
     report: dict[str, Any] = read_json(folder / REPORT)
     Checkpoints(folder / "weights").load(state)
     return report, [load_file(_part(folder, part["rank"])) for part in report["processes"]]

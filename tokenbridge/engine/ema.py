@@ -9,16 +9,16 @@ from torch.distributed.tensor import DTensor
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that this process holds; a whole tensor as it is."""
+    """Return the part of a sharded tensor that this process holds; return a whole tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Ema:
-    """Averages of ``model``'s parameters, by their names; sharded as they are.
+    """Averages of ``model``'s parameters, by name; sharded like the parameters.
 
     Args:
-        warmup: let the decay grow as (1 + n) / (10 + n), so that short runs are not held back by the
-            random start. Differs: the released code has no warm-up and needs some 100k steps.
+        warmup: let the decay grow as (1 + n) / (10 + n), so that the random start does not dominate the average of a
+            short run. Differs: the released code has no warm-up and needs some 100k steps.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
@@ -35,12 +35,12 @@ class Ema:
         torch._foreach_lerp_(averages, [local_shard(p.detach()) for p in model.parameters()], 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The very tensors."""
+        """Return the tensors of the state themselves, not copies."""
         return {"updates": self.updates} | {f"average/{name}": each for name, each in self.averages.items()}
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:
-        """Within it, ``model`` has the averages for weights, and the weights are kept in their place."""
+        """Swap the averages and the weights of ``model`` within this context; swap them back at its end."""
         self._swap(model)
         try:
             yield
@@ -56,7 +56,7 @@ class Ema:
             theirs.copy_(kept)
 
     def apply(self, model: nn.Module) -> None:
-        """Give ``model`` the averages for weights, in place: the training is over."""
+        """Copy the averages into the weights of ``model``. This is for the end of a training."""
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.averages[name])

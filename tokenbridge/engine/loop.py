@@ -1,4 +1,4 @@
-"""The loop that every trained part shares: seeded steps, progress, metrics, and checkpoints to resume from."""
+"""The loop that all trainings share: seeded steps, progress, metrics, and checkpoints to resume from."""
 
 import math
 from collections.abc import Callable
@@ -12,26 +12,26 @@ from tokenbridge.base.protocols import MetricSink, Stop, never
 from tokenbridge.base.seeding import derive_seed
 from tokenbridge.config import LauncherConfig
 
-HISTORY_ROWS = 200  # points of a loss curve, whatever its length
-PEAK = "_max"  # a metric of this name ends up as the greatest value of its window, any other as the mean
+HISTORY_ROWS = 200  # points of a loss curve, at most
+PEAK = "_max"  # suffix of metrics whose greatest value in a window is kept; of others, the mean is kept
 
 
 class InterruptedTrainingError(RuntimeError):
-    """The training was asked to stop, and has saved a checkpoint to go on from."""
+    """The training was asked to stop, and has saved a checkpoint to resume from."""
 
 
 History = list[dict[str, float]]
 
 
 class Evaluations:
-    """Measurements during a training, evenly spread over its steps, the last one after the last step.
+    """Measurements during a training, evenly spread over its steps. The last measurement follows the last step.
 
     Args:
-        measure: a function of the number of steps done, called by every process.
-        times: how many measurements; at most one after each step.
+        measure: takes the number of steps done, and returns metrics. Every process calls it.
+        times: the number of measurements; at most one after each step.
 
     Attributes:
-        rows: what was measured so far, with ``step`` and ``images``.
+        rows: the measurements so far, with ``step`` and ``images``.
     """
 
     def __init__(self, measure: Callable[[int], dict[str, float]], times: int) -> None:
@@ -39,12 +39,15 @@ class Evaluations:
         self.rows: History = []
 
     def due(self, done: int, total: int) -> bool:
-        """Whether to measure after ``done`` of ``total`` steps."""
+        """Return whether to measure after ``done`` of ``total`` steps."""
         return done * self.times // total > (done - 1) * self.times // total
 
 
 def cosine_factor(step: int, total: int, warmup: int) -> float:
-    """Share of the peak learning rate at ``step``: linear warm-up, then a cosine to 0 at ``total`` (paper Table 4)."""
+    """Return the share of the peak learning rate at ``step``.
+
+    The rate has a linear warm-up, then follows a cosine to 0 at ``total`` (paper Table 4).
+    """
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
@@ -65,20 +68,21 @@ def run_steps(
     stop: Stop = never,
     evaluations: Evaluations | None = None,
 ) -> History:
-    """Run ``step_fn(step)`` for every step not yet in a checkpoint; the same bits however often it was killed.
+    """Run ``step_fn(step)`` for every step that is not in a checkpoint yet. Kills and resumes do not change the result.
 
-    torch is seeded from (seed, label, step) before each step, so that no generator state need be saved.
+    torch is seeded from (seed, label, step) before each step. So no generator state needs to be saved.
 
     Args:
-        precision: bf16 or fp32; kept in every checkpoint.
-        evaluations: its rows are filled, and kept in every checkpoint.
+        precision: bf16 or fp32; saved in every checkpoint.
+        evaluations: its rows are filled, and saved in every checkpoint.
 
     Returns:
-        Rows of the metrics' means over equal windows of steps, with ``step`` and ``images``.
+        Rows of metrics over equal windows of steps, with ``step`` and ``images``: means, and peaks for names that end
+        with PEAK.
 
     Raises:
-        CheckpointError: when the checkpoint was trained in another precision.
-        InterruptedTrainingError: when ``stop`` became true in one of the processes; a checkpoint has been saved.
+        CheckpointError: if the checkpoint was trained in another precision.
+        InterruptedTrainingError: if ``stop`` became true in one of the processes; a checkpoint has been saved.
     """
     processes = checkpoints.processes
     blank: dict[str, Any] = {"step": 0, "precision": precision, "history": [], "window": {}, "evaluations": []}
@@ -128,7 +132,7 @@ def _check_precision(saved: str, precision: str) -> None:
 
 
 class Window:
-    """Metrics of the steps since the last point of the curve; ``sums`` is all that it knows, for a checkpoint."""
+    """Metrics of the steps since the last point of the curve. ``sums`` is its whole state, for checkpoints."""
 
     def __init__(self, sums: dict[str, Any]) -> None:
         self.sums: dict[str, list[float]] = dict(sums)  # name -> [sum or peak, steps]
@@ -140,7 +144,7 @@ class Window:
             self.sums[name] = [max(held, number) if name.endswith(PEAK) else held + number, count + 1]
 
     def take(self) -> dict[str, float]:
-        """Means and peaks; the next window begins."""
+        """Return the means and peaks of the window, and start the next window."""
         taken = {n: held if n.endswith(PEAK) else held / count for n, (held, count) in self.sums.items()}
         self.sums = {}
         return taken

@@ -1,4 +1,4 @@
-"""Optimizers of the trained parts: AdamW as in the paper, or Muon for the matrices of short runs.
+"""Optimizers of all trainings: AdamW as in the paper, or Muon for the matrices of short runs.
 
 Every parameter group keeps its peak rate as ``initial_lr``; ``update_weights`` scales it by the schedule.
 """
@@ -21,7 +21,7 @@ NamedParameter = tuple[str, nn.Parameter]
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient is NaN or infinite; raised before the update, so that the weights are whole."""
+    """The loss or the gradient is NaN or infinite. It is raised before the update, so the weights are still finite."""
 
     def __init__(self, name: str, value: float, step: int, details: str = "") -> None:
         self.name, self.value = name, value
@@ -32,7 +32,7 @@ class NonFiniteError(RuntimeError):
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return roughly the nearest (semi-)orthogonal matrix, by Newton-Schulz in ``dtype`` (Jordan et al. 2024)."""
+    """Return about the nearest (semi-)orthogonal matrix, by Newton-Schulz in ``dtype`` (Jordan et al. 2024)."""
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).to(dtype)
@@ -44,12 +44,12 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024), for matrices and for convolution kernels [out, in, k, k].
+    """Muon (Jordan et al. 2024): orthogonalised momentum, for matrices and for convolution kernels [out, in, k, k].
 
-    torch.optim.Muon takes no kernels; a kernel is treated as the matrix [out, in k k].
+    torch.optim.Muon does not accept kernels. Here a kernel is treated as the matrix [out, in k k].
 
     Args:
-        dtype: in which momentum is orthogonalised; weights and momentum keep their own.
+        dtype: the type in which momentum is orthogonalised; weights and momentum keep their own types.
     """
 
     def __init__(self, params: Iterable[NamedParameter], lr: float, dtype: torch.dtype = torch.float32) -> None:
@@ -83,10 +83,10 @@ def build_optimizers(
     precision: str = FP32,
     is_matrix: Callable[[str, nn.Parameter], bool] = lambda *_: False,
 ) -> dict[str, torch.optim.Optimizer]:
-    """AdamW for all parameters, or (``kind`` "muon") Muon for those of ``is_matrix`` and AdamW for the rest.
+    """Return AdamW for all parameters, or with ``kind`` "muon" Muon for those of ``is_matrix`` and AdamW for the rest.
 
-    Muon orthogonalises in ``precision`` (bf16 or fp32).
-    Weight decay acts on AdamW's matrices and tables, not on biases and norms (MAR).
+    Muon orthogonalises in ``precision`` (bf16 or fp32). Weight decay acts on AdamW's matrices and tables, not on biases
+    and norms (MAR).
     """
     matrices: list[NamedParameter] = []
     decayed: list[NamedParameter] = []
@@ -100,7 +100,8 @@ def build_optimizers(
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]  # torch takes an empty one for nameless
+    # torch counts an empty group as one without parameter names, and refuses to mix it with named groups
+    groups = [group for group in groups if group["params"]]
     optimizers: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, lr=learning_rate, betas=betas)}
     if matrices:
         optimizers["muon"] = Muon(matrices, lr=muon_learning_rate, dtype=DTYPES[precision])
@@ -119,13 +120,13 @@ def update_weights(
     clip_norm: float,
     step: int,
 ) -> Tensor:
-    """Clip the gradients that are there, step every optimizer at ``factor`` times its peak rate, clear them.
+    """Clip the accumulated gradients, step every optimizer at ``factor`` times its peak rate, and clear the gradients.
 
     Returns:
         The gradients' norm before clipping.
 
     Raises:
-        NonFiniteError: before any weight has changed.
+        NonFiniteError: if the loss or the norm is not finite; no weight has changed.
     """
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
