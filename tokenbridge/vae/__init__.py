@@ -1,1 +1,1 @@
-"""From images to latents and back: the autoencoder, its training and its discriminator."""
+"""The VAE: the autoencoder between images and latents, its training, and its discriminator."""

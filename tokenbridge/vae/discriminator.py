@@ -1,4 +1,4 @@
-"""A small PatchGAN discriminator, which gives the VAE's reconstructions back their texture (LDM, VQGAN).
+"""A small PatchGAN discriminator, which trains the VAE to reconstruct texture (LDM, VQGAN).
 
 Shapes: N images, H x W pixels.
 """
@@ -14,7 +14,7 @@ WEIGHT_MOMENTUM = 0.05
 
 
 class PatchDiscriminator(nn.Module):
-    """Real (high) or reconstructed (low), for each patch: images [N, 3, H, W] -> scores [N, 1, H/4, W/4]."""
+    """A network that scores each patch: images [N, 3, H, W] -> [N, 1, H/4, W/4]; high is real, low reconstructed."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class PatchDiscriminator(nn.Module):
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(3 * width, 1, 3, padding=1),
         )
-        self.register_buffer("weight", torch.zeros(()))  # running ratio of the two gradients; 0: none seen yet
+        self.register_buffer("weight", torch.zeros(()))  # running ratio of the two gradients' norms; 0 before the first
 
     weight: Tensor
 
@@ -39,16 +39,16 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_loss(discriminator: PatchDiscriminator, real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's own loss; both sets go through it as one batch."""
+    """Return the discriminator's loss on real and fake images; both sets pass through it as one batch."""
     real_scores, fake_scores = discriminator(torch.cat([real, fake])).chunk(2)
     return F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
 
 
 def adversarial_gradient(discriminator: PatchDiscriminator, fake: Tensor, like: Tensor) -> Tensor:
-    """Gradient [N, 3, H, W], at the images ``fake``, towards higher scores; scaled to about the norm of ``like``.
+    """Return the gradient [N, 3, H, W] at the images ``fake`` towards higher scores, scaled to about ``like``'s norm.
 
-    The scale is LDM's adaptive weight, taken at the image instead of at the decoder's last layer, and
-    averaged over steps. Saturated pixels are not pushed further out.
+    The scale is LDM's adaptive weight, measured at the image instead of at the decoder's last layer, and averaged over
+    steps. The gradient does not push saturated pixels further out.
     """
     images = fake.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(-discriminator(images.clamp(-1, 1)).mean(), images)

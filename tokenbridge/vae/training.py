@@ -27,14 +27,14 @@ EMA_DECAY = 0.98
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.01
 DISCRIMINATOR_BETAS = (0.5, 0.95)
-# shares of the peak rates that stay to the end: texture is the discriminator's last lesson
+# the least shares of the peak rates, which hold to the end: the discriminator trains texture until the last step
 RATE_FLOOR = 0.02
 DISCRIMINATOR_RATE_FLOOR = 0.1
-RAMP = 0.1  # of the training, over which the adversarial weight grows
+RAMP = 0.1  # share of the training in which the adversarial weight grows to its full value
 
 
 def build_vae(config: VaeConfig, image_size: int) -> AutoencoderKL:
-    """A fresh AutoencoderKL: one resolution for each of ``block_widths``, no attention."""
+    """Return an AutoencoderKL with fresh weights: one resolution for each of ``block_widths``, no attention."""
     depth = len(config.block_widths)
     return AutoencoderKL(
         in_channels=3,
@@ -53,12 +53,12 @@ def build_vae(config: VaeConfig, image_size: int) -> AutoencoderKL:
 
 
 def is_kernel(name: str, parameter: nn.Parameter) -> bool:
-    """Convolutions between features; those at the images and the latents stay with AdamW."""
+    """Return whether Muon trains the parameter: convolution kernels, but not those at the images and the latents."""
     return parameter.ndim == 4 and not any(part in name for part in ("conv_in", "conv_out", "quant"))
 
 
 def reconstruction_loss(output: Tensor, images: Tensor, config: VaeConfig) -> Tensor:
-    """Weighted L1 and MSE; a pixel that overshoots black or white is right."""
+    """Return the weighted L1 and MSE. Values beyond black or white are not penalised where the image has that value."""
     clamped = torch.where(images <= -1, output.clamp(min=-1), output)
     clamped = torch.where(images >= 1, clamped.clamp(max=1), clamped)
     difference = clamped - images
@@ -67,7 +67,7 @@ def reconstruction_loss(output: Tensor, images: Tensor, config: VaeConfig) -> Te
 
 @dataclass
 class VaeTrainer:
-    """One step of both players; everything that changes is in ``state``."""
+    """The steps of the VAE and of its discriminator. Everything that a step changes is in ``state``."""
 
     config: VaeConfig
     vae: AutoencoderKL
@@ -102,7 +102,7 @@ class VaeTrainer:
         return {"vae": self.vae, "ema": self.ema, "discriminator": self.discriminator, **optimizers}
 
     def adversarial_weight(self, step: int) -> float:
-        """0 until ``discriminator.start``, then growing to ``loss.adversarial``."""
+        """Return 0 until ``discriminator.start``, then a weight that grows to ``loss.adversarial``."""
         grown = (step / self.total - self.config.discriminator.start) / RAMP
         return self.config.loss.adversarial * min(1.0, max(0.0, grown))
 
@@ -156,9 +156,12 @@ def train_vae(
     tracker: MetricSink,
     device: torch.device,
 ) -> tuple[AutoencoderKL, History]:
-    """Train on uint8 images [N, 3, H, W], or go on from ``checkpoints``; the averaged VAE and its loss history.
+    """Train on uint8 images [N, 3, H, W], or continue from ``checkpoints``.
 
     ``config.precision`` must be resolved: bf16 or fp32.
+
+    Returns:
+        The VAE with averaged weights, and its loss history.
     """
     torch.manual_seed(derive_seed(seed, "init"))
     order = EpochOrder(len(images), config.batch_size, seed)
