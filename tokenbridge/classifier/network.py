@@ -1,4 +1,4 @@
-"""A small classifier of real images, which tells whether a generated image shows the class that was asked for."""
+"""A small classifier of real images. It measures whether generated images show the class that was asked for."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from tokenbridge.config import LauncherConfig
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.images.shards import ImageShards
 
-MAX_SIDE = 32  # pixels; larger images are shrunk, so that all of ImageNet fits into 4 GB of memory
+MAX_SIDE = 32  # pixels; larger images are reduced to it, so that all of ImageNet fits into 4 GB of memory
 CHUNK = 1000  # images in one file of predictions
-READ_BATCH = 100  # images that are in memory at full size
+READ_BATCH = 100  # images in memory at full size
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 
 
@@ -28,10 +28,11 @@ def convolution(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 class ImageClassifier(nn.Module):
-    """Convolutions, most of them at a half and a quarter of the image's size, then the mean over positions.
+    """A convolutional network: convolutions at full, half and quarter size, then the mean over positions.
 
     Args:
         width: channels of the first convolution; the next have 2 and 4 times as many.
+        label_names: names of the classes, by label.
     """
 
     def __init__(self, *, width: int, label_names: list[str]) -> None:
@@ -49,14 +50,14 @@ class ImageClassifier(nn.Module):
         self.classify = nn.Linear(4 * width, len(label_names))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] of uint8 images [B, 3, H, W]."""
+        """Return the logits [B, classes] of uint8 images [B, 3, H, W]."""
         inputs = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.classify(self.features(inputs).mean(dim=(2, 3)))
         return logits
 
 
 def read_small(shards: ImageShards, span: range | None = None) -> NDArray[np.uint8]:
-    """Images of a split as the classifier sees them, uint8 [N, 3, side, side]; without ``span``, all of them."""
+    """Read images of a split at the classifier's size, uint8 [N, 3, side, side]; without ``span``, all of them."""
     span = span or range(len(shards))
     side = min(shards.image_size, MAX_SIDE)
     images = np.empty((len(span), 3, side, side), np.uint8)
@@ -68,7 +69,7 @@ def read_small(shards: ImageShards, span: range | None = None) -> NDArray[np.uin
 
 
 def channels_last(model: ImageClassifier) -> ImageClassifier:
-    """The memory layout in which convolutions are fastest on CPUs."""
+    """Convert the model to the memory layout in which convolutions are fastest on CPUs."""
     return model.to(memory_format=torch.channels_last)
 
 
@@ -81,7 +82,12 @@ def save_classifier(model: ImageClassifier, folder: Path) -> None:
 
 
 def load_classifier(folder: Path) -> ImageClassifier:
-    """The classifier saved in ``folder``, ready to predict; every tensor must fit."""
+    """Load the classifier saved in ``folder``, in eval mode.
+
+    Raises:
+        EvaluationError: if the folder holds no classifier.
+        RuntimeError: if a tensor is missing, left over or of another shape.
+    """
     if not (folder / SETTINGS).is_file():
         raise EvaluationError(f"{folder} holds no classifier: run `dvc repro classifier`")
     model = ImageClassifier(**read_json(folder / SETTINGS))
@@ -90,7 +96,7 @@ def load_classifier(folder: Path) -> ImageClassifier:
 
 
 def predict(model: ImageClassifier, images: NDArray[np.uint8], batch_size: int = 500) -> NDArray[np.int64]:
-    """Most likely class of each uint8 image [N, 3, H, W], int64 [N]."""
+    """Return the most likely class of each uint8 image [N, 3, H, W], int64 [N]."""
     device = model.classify.weight.device
     with torch.inference_mode():
         parts = torch.split(torch.from_numpy(images), batch_size)
@@ -100,10 +106,12 @@ def predict(model: ImageClassifier, images: NDArray[np.uint8], batch_size: int =
 def shared_predictions(
     model: ImageClassifier, shards: ImageShards, folder: Path, *, processes: Processes, launcher: LauncherConfig
 ) -> NDArray[np.int64] | None:
-    """``predict`` of all images, a chunk at a time, in files of ``folder`` that a rerun takes up; processes share them.
+    """Predict the classes of all images in chunks; the processes share the work.
+
+    Each chunk is a file in ``folder``. A rerun makes only the missing files.
 
     Returns:
-        All in the first process, None in the others.
+        All predictions, int64 [N], in the first process; None in the others.
     """
     chunks = cut(len(shards), CHUNK, lambda index: folder / f"{index:05d}.npy")
 
@@ -117,14 +125,14 @@ def shared_predictions(
 
 
 def class_accuracy(model: ImageClassifier, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
-    """The share of images that the classifier sees as what their label says."""
+    """Return the share of images whose predicted class is their label."""
     return float((predict(model, images) == labels).mean())
 
 
 def accuracy_by_class(
     predicted: NDArray[np.int64], labels: NDArray[np.int64], label_names: list[str]
 ) -> dict[str, float]:
-    """Class name -> accuracy, for the classes that occur among ``labels``."""
+    """Return class name -> accuracy, for the classes that occur among ``labels``."""
     return {
         name: float((predicted[labels == index] == index).mean())
         for index, name in enumerate(label_names)

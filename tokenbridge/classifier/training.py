@@ -1,4 +1,4 @@
-"""Training of the small classifier that judges generated images."""
+"""Training of the small classifier that measures class accuracy."""
 
 import numpy as np
 import torch
@@ -15,15 +15,15 @@ from tokenbridge.config import ClassifierConfig, LauncherConfig
 from tokenbridge.engine.loop import History, cosine_factor, run_steps
 from tokenbridge.engine.optim import build_optimizers, update_weights
 
-MAX_SHIFT = 1  # pixels by which training images are moved, each way
-WARMUP_SHARE = 0.2  # of the steps, until the learning rate peaks
+MAX_SHIFT = 1  # the most pixels by which training images are moved, in each direction
+WARMUP_SHARE = 0.2  # share of the steps before the learning rate peaks
 BETAS = (0.9, 0.999)
 WEIGHT_DECAY = 0.05
 CLIP_NORM = 1.0
 
 
 def shift_images(images: Tensor) -> Tensor:
-    """Move each uint8 image [B, 3, H, W] by up to MAX_SHIFT pixels; its edge fills what becomes free."""
+    """Move each uint8 image [B, 3, H, W] by up to MAX_SHIFT pixels. Copies of its edge fill the free pixels."""
     count, _, height, width = images.shape
     padded = F.pad(images.float(), (MAX_SHIFT,) * 4, mode="replicate").to(torch.uint8)
     down, right = torch.randint(0, 2 * MAX_SHIFT + 1, (2, count, 1))
@@ -44,9 +44,12 @@ def train_classifier(
     tracker: MetricSink,
     device: torch.device,
 ) -> tuple[ImageClassifier, History]:
-    """Train on uint8 images [N, 3, H, W] with labels [N]; resumes from ``checkpoints``.
+    """Train on uint8 images [N, 3, H, W] with labels [N], or continue from ``checkpoints``.
 
     ``config.precision`` must be resolved: bf16 or fp32.
+
+    Returns:
+        The trained classifier, and its loss history.
     """
     torch.manual_seed(derive_seed(seed, "classifier", "weights"))
     model = channels_last(ImageClassifier(width=config.width, label_names=label_names)).to(device)
