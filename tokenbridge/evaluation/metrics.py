@@ -1,6 +1,6 @@
 """Fréchet distance, KID, IS, precision and recall by torch-fidelity, on EfficientNet-Lite0's features.
 
-All numbers depend on how many images are compared, so the number is fixed by the settings and checked.
+All these metrics depend on the number of images. So the settings fix this number, and it is checked.
 """
 
 from pathlib import Path
@@ -17,19 +17,19 @@ from tokenbridge.config import EvaluateConfig
 from tokenbridge.evaluation.features import Features, extract_with
 from tokenbridge.evaluation.inception import Statistics
 
-PRECISION_BATCH = 2000  # bounds the matrix of distances; the result is the same for every value
+PRECISION_BATCH = 2000  # limits the matrix of distances in memory; the result does not depend on it
 
 
 def frechet_distance(generated: Features, reference: Features) -> float:
-    """Distance of two Gaussians fitted to the pooled features; 0 for equal sets."""
+    """Return the Fréchet distance of two Gaussians fitted to the pooled features; 0 for equal sets."""
     stats = [fid_features_to_statistics(features["pooled"]) for features in (generated, reference)]
     return float(fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"])
 
 
 def sample_metrics(generated: Features, reference: Features, config: EvaluateConfig) -> dict[str, float]:
-    """The metrics of a set of images against a reference set, under names that tell extractor and size.
+    """Return the metrics of a set of images against a reference set. Their names contain extractor and size.
 
-    Precision: the share of generated images among the real ones; recall: the share of real images
+    Precision is the share of generated images that lie among the real ones. Recall is the share of real images that lie
     among the generated ones.
     """
     settings: dict[str, Any] = {
@@ -52,20 +52,21 @@ def sample_metrics(generated: Features, reference: Features, config: EvaluateCon
 
 
 def inception_score(generated: Features, config: EvaluateConfig) -> dict[str, float]:
-    """IS of a set of images; it needs no reference."""
+    """Return the IS of a set of images; it needs no reference."""
     score = isc_featuresdict_to_metric(generated, "logits", save_cpu_ram=True, verbose=False)
     return {f"is_{extractor_name(config)}": score["inception_score_mean"]}
 
 
 def extractor_name(config: EvaluateConfig) -> str:
-    """What names of metrics end with: extractor and size."""
+    """Return the suffix of the names of metrics: extractor and size."""
     return f"efficientnet_lite0_{config.feature_size}px"
 
 
 def inception_features(images: Dataset[Tensor], weights: Path, batch_size: int = 64) -> Features:
-    """Inception's ``2048`` and ``logits_unbiased`` of uint8 images [3, H, W]; about 7 images a second on 2 cores.
+    """Return Inception's ``2048`` and ``logits_unbiased`` of uint8 images [3, H, W].
 
-    ``weights`` must have passed ``check_inception_weights``, for torch-fidelity unpickles it.
+    It takes one second for about 7 images on 2 cores. ``weights`` must have passed ``check_inception_weights``, because
+    torch-fidelity unpickles it.
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "feature_extractor_weights_path": str(weights)}
     return extract_with("inception-v3-compat", ("2048", "logits_unbiased"), images, **settings)
@@ -77,7 +78,7 @@ def inception_statistics(features: Features) -> Statistics:
 
 
 def inception_metrics(generated: Features, reference: Statistics) -> dict[str, float]:
-    """The real FID against the reference's statistics, and the real IS."""
+    """Return the real FID against the reference's statistics, and the real IS."""
     distance = fid_statistics_to_metric(inception_statistics(generated), reference, verbose=False)
     score = isc_featuresdict_to_metric(generated, "logits_unbiased", verbose=False)
     return {

@@ -10,14 +10,14 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from tokenbridge.evaluation import EvaluationError
 
-CHUNK = 50  # images compared at a time: several times faster than 500, whose windows leave the cache
+CHUNK = 50  # images compared at a time: several times faster than 500, whose windows do not fit into the cache
 PEAK = 255.0
 
 
 def psnr(reconstructed: NDArray[np.uint8], originals: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 images [N, 3, H, W]: of each image, then the mean over them.
+    """Return the mean over images of the peak signal-to-noise ratio, in dB, of uint8 images [N, 3, H, W].
 
-    Infinite as soon as one image is reproduced without any error.
+    It is infinite if one image is reproduced without any error.
     """
 
     def mean(images: Tensor, targets: Tensor) -> Tensor:
@@ -28,7 +28,10 @@ def psnr(reconstructed: NDArray[np.uint8], originals: NDArray[np.uint8]) -> floa
 
 
 def ssim(reconstructed: NDArray[np.uint8], originals: NDArray[np.uint8]) -> float:
-    """Structural similarity of uint8 images [N, 3, H, W], the mean over images; torchmetrics' Gaussian window."""
+    """Return the mean over images of the structural similarity of uint8 images [N, 3, H, W].
+
+    The window is torchmetrics' default, a Gaussian.
+    """
 
     def mean(images: Tensor, targets: Tensor) -> Tensor:
         value = structural_similarity_index_measure(images, targets, data_range=PEAK)
