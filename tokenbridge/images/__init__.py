@@ -6,4 +6,4 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"  # names of the splits, 
 
 
 class DataError(UserError):
-    """Source data that cannot be used; the message names the file and the remedy."""
+    """Source data that cannot be used. The message names the file and the remedy."""

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to RGB pixels."""
+"""Decoding: from the bytes of an image file to RGB pixels."""
 
 import io
 import struct
@@ -15,10 +15,10 @@ DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.
 
 
 def open_whole(content: bytes, path: str) -> Image.Image:
-    """Decode every pixel, so that a truncated file is found here and not in the middle of a training.
+    """Open an image and decode every pixel, so that a truncated file is found here, not in the middle of a training.
 
     Raises:
-        DataError: naming ``path``, when it is not a whole image of 8 bits per channel.
+        DataError: if it is not a whole image of 8 bits per channel; the message names ``path``.
     """
     try:
         image = Image.open(io.BytesIO(content))
@@ -35,9 +35,9 @@ def open_whole(content: bytes, path: str) -> Image.Image:
 
 
 def decode_rgb(content: bytes, path: str, size: int) -> NDArray[np.uint8]:
-    """Pixels [3, size, size] of an encoded image, upright (EXIF), as RGB, centre-cropped.
+    """Return the pixels uint8 [3, size, size] of an encoded image: upright (EXIF), RGB, centre-cropped.
 
-    Differs: ADM's preparation leaves a picture as its camera stored it.
+    Differs: ADM's preparation ignores EXIF, and keeps a picture as its camera stored it.
     """
     upright = ImageOps.exif_transpose(open_whole(content, path))
     pixels = np.asarray(centre_crop(upright.convert("RGB"), size))  # [H, W, 3]
@@ -45,7 +45,10 @@ def decode_rgb(content: bytes, path: str, size: int) -> NDArray[np.uint8]:
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to ``size`` as ADM does it: halvings by box, the rest by bicubic; then the centre square."""
+    """Scale the shorter side to ``size`` and cut the centre square, as ADM does.
+
+    A box filter halves the image while its shorter side is at least twice ``size``. Bicubic scaling does the rest.
+    """
     if image.size == (size, size):
         return image
     while min(image.size) >= 2 * size:

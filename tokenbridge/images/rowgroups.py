@@ -1,4 +1,4 @@
-"""The rows of several Parquet files as one table, read a row group at a time."""
+"""The rows of several Parquet files as one table, read one row group at a time."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from tokenbridge.images import DataError
 
-File = tuple[str, Callable[[], Any]]  # its place, for messages; and what pyarrow opens, a path or a stream
+File = tuple[str, Callable[[], Any]]  # its place, for messages; and a function that returns a path or stream to open
 
 
 class RowGroups:
-    """Rows, in the order of the files. Holds no open file, so that it survives a fork.
+    """All rows, in the order of the files. The object holds no open file, so it survives a fork.
 
     Args:
-        files: wherever they lie.
-        remedy: what to do about a damaged one.
+        files: the Parquet files, local or remote.
+        remedy: for messages: what to do about a damaged file.
 
     Raises:
         DataError: here and when rows are read, if a file is missing or damaged.
@@ -37,11 +37,11 @@ class RowGroups:
         return self.starts[-1]
 
     def column(self, name: str) -> NDArray[Any]:
-        """All values [N] of a column of numbers."""
+        """Return all values [N] of a column of numbers."""
         return np.concatenate([self._read(n, None, [name])[name].to_numpy() for n in range(len(self.files))])
 
     def rows(self, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
-        """Rows start..stop-1, holding one row group at a time."""
+        """Yield the rows start..stop-1 as tables, with one row group at a time in memory."""
         for position in range(bisect_right(self.starts, start) - 1, len(self.groups)):
             first = self.starts[position]
             if first >= stop:
@@ -49,7 +49,7 @@ class RowGroups:
             yield self.group(position, columns).slice(max(start - first, 0), stop - max(start, first))
 
     def group(self, position: int, columns: list[str]) -> pa.Table:
-        """The rows from ``starts[position]`` up to ``starts[position + 1]``."""
+        """Return the row group with the rows from ``starts[position]`` up to ``starts[position + 1]``."""
         return self._read(*self.groups[position], columns)
 
     def _footer(self, file: File) -> pq.FileMetaData:

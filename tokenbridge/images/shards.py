@@ -1,7 +1,8 @@
-"""Images as Parquet shards that Hugging Face ``datasets`` loads typed, and a manifest that describes them.
+"""Images as Parquet shards that Hugging Face ``datasets`` loads with their types, and a manifest that describes them.
 
-A folder holds ``<split>-00000-of-00006.parquet`` files with the columns ``image`` (the encoded file and its
-path) and ``label``, and ``manifest.json``: name, licence, citation, image_size, label_names, splits, digest.
+A folder holds ``<split>-00000-of-00006.parquet`` files and ``manifest.json``. The files have the columns ``image`` (the
+encoded file and its path) and ``label``. The manifest has name, licence, citation, image_size, label_names, splits and
+digest.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ Example = tuple[bytes, str, int]  # encoded image, path, label
 
 
 def shard_schema(label_names: list[str]) -> pa.Schema:
-    """The columns, with the metadata by which ``datasets`` knows images (read as RGB) and class names."""
+    """Return the columns, with metadata that makes ``datasets`` recognise images (read as RGB) and class names."""
     features = {"image": {"mode": "RGB", "_type": "Image"}, "label": {"names": label_names, "_type": "ClassLabel"}}
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -38,10 +39,10 @@ def shard_schema(label_names: list[str]) -> pa.Schema:
 def write_shards(
     folder: Path, split: str, examples: Iterable[Example], label_names: list[str], shard_size: int, count: int
 ) -> list[dict[str, Any]]:
-    """Write ``count`` examples, streaming; returns each shard's file, count and sha256.
+    """Write ``count`` examples as a stream. Return each shard's file, count and sha256.
 
     Raises:
-        DataError: when there are fewer or more than ``count`` examples.
+        DataError: if there are fewer or more than ``count`` examples.
     """
     remaining, schema, shards = iter(examples), shard_schema(label_names), []
     for file, span in shard_spans(split, count, shard_size).items():
@@ -54,15 +55,15 @@ def write_shards(
 
 
 def shard_spans(split: str, count: int, shard_size: int) -> dict[str, range]:
-    """Each shard's file name, and which of ``count`` images it holds."""
+    """Return file name -> the images of that shard, for ``count`` images."""
     spans = [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
     return {f"{split}-{number:05d}-of-{len(spans):05d}.parquet": span for number, span in enumerate(spans)}
 
 
 def write_shard(path: Path, examples: Iterable[Example], schema: pa.Schema) -> dict[str, Any]:
-    """Write one shard, streaming; returns its file, count and sha256.
+    """Write one shard as a stream. Return its file, count and sha256.
 
-    Images are compressed already, so the columns are stored plain.
+    Images are already compressed, so the columns are stored without compression.
     """
     remaining, written = iter(examples), 0
     with pq.ParquetWriter(
@@ -88,11 +89,12 @@ def write_manifest(
     left_out: dict[str, list[str]] | None = None,
     precision: str | None = None,
 ) -> dict[str, Any]:
-    """Describe the shards that ``write_shards`` returned for each split; returns the manifest.
+    """Write and return the manifest of a folder of shards.
 
     Args:
-        left_out: paths of the images that were broken, by split; noted if there are any.
-        precision: in which generated images were computed.
+        splits: split -> the shards that ``write_shards`` returned.
+        left_out: split -> paths of the images that were broken; recorded if there are any.
+        precision: the precision in which generated images were computed.
     """
     content = {
         "image_size": image_size,
@@ -117,15 +119,15 @@ def digest_of(content: Any) -> str:
 
 
 class ImageShards:
-    """Reads one split of a folder of shards. Holds no open file: it can be pickled, and survives a fork.
+    """A reader of one split of a folder of shards. It holds no open file: it can be pickled, and survives a fork.
 
     Attributes:
         label_names: class names, by label.
-        image_size: pixels of a side of the images as ``read`` gives them.
-        digest: of the split's files.
+        image_size: height and width, in pixels, of the images that ``read`` returns.
+        digest: a digest of the split's files.
 
     Raises:
-        DataError: when the folder, the split or a shard is missing or damaged.
+        DataError: if the folder, the split or a shard is missing or damaged.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -146,11 +148,11 @@ class ImageShards:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """int64 [N], without decoding any image."""
+        """The labels, int64 [N]. No image is decoded."""
         return self.rows.column("label")
 
     def read(self, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images start..stop-1 as uint8 [n, 3, H, W], and their labels int64 [n]; no others are decoded."""
+        """Return the images start..stop-1 as uint8 [n, 3, H, W], and their labels int64 [n]."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"images {start}..{stop} asked of {len(self)}")
         images = np.empty((stop - start, 3, self.image_size, self.image_size), np.uint8)
@@ -160,14 +162,18 @@ class ImageShards:
         return images, labels
 
     def examples(self, start: int, stop: int) -> Iterator[Example]:
-        """Encoded images start..stop-1, holding one row group at a time."""
+        """Yield the encoded images start..stop-1, with one row group at a time in memory."""
         for rows in self.rows.rows(start, stop, ["image", "label"]):
             for image, label in zip(rows["image"].to_pylist(), rows["label"].to_pylist(), strict=True):
                 yield image["bytes"], image["path"], label
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of shards."""
+    """Read the manifest of a folder of shards.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
     try:
         manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError) as error:
@@ -176,7 +182,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def image_counts(manifest: dict[str, Any]) -> dict[str, int]:
-    """Split -> number of its images."""
+    """Return split -> number of its images."""
     return {split: content["count"] for split, content in manifest["splits"].items()}
 
 

@@ -1,4 +1,4 @@
-"""A split of a data set before it is written: labels at hand, images encoded when asked for."""
+"""A split of a data set before it is written: its labels are known, and images are encoded when they are needed."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,31 +14,33 @@ Encoded = bytes | DataError  # an image file, or why it is broken
 
 @dataclass(frozen=True)
 class Split:
-    """Images in their final order.
+    """The images of a split, in their final order.
 
     Attributes:
         labels: int64 [N].
-        encode: the encoded file and its path, for each of the given indices, which ascend, in their order.
+        encode: takes ascending indices, and yields the encoded file and path of each image.
     """
 
     labels: Labels
     encode: Callable[[Iterable[int]], Iterator[tuple[Encoded, str]]]
 
     def examples(self, indices: Labels | None = None) -> Iterator[tuple[Encoded, str, int]]:
-        """(encoded image, path, label) of the images ``indices``, which ascend; of all without."""
+        """Yield (encoded image, path, label) of the images with the ascending ``indices``, or of all images."""
         indices = np.arange(len(self.labels)) if indices is None else indices
         for index, (content, path) in zip(indices, self.encode(indices.tolist()), strict=True):
             yield content, path, int(self.labels[index])
 
 
-MOST_CUT = 0.1  # of each class's training images, for validation
+MOST_CUT = 0.1  # the largest share of a class's training images that is used for validation
 
 
 def cut_validation(labels: Labels, count: int, seed: int) -> NDArray[np.bool_]:
-    """Boolean [N]: about ``count`` images, drawn by ``seed``, of each class its share and at most a tenth of it.
+    """Choose about ``count`` images for validation; return a boolean [N].
+
+    Each class gives the same share of its images, at least one and at most a tenth. ``seed`` decides the choice.
 
     Raises:
-        DataError: when a class has a single image, or none is left to be cut.
+        DataError: if a class has a single image.
     """
     chosen = np.zeros(len(labels), bool)
     share = min(MOST_CUT, count / len(labels))
@@ -52,7 +54,10 @@ def cut_validation(labels: Labels, count: int, seed: int) -> NDArray[np.bool_]:
 
 
 def balanced_subset(labels: Labels, limit: int | None) -> Labels:
-    """Ascending indices of ``limit`` examples, as evenly over the classes as they allow; the first of each class."""
+    """Return the ascending indices of ``limit`` examples, balanced over classes as far as possible.
+
+    The first examples of each class are taken. None: all examples.
+    """
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
     order = np.argsort(labels, kind="stable")
