@@ -1,1 +1,1 @@
-"""Where images come from: mirrors, folders, archives, the Hub, S3."""
+"""Sources of images: mirrors, folders, archives, the Hub, S3."""

@@ -1,4 +1,4 @@
-"""What is done about broken images, of whatever source: they are named and counted, and few may be left out."""
+"""The rule for broken images of all sources: they are named and counted, and a small share may be left out."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,16 +8,16 @@ from tokenbridge.images import DataError
 from tokenbridge.images.shards import Example
 from tokenbridge.images.splits import Encoded, Labels
 
-SHOWN = 10  # names in the message of refusal
+SHOWN = 10  # the most names in an error message
 LeftOut = tuple[str, int]  # path and label
 
 
 class Tolerance:
-    """Passes whole images on, and leaves out broken ones, up to ``share`` of all.
+    """A filter that passes whole images on, and leaves out broken images, up to ``share`` of all images.
 
     Args:
-        labels: of all images of the split, broken or not.
-        left_out: broken images that an interrupted fetch has found.
+        labels: the labels of all images of the split, broken images included.
+        left_out: broken images that an interrupted fetch found.
     """
 
     def __init__(self, split: str, share: float, labels: Labels, left_out: Iterable[LeftOut] = ()) -> None:
@@ -29,17 +29,26 @@ class Tolerance:
 
     @property
     def limit(self) -> int:
-        """How many images may be left out."""
+        """The number of images that may be left out."""
         return int(self.share * self.count)
 
     def share_with(self, count: int, left_out: int) -> None:
-        """Take the share of this split together with ``count`` images more, of which so many are left out already."""
+        """Apply the share to this split and another split together.
+
+        Args:
+            count: the number of images of the other split.
+            left_out: the number of images that the other split has left out so far.
+        """
         self.count += count
         self.elsewhere = left_out
 
     def whole(self, examples: Iterable[tuple[Encoded, str, int]]) -> Iterator[Example]:
-        """Raises DataError: at the first broken image if none may be left out, at the first too many, or at a class's
-        last image."""
+        """Yield the images that are whole.
+
+        Raises:
+            DataError: if an image is broken and none may be left out, if more are broken than ``limit``, or if a class
+                loses its last image.
+        """
         for content, path, label in examples:
             if isinstance(content, bytes):
                 yield content, path, label

@@ -1,4 +1,4 @@
-"""From a source of the catalogue (conf/data) to checked Parquet shards."""
+"""Fetching: from a source of the catalogue (conf/data) to checked Parquet shards."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -33,20 +33,20 @@ def fetch_images(
     storage: StorageConfig | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Check the source and write its shards to ``destination``; returns the manifest.
+    """Check the source, write its shards to ``destination``, and return the manifest.
 
-    ``destination`` appears whole or, on any error, stays as it was. Nothing in it depends on the mirror,
-    folder or bucket that the images came from.
+    Without ``resume``, ``destination`` appears whole, or stays unchanged after an error. Its content does not depend on
+    which mirror, folder or bucket the images came from.
 
     Args:
         every: seconds between progress lines.
-        storage: where S3 is; None leaves that to AWS's own variables and files.
-        resume: work in ``destination`` itself, and go on from the whole shards that an interrupted fetch left
-            there, if the source is as it was then.
+        storage: where S3 is; None: as AWS's own variables and files say.
+        resume: work in ``destination`` itself. If the source has not changed, keep the whole shards that an interrupted
+            fetch left there.
 
     Raises:
-        DataError: naming what is wrong with which file, and the remedy.
-        StorageError: when S3 refuses or does not answer.
+        DataError: if a file cannot be used; the message names the file, the problem and the remedy.
+        StorageError: if S3 refuses or does not answer.
     """
     storage = storage or StorageConfig()
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,10 +60,10 @@ def fetch_images(
 def open_source(
     config: DataConfig, scratch: Path, storage: StorageConfig, every: float, proven: bool = False
 ) -> tuple[list[str], dict[str, Split]]:
-    """Label names and the splits: ``train``, ``test``, and ``validation`` where the source has one.
+    """Return label names and the splits: ``train``, ``test``, and ``validation`` if the source has it.
 
     Args:
-        proven: an interrupted fetch of these very files has checked their digests.
+        proven: whether an interrupted fetch already checked the digests of these files.
     """
     if config.source == "imagefolder":
         return load_imagefolder(config)
@@ -107,7 +107,7 @@ def write_images(
         if cut and split != TEST:
             other = VALIDATION if split == TRAIN else TRAIN
             tolerance.share_with(len(chosen[other]), len(fetched.left_out(other)))
-            tolerance.every_class = split == TRAIN  # which has the rest of what was cut
+            tolerance.every_class = split == TRAIN  # each class keeps images in train
         for file, span in shard_spans(split, len(indices), config.shard_size).items():
             if file not in fetched.done:
                 known = len(tolerance.left_out)
@@ -127,9 +127,9 @@ def write_images(
 
 
 def choose_images(config: DataConfig, splits: dict[str, Split]) -> tuple[dict[str, Split], dict[str, Labels]]:
-    """The three splits in their order, and the ascending indices of the images that each keeps.
+    """Return the three splits in their order, and the ascending indices of the images that each keeps.
 
-    Where the source has no split for validation, it is cut from the training images that ``data.max_train`` leaves.
+    If the source has no validation split, it is cut from the training images that ``data.max_train`` leaves.
     """
     limits = {TRAIN: config.max_train, TEST: config.max_test}
     chosen = {name: balanced_subset(split.labels, limits.get(name)) for name, split in splits.items()}

@@ -1,4 +1,4 @@
-"""What a fetch has done so far, noted after every shard, so that an interrupted one can go on."""
+"""The progress of a fetch, saved after every shard, so that an interrupted fetch can resume."""
 
 import shutil
 from pathlib import Path
@@ -9,34 +9,34 @@ from tokenbridge.sources.broken import LeftOut
 
 
 class FetchProgress:
-    """Shards that are whole; beside ``folder`` in a file, or in memory alone without one.
+    """The shards that are whole: in a file beside ``folder``, or only in memory without ``folder``.
 
     Attributes:
-        kept: whether an earlier fetch of the same source left any.
+        kept: whether an earlier fetch of the same source left whole shards.
     """
 
     def __init__(self, folder: Path | None = None, state: str = "") -> None:
-        """``state`` is the source's; what was made of another state is removed."""
+        """Read the progress in ``folder``. Remove the folder if it was made from another ``state`` of the source."""
         self.path = folder.with_suffix(".json") if folder is not None else None
         self.state, self.done = state, dict[str, dict[str, Any]]()
         if folder is not None and self.path is not None:
             found = read_json(self.path) if self.path.exists() else {}
             if found.get("state") == state:
-                # a fetch that was killed when it had moved its shards away begins anew
+                # a fetch that was killed after moving its shards starts again
                 self.done = {name: each for name, each in found["shards"].items() if (folder / name).exists()}
             elif folder.exists():
                 shutil.rmtree(folder)
         self.kept = bool(self.done)
 
     def add(self, split: str, shard: dict[str, Any], left_out: list[LeftOut]) -> None:
-        """A shard as ``write_shard`` returned it is whole, and ``left_out`` of its images are broken."""
+        """Record a shard that is whole, as ``write_shard`` returned it, and its broken images ``left_out``."""
         self.done[shard["file"]] = {"split": split, "shard": shard, "left_out": left_out}
         if self.path is not None:
             write_json(self.path, {"state": self.state, "shards": self.done})
 
     @property
     def seen(self) -> int:
-        """Images that were looked at."""
+        """The number of images that were read, broken images included."""
         return sum(each["shard"]["count"] + len(each["left_out"]) for each in self.done.values())
 
     def shards(self, split: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The files of a data set on the Hugging Face Hub, read in parts as they are asked for; nothing is cached on disk."""
+"""The files of a data set on the Hugging Face Hub. They are read in parts, and nothing is cached on disk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 from tokenbridge.images import DataError
 
 SCHEME = "hf://"
-REFUSED = (401, 403)  # HTTP: who are you, and you may not
+REFUSED = (401, 403)  # HTTP: unauthorized, forbidden
 
-Entry = tuple[str, str, int, str]  # path below the address, whole address, bytes, Git's or LFS's digest
+Entry = tuple[str, str, int, str]  # path below the address, whole address, bytes, digest by Git or LFS
 
 
 @contextmanager
 def explained(address: str) -> Iterator[None]:
-    """Turns what huggingface_hub raises into a DataError that says what to do."""
+    """Convert the errors of huggingface_hub into a DataError that says what to do."""
     try:
         yield
     except GatedRepoError as error:
@@ -41,7 +41,7 @@ def explained(address: str) -> Iterator[None]:
             with explained(address):
                 raise cause from None
         raise DataError(f"{address} is no data set on the Hub: write hf://datasets/owner/name[/folder]") from error
-    except (HTTPError, OSError) as error:  # of the network
+    except (HTTPError, OSError) as error:  # network errors
         raise DataError(f"{address}: the Hub cannot be reached ({error}): try again, what is done is kept") from error
 
 
@@ -50,11 +50,11 @@ def refusal(address: str) -> str:
 
 
 def hub_files(address: str) -> Iterator[tuple[Entry, partial[bytes]]]:
-    """Every file below ``hf://datasets/owner/name[@revision][/folder]``, and how to read (start, size) of it.
+    """Yield every file below hf://datasets/owner/name[@revision][/folder], and a function that reads (start, size).
 
-    All are of the one commit that the revision names now, so that a push meanwhile mixes nothing.
+    All files are of the commit that the revision names now. So a later push does not mix two versions.
     """
-    system = HfFileSystem(skip_instance_cache=True)  # which lists anew
+    system = HfFileSystem(skip_instance_cache=True)  # without the cache it lists the files again
     with explained(address):
         place = system.resolve_path(address)
         if not isinstance(place, HfFileSystemResolvedRepositoryPath):
@@ -62,7 +62,7 @@ def hub_files(address: str) -> Iterator[tuple[Entry, partial[bytes]]]:
         commit = HfApi().repo_info(place.repo_id, repo_type=place.repo_type, revision=place.revision).sha
         base = f"{place.repo_type}s/{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
         listed = system.find(base, detail=True)
-        assert isinstance(listed, dict)  # of details
+        assert isinstance(listed, dict)  # path -> details
     for path, about in listed.items():
         version = about["lfs"].sha256 if about.get("lfs") else about["blob_id"]
         name = path.removeprefix(base).lstrip("/") or path.rpartition("/")[2]
@@ -70,7 +70,7 @@ def hub_files(address: str) -> Iterator[tuple[Entry, partial[bytes]]]:
 
 
 def read_range(system: HfFileSystem, path: str, start: int, size: int) -> bytes:
-    """Bytes start..start+size-1 by one request; transfers that break off are tried again by huggingface_hub."""
+    """Return bytes start..start+size-1, by one request. huggingface_hub repeats transfers that break off."""
     if size == 0:
         return b""
     with explained(SCHEME + path):

@@ -1,6 +1,6 @@
 """A data set in the Hugging Face Hub's layout: Parquet files of each split, on the Hub, in a local folder or on S3.
 
-Images are kept in the order of their rows, so that files are read from beginning to end, never at random.
+Images are kept in the order of their rows, so that files are read from beginning to end, not at random.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from tokenbridge.sources.streams import Stream
 
 SUFFIX = ".parquet"
 REMEDY = "get it again, or correct data.root"
-BUFFER = 2**16  # bytes; a column of a row group is asked for at once, past this
-MAX_COLUMN_BYTES = 2**31  # of one row group
+BUFFER = 2**16  # bytes; pyarrow reads a column of a row group in one request, which may be larger than the buffer
+MAX_COLUMN_BYTES = 2**31  # of one column of a row group
 
 
 def load_huggingface(config: DataConfig, storage: StorageConfig) -> tuple[list[str], dict[str, Split]]:
-    """Label names and both splits. Reads footers and labels; images are read when they are encoded.
+    """Return label names and the splits. Only footers and labels are read; images are read when they are encoded.
 
     Raises:
-        DataError: when a data set, split or column is missing, labels are not 0..num_classes-1, or the Hub refuses.
+        DataError: if a data set, split or column is missing, if labels are not 0..num_classes-1, or if the Hub refuses.
     """
     if config.root is None:
         raise DataError("data.root is not set: name a data set, data.root=hf://datasets/owner/name, or its folder")
@@ -57,7 +57,7 @@ def load_huggingface(config: DataConfig, storage: StorageConfig) -> tuple[list[s
 
 
 class HubSplit:
-    """One split's Parquet files as one table.
+    """The Parquet files of one split, as one table.
 
     Attributes:
         labels: int64 [N].
@@ -73,7 +73,7 @@ class HubSplit:
                 "data.hub.train or data.hub.test"
             )
         folders = sorted({str(PurePosixPath(file.name).parent) for file in self.files})
-        if len(folders) > 1:  # as many configurations of one repository
+        if len(folders) > 1:  # several configurations in one repository
             raise DataError(
                 f"{config.root} has files of split {split!r} in {', '.join(folders)}: say which by data.root, such as "
                 f"{config.root}/{folders[0]}"
@@ -101,7 +101,7 @@ class HubSplit:
             )
 
     def split(self, rows: Labels | None = None) -> Split:
-        """All of it, or the ascending ``rows``."""
+        """Return all images as a split, or those of the ascending ``rows``."""
         kept = np.arange(len(self.labels)) if rows is None else rows
         return Split(self.labels[kept], lambda indices: self.encode(kept[np.fromiter(indices, np.int64)]))
 
@@ -109,7 +109,7 @@ class HubSplit:
         return read_side_by_side(self.images(rows))
 
     def images(self, rows: Iterable[int]) -> Iterator[ImageFile]:
-        """The images of ascending rows, by one row group after the other."""
+        """Yield the images of ascending rows, with one row group at a time in memory."""
         wanted = np.asarray(rows)
         bounds = np.searchsorted(wanted, self.rows.starts)
         for position, (first, last) in enumerate(pairwise(bounds.tolist())):
@@ -129,13 +129,23 @@ class HubSplit:
 
 
 def belongs(name: str, split: str) -> bool:
-    """Whether a file is the split's: data/train-00000-of-00010.parquet, train.parquet or train/0000.parquet."""
+    """Return whether a file belongs to a split.
+
+    Names of ``train``: data/train-00000-of-00010.parquet, train_0.parquet, train.parquet or train/0000.parquet.
+    """
     path = PurePosixPath(name)
     return bool(re.fullmatch(rf"{re.escape(split)}(-.*|_\d+)?", path.stem)) or path.parent.name == split
 
 
 def label_names(config: DataConfig, split: HubSplit) -> list[str]:
-    """data.label_names or ImageNet's, if asked for; those of the data set's features; numbers, if it has none."""
+    """Return the class names, by label.
+
+    They are data.label_names if set, ImageNet's if data.class_names asks for them, those in the data set's features, or
+    numbers.
+
+    Raises:
+        DataError: if the data set's features do not name ``num_classes`` different classes.
+    """
     if config.label_names is not None:
         return config.label_names
     if config.class_names == IMAGENET:
@@ -154,7 +164,7 @@ def label_names(config: DataConfig, split: HubSplit) -> list[str]:
 
 
 def held_out(labels: Labels, fraction: float) -> np.ndarray:
-    """Boolean [N]: ``fraction`` of each class, at least one row, chosen by the hash of its number."""
+    """Choose ``fraction`` of each class, at least one row, by the hashes of row numbers; return a boolean [N]."""
     key = [hashlib.sha256(b"%d" % row).digest() for row in range(len(labels))]
     order = np.array(sorted(range(len(labels)), key=key.__getitem__))
     aside = np.zeros(len(labels), bool)

@@ -1,4 +1,4 @@
-"""The IDX files of MNIST and its relatives: grey images and their labels, as two arrays per split."""
+"""The IDX files of MNIST and similar data sets: grey images and their labels, as two arrays per split."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -21,10 +21,10 @@ REPLACE = "the file is corrupt or of another kind: get it again, and correct dat
 
 
 def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
-    """The array in an uncompressed IDX file: two zero bytes, type, rank, sizes (big-endian), then the items.
+    """Return the array in an uncompressed IDX file: two zero bytes, type, rank, sizes (big-endian), then the items.
 
     Raises:
-        DataError: when the header is not that of unsigned bytes in ``rank`` axes, or disagrees with the file's size.
+        DataError: if the header is not that of unsigned bytes in ``rank`` axes, or does not agree with the file's size.
     """
     content = path.read_bytes()
     header = 4 + 4 * rank
@@ -38,7 +38,7 @@ def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
 
 
 def load_idx(config: DataConfig, folder: Path) -> dict[str, Split]:
-    """Both splits from the four IDX files in ``folder``."""
+    """Return both splits from the four IDX files in ``folder``."""
     return {split: load_split(config, folder, split) for split in IDX_FILES}
 
 
@@ -63,13 +63,16 @@ def load_split(config: DataConfig, folder: Path, split: str) -> Split:
 
 
 def pad(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Centre [H, W] on a black square; sides that are already as large stay."""
+    """Centre an image [H, W] on a black square of ``size`` pixels; sides that are at least as large do not change."""
     margins = [max(size - side, 0) for side in image.shape]
     return np.pad(image, [(margin // 2, margin - margin // 2) for margin in margins])
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Grey PNG: half the size of an RGB one and encoded in 60 % of its time; reading makes it RGB."""
+    """Encode as a grey PNG; reading converts it to RGB.
+
+    It is half as large as an RGB PNG, and encoding it takes 60 % of the time.
+    """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Image files, wherever they lie, as splits: set aside, mixed, read side by side and proven whole."""
+"""Splits of image files, local or remote: division into train and test, mixing, parallel reading and checking."""
 
 import hashlib
 import os
@@ -14,25 +14,31 @@ from tokenbridge.images.decoding import open_whole
 from tokenbridge.images.splits import Encoded, Split
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-READ_AHEAD = 256  # images read at a time: enough for all threads, little enough for memory
-THREADS = max(16, os.cpu_count() or 1)  # more than cores, since a distant store lets them wait
-MAX_FILE_BYTES = 2**26  # of one image from a store or archive; decoding limits its pixels
+READ_AHEAD = 256  # images read at a time: enough to keep all threads busy, and few enough for memory
+THREADS = max(16, os.cpu_count() or 1)  # may be more than the cores, because threads wait for a remote store
+MAX_FILE_BYTES = 2**26  # of one image from a store or archive; decoding has its own limit of pixels
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image that was found, and not yet read."""
+    """An image file that was found but is not read yet."""
 
-    path: str  # in the source, so that it is the same wherever that lies; its hash decides the image's place
+    path: str  # relative to the source, so it does not depend on the source's place; its hash sets the image's order
     place: str  # for messages
     read: Callable[[], bytes]
 
 
-ClassFiles = dict[str, list[ImageFile]]  # class name: its images
+ClassFiles = dict[str, list[ImageFile]]  # class name -> its images
 
 
 def divide(classes: ClassFiles, test_fraction: float) -> dict[str, ClassFiles]:
-    """Set ``test_fraction`` of every class aside, at least one image, chosen by the hash of its path."""
+    """Divide every class into train and test; ``test_fraction`` of its images, at least one, go to test.
+
+    The hash of an image's path decides.
+
+    Raises:
+        DataError: if a class has only one image.
+    """
     files: dict[str, ClassFiles] = {"train": {}, "test": {}}
     for name, images in classes.items():
         if len(images) < 2:
@@ -46,12 +52,12 @@ def divide(classes: ClassFiles, test_fraction: float) -> dict[str, ClassFiles]:
 
 
 def shuffle_key(image: ImageFile) -> str:
-    """Mixes classes, the same on every machine, and moves no other image when one is added."""
+    """Return the sort key of an image. It mixes classes, is the same on every machine, and ignores other images."""
     return hashlib.sha256(image.path.encode()).hexdigest()
 
 
 def make_split(classes: ClassFiles, names: list[str]) -> Split:
-    """All images in the order of their hashes; labels are places in ``names``."""
+    """Return a split of all images, in the order of their hashes; labels are indices into ``names``."""
     labelled = [(image, label) for label, name in enumerate(names) for image in classes[name]]
     labelled.sort(key=lambda each: shuffle_key(each[0]))
     labels = np.array([label for _, label in labelled], dtype=np.int64)
@@ -59,7 +65,7 @@ def make_split(classes: ClassFiles, names: list[str]) -> Split:
 
 
 def read_side_by_side(images: Iterable[ImageFile]) -> Iterator[tuple[Encoded, str]]:
-    """Each image's content and path, in their order, ``READ_AHEAD`` of them at a time."""
+    """Yield each image's content and path in order. Threads read ``READ_AHEAD`` images at a time."""
     remaining = iter(images)
     with ThreadPoolExecutor(THREADS) as pool:
         while chunk := list(islice(remaining, READ_AHEAD)):
@@ -68,10 +74,10 @@ def read_side_by_side(images: Iterable[ImageFile]) -> Iterator[tuple[Encoded, st
 
 
 def read_whole(image: ImageFile) -> Encoded:
-    """The file as it is, after one full decode that proves it; or why it is broken.
+    """Return the file's bytes, after decoding the whole image as a check, or the error if the image is broken.
 
     Raises:
-        DataError: when it cannot be read at all, which is no fault of the image.
+        DataError: if the file cannot be read; then the image itself may be whole.
     """
     try:
         content = image.read()
@@ -85,7 +91,11 @@ def read_whole(image: ImageFile) -> Encoded:
 
 
 def check_size(size: int, place: str, largest: int | None = None) -> None:
-    """Raises DataError for a file too large to be one image, before it is read; or of less than nothing."""
+    """Check a file's size, in bytes, before it is read.
+
+    Raises:
+        DataError: if the size is negative, or more than ``largest`` (MAX_FILE_BYTES if None).
+    """
     largest = largest or MAX_FILE_BYTES
     if not 0 <= size <= largest:
         raise DataError(f"{place} says it has {size:,} bytes: an image may have {largest:,}, so shrink it")

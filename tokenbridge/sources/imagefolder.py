@@ -17,7 +17,7 @@ VALIDATION_FOLDERS = ("val", "valid", "validation")
 
 
 class Folder(Protocol):
-    """What is asked of a folder or file, which may lie on S3; pathlib.Path has it."""
+    """The methods that are used of a folder or file. pathlib.Path has them, and so has a file on S3 (``s3_folder``)."""
 
     @property
     def name(self) -> str: ...
@@ -28,12 +28,12 @@ class Folder(Protocol):
 
 
 def load_imagefolder(config: DataConfig) -> tuple[list[str], dict[str, Split]]:
-    """Label names and the splits. Looks at names only; images are read, and checked, when they are encoded."""
+    """Return label names and the splits. Only names are read; images are read and checked when they are encoded."""
     return load_folder(config, find_root(config))
 
 
 def load_folder(config: DataConfig, root: Folder) -> tuple[list[str], dict[str, Split]]:
-    """``load_imagefolder`` of a folder that need not be a local one."""
+    """Return what ``load_imagefolder`` returns, for a folder ``root`` that may be remote."""
     if (root / "train").is_dir():
         folders = {TRAIN: root / "train", TEST: root / "test"}
         if (found := validation_folder(root)) is not None:
@@ -55,7 +55,11 @@ def load_folder(config: DataConfig, root: Folder) -> tuple[list[str], dict[str, 
 
 
 def validation_folder(root: Folder) -> Folder | None:
-    """root/val, root/valid or root/validation; not where root/test is a link to it, as is usual for ImageNet."""
+    """Return root/val, root/valid or root/validation. Return None if root/test is a link to it, as usual for ImageNet.
+
+    Raises:
+        DataError: if there are several of these folders.
+    """
     found = [folder for name in VALIDATION_FOLDERS if (folder := root / name).is_dir()]
     if len(found) > 1:
         listed = ", ".join(str(folder) for folder in found)
@@ -75,10 +79,14 @@ def find_root(config: DataConfig) -> Path:
 
 
 def class_files(folder: Folder, config: DataConfig, prefix: str = "") -> ClassFiles:
-    """The images of every class folder; hidden files (.DS_Store and the like) are passed over.
+    """Return the images of every class folder. Hidden files, such as .DS_Store, are ignored.
 
     Args:
-        prefix: what the images' paths begin with.
+        prefix: the start of the images' paths.
+
+    Raises:
+        DataError: if a folder is missing or empty, if a file is not an image or lies outside of a class folder, or if
+            the number of folders is not data.num_classes.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is missing: make it, or link it (`ln -s val {folder}`), beside the other split")
@@ -115,7 +123,7 @@ def visible(folder: Folder) -> list[Folder]:
 
 
 def label_names(config: DataConfig, found: list[str], root: Folder) -> list[str]:
-    """data.label_names, which sets the order, or the folders' sorted names."""
+    """Return data.label_names, which sets the order of the classes, or the sorted names of the folders."""
     if config.label_names is None:
         return found
     if sorted(config.label_names) != found:

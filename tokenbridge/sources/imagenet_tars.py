@@ -1,7 +1,7 @@
 """ImageNet-1k from its original archives, read in place: nothing is unpacked.
 
-ILSVRC2012_img_train.tar is a tar of one <wnid>.tar for each class, ILSVRC2012_img_val.tar has the validation images,
-and ILSVRC2012_devkit_t12.tar.gz tells their classes.
+ILSVRC2012_img_train.tar holds one <wnid>.tar for each class. ILSVRC2012_img_val.tar holds the validation images.
+ILSVRC2012_devkit_t12.tar.gz holds the classes of the validation images.
 """
 
 import gzip
@@ -37,8 +37,8 @@ from tokenbridge.sources.places import TAR, StoredFile, list_files
 from tokenbridge.sources.tars import files_of, member_file, open_tar
 
 TRAIN, VALIDATION, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
-MAX_CLASS_BYTES = 2**32  # of one class's tar: ImageNet's have up to 300 MB
-CHUNK = 2**24  # bytes that are read at a time for a digest
+MAX_CLASS_BYTES = 2**32  # of one class's tar; ImageNet's have up to 300 MB
+CHUNK = 2**24  # bytes read at a time for a digest
 Parsed = TypeVar("Parsed")
 META, TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 
@@ -46,17 +46,17 @@ META, TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 def load_imagenet_tars(
     config: DataConfig, storage: StorageConfig, every: float, proven: bool
 ) -> tuple[list[str], dict[str, Split]]:
-    """Readable label names, by the order of wnids, and both splits.
+    """Return readable label names, in the order of wnids, and both splits.
 
-    Reads every archive once for its MD5 and once for names; then each image by its place, when it is encoded.
+    Every archive is read once for its MD5 and once for names. Each image is read by its place when it is encoded.
 
     Args:
         every: seconds between progress lines.
-        proven: the MD5 of these files have been checked before.
+        proven: whether the MD5 of these files were checked before.
 
     Raises:
-        DataError: when an archive is missing, has another MD5 than data.md5 says, is damaged or unsafe, or when classes
-            disagree.
+        DataError: if an archive is missing, has another MD5 than data.md5, or is damaged or unsafe, or if the classes
+            of the archives and of data.num_classes are not the same.
     """
     if config.root is None:
         raise DataError(f"data.root is not set: name the folder, or the prefix, of {TRAIN}, {VALIDATION} and {DEVKIT}")
@@ -83,7 +83,11 @@ def load_imagenet_tars(
 
 
 def check_digests(archives: dict[str, StoredFile], config: DataConfig, every: float) -> None:
-    """Raises DataError for the first archive that differs from data.md5; what that does not name is not checked."""
+    """Compare the MD5 of every archive that data.md5 names.
+
+    Raises:
+        DataError: at the first archive that differs.
+    """
     checked = {name: archives[name] for name in (DEVKIT, VALIDATION, TRAIN) if name in config.md5}
     total = sum(file.size for file in checked.values())
     progress = Progress("check MD5 of the archives", max(total // 10**6, 1), "MB", every)
@@ -104,7 +108,7 @@ def check_digests(archives: dict[str, StoredFile], config: DataConfig, every: fl
 
 
 def index_train(archive: StoredFile, every: float) -> ClassFiles:
-    """The images of each wnid."""
+    """Return the images of each wnid in the archive of training images."""
     with open_tar(archive) as outer:
         members = [member_file(archive, member) for member in files_of(outer, archive.place, MAX_CLASS_BYTES)]
     progress = Progress("read names of ImageNet", len(members), "classes", every)
@@ -140,7 +144,10 @@ def images_of(tar: StoredFile, prefix: str) -> list[ImageFile]:
 
 
 def index_validation(archive: StoredFile, wnids: dict[int, str], truth: list[int]) -> ClassFiles:
-    """The images of each wnid; image i of the names ILSVRC2012_val_<i>.JPEG, from 1 on, is of class truth[i - 1]."""
+    """Return the images of each wnid in the archive of validation images.
+
+    Image ILSVRC2012_val_<i>.JPEG, counted from 1, has the class truth[i - 1].
+    """
     images = images_of(archive, "")
     if len(images) != len(truth):
         raise DataError(f"{archive.place} has {len(images):,} images, but {TRUTH} {len(truth):,} lines: get both again")
@@ -155,7 +162,7 @@ def index_validation(archive: StoredFile, wnids: dict[int, str], truth: list[int
 
 
 def read_devkit(archive: StoredFile) -> tuple[dict[int, str], list[int]]:
-    """wnid of each ILSVRC2012_ID, and the validation images' IDs."""
+    """Return ILSVRC2012_ID -> wnid, and the ID of each validation image."""
     contents = read_gzipped(archive, (META, TRUTH))
     meta = parse(contents[META], META, read_meta)
     truth = parse(contents[TRUTH], TRUTH, lambda content: [int(line) for line in content.decode().split()])
@@ -168,19 +175,19 @@ def read_devkit(archive: StoredFile) -> tuple[dict[int, str], list[int]]:
 def parse(content: bytes, name: str, how: Callable[[bytes], Parsed]) -> Parsed:
     try:
         return how(content)
-    except Exception as error:  # whatever scipy raises on damage
+    except Exception as error:  # scipy raises many types on damaged files
         raise DataError(f"{DEVKIT}: {name} cannot be read ({error}): get it again") from error
 
 
 def read_meta(content: bytes) -> dict[int, str]:
-    """wnid of each ID of a leaf, from the struct array ``synsets``; inner nodes of WordNet have children."""
+    """Return ID -> wnid of the leaves in the struct array ``synsets``. Inner nodes of WordNet have children."""
     synsets = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True, variable_names=["synsets"])["synsets"]
     leaves = np.atleast_1d(synsets)
     return {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in leaves if int(each["num_children"]) == 0}
 
 
 def read_gzipped(archive: StoredFile, names: tuple[str, ...]) -> dict[str, bytes]:
-    """The files of these last names in a small .tar.gz."""
+    """Return file name -> content, for the files with these names in a small .tar.gz. Folders in it are ignored."""
     check_size(archive.size, archive.place)
     try:
         with gzip.open(io.BytesIO(archive.read(0, archive.size))) as stream:

@@ -1,4 +1,4 @@
-"""The files of a data set from the first mirror that gives them, each proven by its SHA-256."""
+"""Fetching of a data set's files from the first mirror that has them, with a check of each SHA-256."""
 
 import gzip
 import http.client
@@ -23,18 +23,18 @@ TRANSFER_ERRORS = (OSError, EOFError, http.client.HTTPException, zlib.error)  # 
 
 
 class MirrorError(Exception):
-    """Why one mirror cannot serve; the next is tried."""
+    """The failure of one mirror; the next mirror is tried."""
 
 
 class NotFoundError(MirrorError):
-    """The mirror answers, but has no such file."""
+    """A mirror that answers, but does not have the file."""
 
 
 def fetch_files(name: str, mirrors: Sequence[MirrorConfig], sha256: dict[str, str], folder: Path) -> None:
     """Put the files that ``sha256`` names, decompressed and checked, into ``folder``.
 
     Raises:
-        DataError: with the reason of every mirror and the remedies, when none serves.
+        DataError: if no mirror gives the files; the message has the reason of every mirror, and the remedies.
     """
     failures = []
     for mirror in mirrors:
@@ -67,7 +67,7 @@ def explain(name: str, failures: list[str], files: list[str]) -> str:
 
 
 def locate(kind: str, location: str, files: list[str], timeout: float, scratch: Path) -> Path:
-    """The folder, under ``scratch`` if they must be downloaded, in which the files lie, plain or .gz."""
+    """Return the folder that holds the files, plain or .gz. Files that must be downloaded go to ``scratch``."""
     if kind == "folder":
         return Path(location).expanduser()
     if kind == "http":
@@ -76,7 +76,11 @@ def locate(kind: str, location: str, files: list[str], timeout: float, scratch: 
 
 
 def unpack(source: Path, sha256: dict[str, str], folder: Path) -> None:
-    """Decompress every file into ``folder`` and compare its digest."""
+    """Decompress every file into ``folder``, and compare its digest.
+
+    Raises:
+        MirrorError: if a file is missing, is damaged or has another digest.
+    """
     if not source.is_dir():
         raise MirrorError(f"{source} is not a folder")
     for name, expected in sha256.items():
@@ -101,7 +105,7 @@ def find(source: Path, name: str) -> Path:
 
 
 def decompress(packed: Path, target: Path) -> None:
-    """By content and not by name: some servers decompress .gz files on the way."""
+    """Decompress a file if its content is gzip. The name does not decide: some servers decompress .gz files."""
     with packed.open("rb") as raw, target.open("wb") as out:
         if raw.peek(2)[:2] == GZIP_MAGIC:
             with gzip.open(raw) as stream:
@@ -121,14 +125,18 @@ def download(base: str, files: list[str], timeout: float, scratch: Path) -> Path
 
 
 def download_file(url: str, timeout: float, target: Path) -> None:
-    """Raises MirrorError with the address: on an error, a file cut short, or ``timeout`` seconds of silence."""
+    """Download ``url`` to ``target``.
+
+    Raises:
+        MirrorError: on an error, on a file that is cut short, or if no data comes for ``timeout`` seconds.
+    """
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response, target.open("wb") as out:
             length = int(response.headers.get("Content-Length") or 0)
             progress = Progress(f"fetch {target.name}", length, "bytes")
             while chunk := response.read(CHUNK):
                 out.write(chunk)
-                if length:  # else there is no end to be told
+                if length:  # else the total is unknown
                     progress.advance(len(chunk))
     except urllib.error.HTTPError as error:
         reason = f"{url}: {error.code} {error.reason}"
@@ -142,13 +150,17 @@ def download_file(url: str, timeout: float, target: Path) -> None:
 
 
 def extract_package(package: str, files: list[str], timeout: float, scratch: Path) -> Path:
-    """Download a Debian package and unpack it, without installing anything and without root."""
+    """Download a Debian package and unpack it. Nothing is installed, and root is not needed.
+
+    Raises:
+        MirrorError: if the tools, the package or the files in it are missing.
+    """
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise MirrorError(f"{tool} is not on this machine, which is not Debian or Ubuntu")
     if complaint(apt(timeout, "download", package), scratch):
-        # There are no package lists, or old ones: new ones, in a place of our own. If some server of several
-        # does not answer, the package may still come from another, so only the download decides.
+        # Package lists are missing or old: download new ones to a private folder. If one of several servers does not
+        # answer, the package may still come from another server, so only the result of the download counts.
         private = private_state(scratch)
         unreachable = complaint(apt(timeout, *private, "update"), scratch)
         missing = complaint(apt(timeout, *private, "download", package), scratch)
@@ -169,21 +181,21 @@ def apt(timeout: float, *arguments: str) -> list[str]:
 
 
 def private_state(scratch: Path) -> list[str]:
-    """apt options for package lists under ``scratch``; the system's own stay untouched, so no root is needed."""
+    """Return apt options for package lists under ``scratch``; neither the system's lists nor root are needed."""
     state, cache = scratch / "apt-state", scratch / "apt-cache"
     (state / "lists" / "partial").mkdir(parents=True)
     cache.mkdir()
-    # Under root, apt drops to the user _apt, which may not write to our temporary folder.
+    # As root, apt changes to the user _apt, which may not write to the temporary folder.
     settings = (f"Dir::State={state}", f"Dir::Cache={cache}", "APT::Sandbox::User=root", "Acquire::Languages=none")
     return [part for setting in settings for part in ("-o", setting)]
 
 
 def complaint(command: list[str], folder: Path) -> str:
-    """Run in ``folder``; the first error in the command's own words, or "" when all went well."""
-    environment = os.environ | {"LC_ALL": "C"}  # English, whatever the machine speaks
+    """Run a command in ``folder``. Return the first error that it reports, or "" if it succeeds."""
+    environment = os.environ | {"LC_ALL": "C"}  # English messages, in any locale
     done = subprocess.run(
         command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    # apt-get update calls a server that it cannot reach a warning, and succeeds
+    # for apt-get update, a server that it cannot reach is only a warning (W:)
     lines = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W: Failed to fetch"))]
     return lines[0] if lines else (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""

@@ -1,4 +1,4 @@
-"""Files that can be read in parts: in a local folder, on S3 or on the Hub; named by a folder or a pattern."""
+"""Files that can be read in parts, in a local folder, on S3 or on the Hub. A folder or a pattern names them."""
 
 import os
 import stat
@@ -19,25 +19,25 @@ TAR = ".tar"
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file that was found, and not yet read."""
+    """A file that was found but is not read yet."""
 
-    name: str  # relative to the folder that was named, so that it is the same wherever that lies
+    name: str  # relative to the folder that was named, so it does not depend on the folder's place
     place: str  # for messages
     size: int  # bytes
-    version: str  # ETag or time of the last change: differs when the content does
-    read: Callable[[int, int], bytes]  # of (start, size)
+    version: str  # ETag, digest or time of the last change: it changes when the content changes
+    read: Callable[[int, int], bytes]  # takes (start, size)
 
 
 def list_files(location: str, storage: StorageConfig) -> list[StoredFile]:
-    """The files of a folder and of all below it, or those that a pattern names; sorted. Hidden ones are passed over.
+    """Return the sorted files of a folder and its subfolders, or the files that a pattern names, without hidden files.
 
     Args:
         location: /folder, /folder/train-*.tar, /folder/file.tar, or the same on S3, s3://bucket/prefix..., or on the
             Hub, hf://datasets/owner/name[@revision]...
 
     Raises:
-        DataError: when there is no such folder, or the Hub refuses.
-        StorageError: when S3 refuses or does not answer.
+        DataError: if there is no such folder, or the Hub refuses.
+        StorageError: if S3 refuses or does not answer.
     """
     base, pattern = split_pattern(location)
     found = files_below(base, storage)
@@ -52,7 +52,7 @@ def files_below(base: str, storage: StorageConfig) -> Iterator[StoredFile]:
 
 
 def split_pattern(location: str) -> tuple[str, str]:
-    """The folder, and the pattern below it, which is empty if the folder as a whole is meant."""
+    """Split a location into a folder and the pattern below it. The pattern is empty if ``location`` is a folder."""
     parts = location.rstrip("/").split("/")
     special = [
         n for n, part in enumerate(parts) if WILDCARDS & set(part) or (n == len(parts) - 1 and part.endswith(TAR))
@@ -62,7 +62,7 @@ def split_pattern(location: str) -> tuple[str, str]:
 
 
 def fits(name: str, pattern: str) -> bool:
-    """A wildcard stands for no slash."""
+    """Return whether a name matches a pattern. A wildcard does not match a slash."""
     parts, patterns = name.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
@@ -100,7 +100,7 @@ def remote_files(uri: str, storage: StorageConfig) -> Iterator[StoredFile]:
 
 
 def files_of_hub(address: str) -> Iterator[StoredFile]:
-    from tokenbridge.sources.hub import hub_files  # huggingface_hub takes a while to import, too
+    from tokenbridge.sources.hub import hub_files  # huggingface_hub takes a while to import
 
     for (name, place, size, version), read in hub_files(address):
         yield StoredFile(name, place, size, version, read)

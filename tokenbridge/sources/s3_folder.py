@@ -1,4 +1,4 @@
-"""A prefix of images on S3, laid out as an imagefolder."""
+"""A prefix of images on S3, with the layout of an imagefolder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from tokenbridge.sources.places import StoredFile, list_files
 
 @dataclass
 class Node:
-    """A file, or what names make look like a folder; as much of a pathlib.Path as an imagefolder needs."""
+    """A file, or a folder made from the names of files, with the methods of pathlib.Path that an imagefolder needs."""
 
     place: str
     name: str = ""
@@ -39,9 +39,10 @@ class Node:
 
 
 def load_objects(config: DataConfig, storage: StorageConfig) -> tuple[list[str], dict[str, Split]]:
-    """Label names and both splits, the same as of a local copy. Lists names; images are read when they are encoded.
+    """Return label names and both splits, the same as for a local copy of the folder.
 
-    Each goes through memory, ``imagefiles.READ_AHEAD`` of them at a time; none is put on disk before its shard.
+    Only names are listed; images are read when they are encoded. ``imagefiles.READ_AHEAD`` images are in memory at a
+    time. An image is written to disk only as part of its shard.
     """
     if config.root is None:
         raise DataError("data.root is not set: name the prefix of your images, data.root=s3://bucket/prefix")
@@ -49,7 +50,7 @@ def load_objects(config: DataConfig, storage: StorageConfig) -> tuple[list[str],
 
 
 def tree_of(place: str, files: list[StoredFile]) -> Node:
-    """Folders out of names."""
+    """Build folders from the names of files, and return the root folder."""
     root = Node(place)
     for file in files:
         node = root

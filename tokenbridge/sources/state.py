@@ -1,4 +1,4 @@
-"""Whether a source is what it was, without downloading it."""
+"""Detection of changes of a source, without downloading it."""
 
 import hashlib
 import json
@@ -9,14 +9,15 @@ from tokenbridge.sources.places import list_files
 
 
 def source_state(data: DataConfig, storage: StorageConfig) -> str:
-    """A fingerprint that differs when the source's files do: when one came, went, grew or was written anew.
+    """Return a fingerprint of the source's files. It changes when a file is added, removed, resized or written again.
 
-    Of a folder: the names, sizes and times of all files; on S3: ETags in place of times; of files with a configured
-    SHA-256: that alone. Neither the folder's place nor the store's address counts.
+    For a folder it depends on the names, sizes and times of all files. On S3, ETags take the place of times, and on the
+    Hub, digests. For files with a configured SHA-256, it depends only on that. The folder's place and the store's
+    address do not count.
 
     Raises:
-        DataError: when data.root is not set, or is not there.
-        StorageError: when S3 refuses or does not answer.
+        DataError: if data.root is not set or does not exist.
+        StorageError: if S3 refuses or does not answer.
     """
     if data.source == "idx":
         state: object = data.sha256

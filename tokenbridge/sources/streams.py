@@ -1,4 +1,4 @@
-"""Stored files as streams, for libraries that read a file by seeking in it."""
+"""Stored files as streams, for libraries that seek in a file."""
 
 import io
 
@@ -7,7 +7,7 @@ from tokenbridge.sources.places import StoredFile
 
 
 class Raw(io.RawIOBase):
-    """A stored file as a stream that can seek."""
+    """A stored file as an unbuffered stream that can seek."""
 
     def __init__(self, file: StoredFile) -> None:
         self.file, self.position = file, 0
@@ -34,10 +34,10 @@ class Raw(io.RawIOBase):
 
 
 class Stream(io.BufferedReader):
-    """Refuses to bring more than ``largest`` bytes at a time into memory: headers can ask for any length.
+    """A buffered stream that refuses to read more than ``largest`` bytes at once: a header can ask for any length.
 
     Args:
-        buffer: bytes that are asked for at a time.
+        buffer: bytes in one request to the store.
     """
 
     def __init__(self, file: StoredFile, buffer: int, largest: int) -> None:

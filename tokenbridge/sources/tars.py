@@ -1,4 +1,4 @@
-"""Tar archives from elsewhere, read in place: nothing is extracted, and what looks like an attack is refused."""
+"""Untrusted tar archives, read in place: nothing is extracted, and unsafe members are refused."""
 
 import tarfile
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from tokenbridge.sources.imagefiles import MAX_FILE_BYTES, check_size
 from tokenbridge.sources.places import StoredFile
 from tokenbridge.sources.streams import Stream
 
-BUFFER = 2**22  # bytes that are asked for at a time
+BUFFER = 2**22  # bytes in one request to the store
 MAX_MEMBERS = 1_000_000  # of one archive
 
 
 def member_file(file: StoredFile, member: tarfile.TarInfo) -> StoredFile:
-    """A member as a file of its own, read from where it lies."""
+    """Return a member as a stored file, which is read from its place in the archive."""
     start = member.offset_data
 
     def read(position: int, size: int) -> bytes:
@@ -26,10 +26,10 @@ def member_file(file: StoredFile, member: tarfile.TarInfo) -> StoredFile:
 
 @contextmanager
 def open_tar(file: StoredFile) -> Iterator[tarfile.TarFile]:
-    """An uncompressed archive.
+    """Open an uncompressed archive.
 
     Raises:
-        DataError: whatever is wrong with its form, naming it.
+        DataError: if it is not a tar, is compressed, or is cut short; the message names it.
     """
     try:
         with Stream(file, BUFFER, MAX_FILE_BYTES) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -41,15 +41,18 @@ def open_tar(file: StoredFile) -> Iterator[tarfile.TarFile]:
 
 
 def files_of(archive: tarfile.TarFile, place: str, largest: int = MAX_FILE_BYTES) -> Iterator[tarfile.TarInfo]:
-    """Its files, one by one, of at most ``largest`` bytes each; folders and hidden files are passed over.
+    """Yield the files of an archive. Folders and hidden files are ignored.
+
+    Args:
+        largest: the most bytes of one file.
 
     Raises:
-        DataError: for a name outside of the archive, a link or a device, a member that is too large, too many members,
-            or damage.
+        DataError: if a member has a name outside of the archive, is a link or a device, or is too large; if there are
+            too many members; if the archive is damaged.
     """
     count = 0
     while (member := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+        archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
         count += 1
         check_member(member, count, place, largest)
         if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
@@ -58,7 +61,11 @@ def files_of(archive: tarfile.TarFile, place: str, largest: int = MAX_FILE_BYTES
 
 
 def check_end(archive: tarfile.TarFile, place: str) -> None:
-    """tarfile takes a damaged header for the end, and would leave out what follows."""
+    """Check that the archive ends here. tarfile treats a damaged header as the end, and would skip the rest.
+
+    Raises:
+        DataError: if it does not.
+    """
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
     if any(archive.fileobj.read(tarfile.BLOCKSIZE)):

@@ -15,19 +15,22 @@ from tokenbridge.sources.imagenet_classes import imagenet_names, names_of
 from tokenbridge.sources.places import TAR, StoredFile, list_files
 from tokenbridge.sources.tars import files_of, open_tar
 
-LABEL_SUFFIXES = (".cls", ".json")  # a text: a class's name or index; an object with one as "label"
+LABEL_SUFFIXES = (".cls", ".json")  # a text with a class's name or index; an object with a name or index as "label"
 Labelled = tuple[ImageFile, str]
 
 
 def load_webdataset(
     config: DataConfig, storage: StorageConfig, every: float = 5.0
 ) -> tuple[list[str], dict[str, Split]]:
-    """Label names and both splits.
+    """Return label names and both splits.
 
-    Reads every tar once for names and labels; then each image by its place in its tar, when it is encoded.
+    Every tar is read once for names and labels. Each image is read by its place in its tar when it is encoded.
 
     Args:
         every: seconds between progress lines.
+
+    Raises:
+        DataError: if tars, images or labels are missing, damaged or unsafe.
     """
     if config.root is None:
         raise DataError("data.root is not set: name your tars, data.root='/path/train-*.tar' or s3://bucket/prefix")
@@ -44,14 +47,14 @@ def load_webdataset(
 
 
 def classes_by_index(config: DataConfig) -> list[str]:
-    """What a label may say in place of an index: ImageNet's wnids, if those are meant, or the number itself."""
+    """Return the class names of labels if data.label_names is not set: ImageNet's wnids, or numbers as text."""
     if config.class_names == IMAGENET:
         return list(imagenet_names())
     return [str(label) for label in range(config.num_classes)]
 
 
 def index_tars(location: str, names: list[str], config: DataConfig, storage: StorageConfig, every: float) -> ClassFiles:
-    """The images of each class, in the order of the tars' names and of their members."""
+    """Return the images of each class, in the order of the tars' names and of their members."""
     tars = [file for file in list_files(location, storage) if file.name.endswith(TAR)]
     if not tars:
         raise DataError(f"{location} has no {TAR} files: correct data.root or data.test_root")
@@ -88,7 +91,7 @@ def index_tar(tar: StoredFile, names: list[str]) -> list[Labelled]:
                 images[key] = ImageFile(f"{tar.name.removesuffix(TAR)}/{key}{suffix}", place, read)
             else:
                 content = archive.extractfile(member)
-                assert content is not None  # only of what is no file
+                assert content is not None  # None only for members that are not files
                 labels[key] = label_of(content.read(), suffix, place, names)
     alone = sorted(images.keys() ^ labels.keys())
     if alone:
@@ -100,17 +103,17 @@ def index_tar(tar: StoredFile, names: list[str]) -> list[Labelled]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix: the key ends at the first dot of the last part."""
+    """Split a name into key and suffix. The key ends at the first dot of the last part."""
     path = PurePosixPath(name)
     stem, dot, suffix = path.name.partition(".")
     return str(path.with_name(stem)), (dot + suffix).lower()
 
 
 def label_of(content: bytes, suffix: str, place: str, names: list[str]) -> str:
-    """The class's name, from its name or its index.
+    """Return the class's name. The label may contain the name or the index of the class.
 
     Raises:
-        DataError: when it is neither.
+        DataError: if it contains neither.
     """
     try:
         label = json.loads(content)["label"] if suffix == ".json" else content.decode().strip()
