@@ -1,1 +1,1 @@
-"""One thin module for each stage of dvc.yaml."""
+"""Stages: one thin module for each stage of dvc.yaml, and what all stages share."""

@@ -1,4 +1,4 @@
-"""Stage ``classifier``: images -> a small classifier of real images, for the class accuracy of generated ones."""
+"""Stage ``classifier``: images -> a small classifier of real images, which measures the accuracy of generated ones."""
 
 from dataclasses import replace
 

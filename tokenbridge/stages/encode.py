@@ -1,6 +1,6 @@
 """Stage ``encode``: images + VAE -> moments of the training and the validation images, shard by shard.
 
-A rerun makes the missing shards only.
+A rerun makes only the missing shards.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tokenbridge.stages.context import StageContext, compute
 from tokenbridge.stages.runtime import stage_run
 from tokenbridge.vae.autoencoder import encode_moments, load_vae
 
-FOLDERS = {TRAIN: "moments", VALIDATION: "validation_moments"}  # of each split, in data/ and while work is in progress
+FOLDERS = {TRAIN: "moments", VALIDATION: "validation_moments"}  # split -> its folder, in data/ and in the work folder
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def image_count(images: ImageShards, split: str, config: EncodeConfig) -> int:
-    """How many images of the split are encoded: ``encode.images`` limits the training images alone."""
+    """Return the number of images of a split to encode. ``encode.images`` limits only the training images."""
     return min(len(images), config.images or len(images)) if split == TRAIN else len(images)
 
 
@@ -45,7 +45,7 @@ def work(context: StageContext) -> None:
 
 
 def encode_split(context: StageContext, split: str, vae: AutoencoderKL, precision: str) -> None:
-    """Write the shards of one split; the processes share them."""
+    """Write the shards of one split; the processes share the work."""
     images, folder = ImageShards(context.root / "data/images", split), context.work / FOLDERS[split]
     batch, flip = context.config.launcher.batch_size, context.config.encode.flip
 

@@ -1,6 +1,6 @@
 """Stage ``evaluate@<model>``: samples against the validation and the test images, with real images as the floor.
 
-Metrics against the validation images are what settings are chosen by; those against the test images are final figures.
+Settings are chosen by the metrics against the validation images. Metrics against the test images are final figures.
 """
 
 import sys
@@ -32,9 +32,9 @@ from tokenbridge.images.splits import balanced_subset
 from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
 
-SAMPLES, FLOOR = "samples", "floor"  # as many real train images are the floor
-PREFIXES = {SAMPLES: "", FLOOR: "floor_"}  # of a set's metrics
-REFERENCES = {TEST: "", VALIDATION: f"{VALIDATION}_"}  # prefixes of metrics, by what they are against
+SAMPLES, FLOOR = "samples", "floor"  # the floor: the same number of real training images
+PREFIXES = {SAMPLES: "", FLOOR: "floor_"}  # set of images -> prefix of its metrics
+REFERENCES = {TEST: "", VALIDATION: f"{VALIDATION}_"}  # reference set -> prefix of the metrics against it
 
 ImageSets = dict[str, Dataset[Tensor]]
 Extract = Callable[[Dataset[Tensor]], Features]
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def work(context: StageContext) -> None:
-    """Write ``metrics.json``, ``confusion.csv`` and ``class_accuracy.csv``; features come from all processes."""
+    """Write ``metrics.json``, ``confusion.csv`` and ``class_accuracy.csv``; all processes compute features."""
     shards, config = _shards(context.root, context.item), context.config.evaluate
     samples, train = shards[SAMPLES], shards[TRAIN]
     floor = ShardImageDataset(train, balanced_subset(train.labels, len(samples)))
@@ -66,7 +66,7 @@ def work(context: StageContext) -> None:
         needed = {name: sets[name] for name in (*PREFIXES, *([TEST] if config.inception_reference is None else []))}
         inception = _features(context, needed, "inception", partial(inception_features, weights=weights))
     predicted = _predictions(context, samples)
-    if lite0 is None or predicted is None:  # the first process has them
+    if lite0 is None or predicted is None:  # only the first process has them
         return
     metrics: dict[str, float] = {"samples": len(samples)}
     for name, prefix in PREFIXES.items():
@@ -82,20 +82,20 @@ def work(context: StageContext) -> None:
 
 
 def _shards(root: Path, model: str) -> dict[str, ImageShards]:
-    """The samples, and the real images of each split."""
+    """Return the samples, and the real images of each split."""
     images = {split: ImageShards(root / "data/images", split) for split in (TRAIN, VALIDATION, TEST)}
     return images | {SAMPLES: ImageShards(root / "data/samples" / model, SAMPLES)}
 
 
 def _check(config: Config, counts: Mapping[str, int]) -> None:
-    """Everything that can be found wrong before the first image is looked at."""
+    """Check everything that can be checked before the first image is read."""
     check_inception(config.evaluate)
     check_sample_count(counts[SAMPLES], config.generate.samples)
     check_counts(config.evaluate, counts[SAMPLES], counts)
 
 
 def _features(context: StageContext, sets: ImageSets, extractor: str, extract: Extract) -> dict[str, Features] | None:
-    """Of each set of images; None but in the first process."""
+    """Return the features of each set of images in the first process, None in the others."""
     seen = {
         name: shared_features(
             name,
@@ -112,7 +112,7 @@ def _features(context: StageContext, sets: ImageSets, extractor: str, extract: E
 
 
 def _inception(context: StageContext, features: dict[str, Features]) -> dict[str, float]:
-    """The same with Inception: against the settings' statistics, or those of the test images."""
+    """Return Inception's metrics: against the statistics that the settings name, or those of the test images."""
     reference_file = context.config.evaluate.inception_reference
     if reference_file is not None:
         reference = load_reference_statistics(Path(reference_file).expanduser())
@@ -129,14 +129,14 @@ def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _predictions(context: StageContext, samples: ImageShards) -> NDArray[np.int64] | None:
-    """What the classifier sees in the samples; None but in the first process."""
+    """Return the classes that the classifier predicts for the samples in the first process, None in the others."""
     model = load_classifier(context.root / "models/classifier").to(context.device)
     folder, launcher = context.work / "classes", context.config.launcher
     return shared_predictions(model, samples, folder, processes=context.processes, launcher=launcher)
 
 
 def _classify(context: StageContext, samples: ImageShards, predicted: NDArray[np.int64]) -> float:
-    """Write what the classifier sees in the samples; its accuracy."""
+    """Write the classifier's predictions and accuracy by class. Return the accuracy."""
     labels, names = samples.labels, samples.label_names
     pairs = [{"actual": names[a], "predicted": names[p]} for a, p in zip(labels, predicted, strict=True)]
     by_class = accuracy_by_class(predicted, labels, names)

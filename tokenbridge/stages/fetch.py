@@ -1,4 +1,4 @@
-"""Stage ``fetch``: images of the configured source, checked and written as shards; and a picture of them."""
+"""Stage ``fetch``: images of the configured source, checked and written as shards, and a picture of them."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tokenbridge.images.shards import ImageShards, image_counts
 from tokenbridge.sources.fetch import fetch_images
 from tokenbridge.stages.runtime import stage_run
 
-PICTURED = 10  # images of each class
+PICTURED = 10  # images of each class in the picture
 PICTURED_CLASSES = 20
 
 
@@ -30,13 +30,13 @@ def main() -> None:
 
 
 def _check(config: Config, manifest: dict[str, Any]) -> None:
-    """What the evaluation at the other end of the pipeline needs: fails now rather than after training."""
+    """Check now what the evaluation at the end of the pipeline needs, so that it does not fail after training."""
     check_inception(config.evaluate)
     check_counts(config.evaluate, config.generate.samples, image_counts(manifest))
 
 
 def picture(images: ImageShards) -> Image.Image:
-    """A row of the first images of each class, with its name."""
+    """Return a picture with a row for each class: its name and its first images."""
     names = images.label_names[:PICTURED_CLASSES]
     side = images.image_size
     grid = np.full((len(names), PICTURED, 3, side, side), 255, np.uint8)  # white where a class has fewer

@@ -35,7 +35,7 @@ def work(context: StageContext) -> None:
 
 
 def _summary(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means over dimensions; the bits of one token are a sum."""
+    """Return means over dimensions, and the sum of their entropies as the bits of one token."""
     averaged = ("mse", "sqnr_db", "bits_above_bound", "saturation")
     means = {name: sum(row[name] for row in rows) / len(rows) for name in averaged}
     return {**means, "entropy_bits_per_token": sum(row["entropy_bits"] for row in rows)}

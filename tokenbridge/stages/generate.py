@@ -1,4 +1,4 @@
-"""Stage ``generate@<model>``: model -> samples, in shards; a rerun makes the missing chunks only."""
+"""Stage ``generate@<model>``: model -> samples, in shards. A rerun makes only the missing chunks."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def work(context: StageContext) -> None:
-    """Draw every sample; the first process then writes the shards and the picture."""
+    """Draw every sample. The first process then writes the shards and the picture."""
     config = context.config
     pipeline = TokenBridgePipeline.from_pretrained(context.root / "models" / context.item).to(context.device)
     drawn, names = context.work / "drawn", pipeline.class_names
@@ -41,7 +41,7 @@ def work(context: StageContext) -> None:
 
 
 def _check(run: StageRun) -> None:
-    """What evaluation will need: fails now rather than after sampling."""
+    """Check now what the evaluation needs, so that it does not fail after sampling."""
     check_inception(run.config.evaluate)
     check_counts(
         run.config.evaluate, run.config.generate.samples, image_counts(read_manifest(run.root / "data/images"))

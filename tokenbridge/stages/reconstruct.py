@@ -1,4 +1,4 @@
-"""Stage ``reconstruct``: what the tokenizer keeps of real images, by levels, range and family (paper Table 1)."""
+"""Stage ``reconstruct``: quality of reconstructions by levels, range and family of the quantizer (paper Table 1)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,10 +27,10 @@ from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantize
 from tokenbridge.vae.autoencoder import decode_images, encode_moments, load_vae
 
 PICTURED = 10  # images in the picture
-ORIGINAL, CONTINUOUS = "original", "continuous"  # titles of what is not quantized
+ORIGINAL, CONTINUOUS = "original", "continuous"  # titles of the images that are not quantized
 
 Studies = Mapping[str, list[QuantizerConfig]]
-"""Under the name of each setting: the configured quantizer with that setting changed."""
+"""Name of a setting -> variants of the configured quantizer with that setting changed."""
 
 
 def main() -> None:
@@ -43,8 +43,8 @@ def main() -> None:
 def work(context: StageContext) -> None:
     """Write ``report.json`` and the folder ``plots``.
 
-    The study, from which a quantizer is chosen, is made on validation images. The test images give the figures of the
-    configured quantizer alone.
+    The study uses validation images, because a quantizer is chosen from it. The test images give only the figures of
+    the configured quantizer.
     """
     config = context.config.quantizer
     studies = study_variants(config, context.config.reconstruct)
@@ -65,7 +65,10 @@ def work(context: StageContext) -> None:
 
 
 def study_variants(config: QuantizerConfig, wanted: ReconstructConfig) -> Studies:
-    """The variants of each study, the configured quantizer among them; no study of a range that is not used."""
+    """Return the variants of each study, including the configured quantizer.
+
+    There is no study of the range if the family does not use it.
+    """
     ranges = wanted.ranges if config.family in FIXED_FAMILIES else []
     studies = {
         "levels": [replace(config, levels=levels) for levels in sorted({*wanted.levels, config.levels})],
@@ -76,13 +79,13 @@ def study_variants(config: QuantizerConfig, wanted: ReconstructConfig) -> Studie
 
 
 def title(variant: QuantizerConfig) -> str:
-    """Name of a variant for people; equal for variants that quantize alike."""
+    """Return a readable name of a variant. Variants that quantize in the same way have the same name."""
     reach = f", +-{variant.range:g}" if variant.family in FIXED_FAMILIES else ""
     return f"{variant.family}, {variant.levels} levels{reach}"
 
 
 def study_table(studies: Studies, metrics: Mapping[str, Mapping[str, float]]) -> list[dict[str, object]]:
-    """One row for the continuous latents and one for each distinct variant: its settings, its metrics."""
+    """Return a row of settings and metrics for the continuous latents, and one for each distinct variant."""
     settings: dict[str, dict[str, object]] = {CONTINUOUS: {"family": CONTINUOUS, "levels": None, "range": None}}
     for variant in (variant for variants in studies.values() for variant in variants):
         reach = variant.range if variant.family in FIXED_FAMILIES else None
@@ -91,7 +94,7 @@ def study_table(studies: Studies, metrics: Mapping[str, Mapping[str, float]]) ->
 
 
 def _fitted(context: StageContext, studies: Studies) -> dict[str, DimensionwiseQuantizer]:
-    """Each distinct variant, fitted to the training images' moments, by title."""
+    """Return title -> quantizer for each distinct variant, fitted to the training images' moments."""
     config = context.config.quantizer
     fitting = fitting_latents(Moments(context.root / "data/moments"), config.fit_images, context.config.seed)
     distinct = {title(variant): variant for variants in studies.values() for variant in variants}
@@ -99,7 +102,11 @@ def _fitted(context: StageContext, studies: Studies) -> dict[str, DimensionwiseQ
 
 
 class Measure:
-    """Measures how well images of a split pass through the VAE, and through the tokens of each quantizer."""
+    """The measurement of reconstructions: by the VAE alone, and through the tokens of each quantizer.
+
+    Args:
+        variants: the number of quantizers on the validation images, for the progress.
+    """
 
     def __init__(self, context: StageContext, vae: AutoencoderKL, variants: int) -> None:
         self.context, self.vae = context, vae
@@ -109,7 +116,7 @@ class Measure:
     def reconstructions(
         self, split: str, quantizers: Mapping[str, DimensionwiseQuantizer]
     ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-        """Metrics of each set of reconstructions, and its first images for the picture, by title."""
+        """Return title -> metrics of each set of reconstructions, and title -> its first images for the picture."""
         images = ImageShards(self.context.root / "data/images", split)
         originals, _ = images.read(0, min(self.context.config.reconstruct.images, len(images)))
         reference = self._features(ShardImageDataset(images))
@@ -135,7 +142,7 @@ class Measure:
         return features
 
     def _latents(self, originals: np.ndarray) -> torch.Tensor:
-        """Posterior means [N, C0, H, W] in VAE units."""
+        """Return the posterior means [N, C0, H, W] in VAE units."""
         batch_size = self.context.config.launcher.batch_size
         batches = [originals[start : start + batch_size] for start in range(0, len(originals), batch_size)]
         with autocast(self.context.device, self.precision):
@@ -148,14 +155,14 @@ class Measure:
 
 
 def _through_tokens(quantizer: DimensionwiseQuantizer, latents: torch.Tensor) -> torch.Tensor:
-    """The latents after a trip through the tokens."""
+    """Return the latents after encoding to tokens and decoding."""
     normalized = quantizer.normalize(latents)
     levels = quantizer.decode(quantizer.encode(to_sequence(normalized)))
     return quantizer.denormalize(to_maps(levels, *normalized.shape[-2:]))
 
 
 def _summary(metrics: Mapping[str, Mapping[str, float]], config: QuantizerConfig) -> dict[str, float]:
-    """The continuous VAE, and the configured quantizer, as flat metrics."""
+    """Return the metrics of the continuous VAE and of the configured quantizer as a flat dict."""
     wanted = {"continuous": metrics[CONTINUOUS], "quantized": metrics[title(config)]}
     return {f"{prefix}_{name}": value for prefix, row in wanted.items() for name, value in row.items()}
 

@@ -1,4 +1,7 @@
-"""Stage ``tokenize@<out>``: moments + quantizer -> packed tokens, shard by shard; a rerun makes the missing ones."""
+"""Stage ``tokenize@<out>``: moments + quantizer -> packed tokens, shard by shard.
+
+A rerun makes only the missing shards.
+"""
 
 import io
 import sys
@@ -14,7 +17,7 @@ from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.tokenizer.tokens import complete_tokens, write_shards
 
 QUANTIZER = "models/quantizer"
-TOKENS = "tokens"  # folder of the shards, while work is in progress
+TOKENS = "tokens"  # folder of the shards in the work folder
 
 
 def main() -> None:
@@ -44,9 +47,12 @@ def work(context: StageContext) -> None:
 
 
 def size_report(moments_shape: tuple[int, ...], stored: int) -> dict[str, float]:
-    """Bytes of one image, not mirrored: one sample of its tokens (``stored``), and moments here and elsewhere.
+    """Return the bytes of one image, not mirrored: a sample of its tokens, its moments here, and in the released code.
 
-    The released code keeps float32 moments, in one npz file per image, so that its headers count.
+    The released code keeps float32 moments in one npz file per image, so the headers of npz are included.
+
+    Args:
+        stored: bytes of one sample of the tokens.
     """
     here = int(np.prod(moments_shape)) * np.dtype(np.float16).itemsize
     released = npz_bytes(moments_shape)
@@ -60,7 +66,7 @@ def size_report(moments_shape: tuple[int, ...], stored: int) -> dict[str, float]
 
 
 def npz_bytes(shape: tuple[int, ...]) -> int:
-    """Size of an npz file of one float32 array, found by writing it."""
+    """Return the size, in bytes, of an npz file of one float32 array, by writing it to memory."""
     file = io.BytesIO()
     np.savez(file, moments=np.zeros(shape, np.float32))
     return file.tell()

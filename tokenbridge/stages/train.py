@@ -1,6 +1,6 @@
 """Stage ``train@<model>``: tokens of the training images -> one model, as a whole pipeline folder.
 
-A model with ``pretrained`` set is taken from there instead, such as one that `tokenbridge import` wrote.
+If the model's ``pretrained`` names a pipeline folder, such as one of `tokenbridge import`, that pipeline is taken.
 """
 
 import sys
@@ -100,7 +100,7 @@ def _pipeline(
 
 
 def draw_grid(context: StageContext, pipeline: TokenBridgePipeline) -> Image:
-    """The picture that the stage ``generate`` would write of this model: the same samples, by its settings."""
+    """Draw the picture that the stage ``generate`` would write of this model, with the same samples and settings."""
     config, names = context.config.generate, pipeline.class_names
     pipeline.to(context.device)
     wanted = torch.tensor(grid_indices(len(names), config.grid_per_class, config.samples))
@@ -110,7 +110,7 @@ def draw_grid(context: StageContext, pipeline: TokenBridgePipeline) -> Image:
 
 
 def _take(context: StageContext, folder: Path, shape: dict[str, int]) -> None:
-    """The pipeline in ``folder``, if it has the ``shape`` of this project's tokens."""
+    """Take the pipeline in ``folder``, if it has the ``shape`` of this project's tokens."""
     pipeline = TokenBridgePipeline.from_pretrained(folder)
     config = pipeline.transformer.config
     unlike = [f"{name} is {config[name]}, not {value}" for name, value in shape.items() if config[name] != value]
@@ -120,7 +120,7 @@ def _take(context: StageContext, folder: Path, shape: dict[str, int]) -> None:
             "Choose the settings of data, vae and quantizer that it was made with"
         )
     _write(context, pipeline, {})
-    # DVC wants the files; nothing was trained
+    # DVC requires the files; they are empty because nothing was trained
     atomic_write_text(context.work / LOSS, "step,images,loss\n")
     atomic_write_text(context.work / VALIDATION, "step,images,validation_loss\n")
 

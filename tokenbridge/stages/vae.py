@@ -1,4 +1,4 @@
-"""Stage ``vae``: trains the VAE on the images, or takes a folder of pretrained weights as it is."""
+"""Stage ``vae``: images -> the VAE, trained here or copied from a folder of pretrained weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +60,7 @@ def _take(context: StageContext, folder: Path) -> None:
     vae.save_pretrained(context.work / "vae")
     atomic_write_text(
         context.work / "loss.csv", "step,images,reconstruction_loss\n"
-    )  # DVC wants the files; nothing was trained
+    )  # DVC requires the file; it is empty because nothing was trained
     write_json(context.work / "metrics.json", {})
 
 
