@@ -1,14 +1,14 @@
-# Everything a user does has a target; `make help` lists them.
+# Targets for everything that a user does; `make help` lists them.
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-# Both check every hash of requirements.lock. uv leaves bytecode to the first import, unless Python may not write it then.
+# Both check every hash of requirements.lock. uv compiles bytecode only if Python may not write it at the first import.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps
 UV := $(BIN)/uv pip install --python $(BIN)/python --no-deps $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 export PATH := $(abspath $(BIN)):$(PATH)
-# tests start many processes, and threads that wait by spinning would hold up the others
-PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --durations 20
-# no phoning home
+# tests start many processes: threads that spin while they wait would slow down the others
+PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadscope
+# no usage statistics are sent
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -20,53 +20,52 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/installed: requirements.lock pyproject.toml
-	@echo "Making the environment in $(VENV) from requirements.lock, 7 GB: about a minute with uv, 4 to 6 with pip"
+	@echo "Making the environment in $(VENV) from requirements.lock, 7 GB: about a minute with uv, 4 to 6 minutes with pip"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -m venv $(VENV)
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.txt
 	@$(PIP) --quiet --require-hashes -r $(VENV)/uv.txt && $(UV) --require-hashes -r requirements.lock \
-		|| { echo "uv could not do it, for the reason above; pip does it now"; $(PIP) --require-hashes -r requirements.lock; }
+		|| { echo "uv failed, for the reason above; pip installs the packages now"; $(PIP) --require-hashes -r requirements.lock; }
 	@$(PIP) --quiet --no-build-isolation -e .
 	@$(BIN)/python -m pip check
 	@touch $@
 
-env: $(VENV)/installed ## the Python environment, from the lock file
+env: $(VENV)/installed ## make the Python environment from the lock file
 
-repro: env ## the whole pipeline (dvc repro), recorded in MLflow: 20 to 25 minutes the first time
-	@echo "Running the stages of dvc.yaml that changed; what is up to date is skipped"
+repro: env ## run the whole pipeline (dvc repro), recorded in MLflow: 20 to 25 minutes the first time
+	@echo "Running the stages of dvc.yaml that changed; stages that are up to date are skipped"
 	@tokenbridge repro $(OVERRIDES)
 
-flow: env ## the same as a Prefect flow; OVERRIDES="train.epochs=2" for other settings
+flow: env ## run the pipeline as a Prefect flow; OVERRIDES="train.epochs=2" changes settings
 	@python -m flows.retrain $(OVERRIDES)
 
-ui: env ## the runs in MLflow's pages, on http://127.0.0.1:5000
+ui: env ## show the runs in MLflow's pages, on http://127.0.0.1:5000
 	@tokenbridge ui
 
-sample: env ## a picture of new samples: samples.png
+sample: env ## draw a picture of new samples: samples.png
 	@tokenbridge sample --out samples.png
 
-stack: env ## the team's servers without Docker: PostgreSQL, S3, MLflow, Prefect, a worker
+stack: env ## start the team's servers without Docker: PostgreSQL, S3, MLflow, Prefect, a worker
 	@python docker/stack.py up
 
-stack-status: env ## how each of them is
+stack-status: env ## show the state of each server
 	@python docker/stack.py status
 
-stack-down: env ## stop them; their data stay
+stack-down: env ## stop the servers; their data stay
 	@python docker/stack.py down
 
-system: env ## the programs that tests need (PostgreSQL, Chromium, Slurm): installed by root where apt-get is
+system: env ## install the programs that tests need (PostgreSQL, Chromium, Slurm), as root and with apt-get
 	@python -m tests.support.programs
 
-test: env system ## every test, also with pipelines on real images and real servers: about 30 minutes
-	@$(PYTEST) --dist loadgroup --no-loadscope-reorder
+test: env system ## run every test, also the slow ones (small pipelines, real servers): about 30 minutes
+	@$(PYTEST)
 
-test-fast: env ## the tests that need no server and no download: about 4 minutes
-	@$(PYTEST) --dist worksteal -m "not pipeline and not cluster"
+test-fast: env ## run the tests that need no server and no download: about 4 minutes
+	@$(PYTEST) -m "not slow"
 
-check: lint test-fast ## what to run before a commit: style, types, fast tests
-
-lint: env ## style, spelling and types
-	@pre-commit run --all-files
+lint: env ## check style and types
+	@ruff check .
+	@ruff format --check .
 	@mypy
 
 docs: env ## the documentation as a site with an API reference: site/index.html; fails on a dead link
@@ -79,14 +78,14 @@ format: env ## apply the formatter
 params: env ## compose params.yaml from conf/
 	@tokenbridge params $(OVERRIDES)
 
-lock: env ## requirements.lock from pyproject.toml; pins stay, but with OPTIONS=--upgrade
+lock: env ## write requirements.lock from pyproject.toml; OPTIONS=--upgrade renews the pinned versions
 	@uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-header --no-annotate \
 		$(OPTIONS) -o requirements.lock pyproject.toml
 
-clean: ## remove work in progress and caches, keep models, data and runs
-	@rm -rf .work .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots site
+clean: ## remove work in progress and caches; models, data and runs stay
+	@rm -rf .work .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots
 
-clean-all: clean ## remove everything that git does not hold: environment, data, models, runs
+clean-all: clean ## remove everything that is not in git: environment, data, models, runs
 	@echo "This deletes $(VENV), data, models, reports, DVC's cache and all MLflow runs of this folder."
-	@read -p "Type yes to go on: " answer && [ "$$answer" = yes ]
+	@read -p "Type yes to continue: " answer && [ "$$answer" = yes ]
 	@rm -rf $(VENV) data models reports .dvc/cache .dvc/tmp .spool .prefect mlartifacts mlflow.db*
