@@ -106,7 +106,7 @@ def test_copies_of_one_real_image_have_precision_but_no_recall(
         ((19, 60, 60, 60), "kid_subset_size is 20 but there are only 19 samples"),
         ((40, 60, 60, 19), "kid_subset_size is 20 but there are only 19 test images"),
         ((40, 60, 19, 60), "kid_subset_size is 20 but there are only 19 validation images"),
-        ((61, 60, 60, 60), "only 60 train images"),
+        ((61, 60, 60, 60), "only 60 training images"),
     ],
 )
 def test_counts_that_cannot_be_evaluated_are_named(counts: tuple[int, int, int, int], message: str) -> None:

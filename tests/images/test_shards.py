@@ -63,7 +63,7 @@ def test_any_range_reads_back_its_own_pixels_and_labels(
 
 
 def test_a_range_outside_of_the_split_is_refused(folder: Path) -> None:
-    with pytest.raises(IndexError, match=r"20\.\.24 asked of 23"):
+    with pytest.raises(IndexError, match=r"20\.\.24 were asked for, but there are 23"):
         ImageShards(folder, "train").read(20, 24)
 
 

@@ -44,7 +44,7 @@ def test_an_interrupted_training_goes_on_by_itself_and_ends_with_the_same_weight
         slurm.run("scontrol", "requeue", job)  # SIGTERM: what came after the last checkpoint is done again
         output += rest(stage)
         assert stage.returncode == 0, output
-        assert re.search(r"train: asked to stop, saved at step \d+ of \d+", output), output
+        assert re.search(r"train: asked to stop, and saved a checkpoint at step \d+ of \d+", output), output
         assert output.count(RESUMING) == 2
         assert {out: login_node.digest(out) for out in learnt_by_two} == learnt_by_two
         loss = read_json(login_node.root / "reports/train/tiny.json")["validation_loss"]

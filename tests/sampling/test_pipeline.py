@@ -119,7 +119,7 @@ def test_weights_that_are_not_finite_are_named(pipeline: TokenBridgePipeline, pa
     name, weight = list(getattr(pipeline, part).named_parameters())[-1]
     with torch.no_grad():
         weight.view(-1)[0] = value
-    with pytest.raises(UserError, match=f"{part} weight {name} holds NaN or infinity"):
+    with pytest.raises(UserError, match=f"{part} weight {name} contains NaN or infinity"):
         pipeline([0], 4)
 
 

@@ -283,7 +283,7 @@ def test_keeping_nothing_is_plain_sampling(
         ({"settings": SamplingSettings(9)}, "9 steps for 8 positions: use at most 8"),
         ({"keep": torch.ones(16, dtype=torch.bool)}, "leave at least one"),
         ({"keep": None}, "both or neither"),
-        ({"given": torch.zeros(1, 16, 4, dtype=torch.long)}, r"give tokens \[2, 16, 4\]"),
+        ({"given": torch.zeros(1, 16, 4, dtype=torch.long)}, r"give tokens of shape \[2, 16, 4\]"),
     ],
 )
 def test_edits_that_cannot_be_are_refused(

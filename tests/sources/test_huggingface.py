@@ -181,7 +181,7 @@ def test_a_gated_data_set_says_how_to_be_let_in(hub: HubServer, config: Make, mo
 
 
 def test_what_is_not_there_is_named(hub: HubServer, config: Make) -> None:
-    with pytest.raises(DataError, match=r"hf://datasets/owner/other is not on the Hub, or not for you"):
+    with pytest.raises(DataError, match=r"hf://datasets/owner/other is not on the Hub, or you have no access"):
         load(config(root="hf://datasets/owner/other"))
     hub.shutdown()
     hub.server_close()

@@ -121,9 +121,9 @@ def test_all_reasons_and_remedies_are_told_when_no_mirror_serves(
     message = str(caught.value)
     for part in (
         "no mirror gave the files of tiny",
-        "folder: not given",
+        "folder: no location is set",
         "http: http://127.0.0.1:9/images.gz: [Errno 111] Connection refused",
-        "debian: apt-get is not on this machine",
+        "debian: apt-get is not installed",
         "tokenbridge params data.root=/path/to/folder",
         "sudo apt-get update",
         "images, labels",

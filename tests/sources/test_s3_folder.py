@@ -59,7 +59,7 @@ def test_what_is_wrong_is_named_by_its_address(
     s3_place.folder.put("Bag/0.jpg", b"x" * 5000)
     fails(rf"{s3_place.uri}/Bag/0\.jpg is not an image")
     monkeypatch.setattr(imagefiles, "MAX_FILE_BYTES", 4000)
-    fails(rf"{s3_place.uri}/Bag/0\.jpg says it has 5,000 bytes: an image may have 4,000")
+    fails(rf"{s3_place.uri}/Bag/0\.jpg has 5,000 bytes, but an image may have 0 to 4,000")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     fails("the secret key does not belong to the access key")
 

@@ -92,7 +92,7 @@ def test_a_bad_image_ends_the_stage_with_one_message_and_the_previous_images_sta
     (repository / "pictures/Coat/2.png").write_bytes(b"\x89PNG cut short")
     done = run_stage(repository)
     assert done.returncode == MISTAKE_CODE
-    assert "fetch: pictures/Coat/2.png is not an image, whatever its name: replace or delete it" in done.stderr
+    assert "fetch: pictures/Coat/2.png is not an image: replace or delete it" in done.stderr
     assert "Traceback" not in done.stderr
     assert sha256_tree(repository / "data/images") == before
 

@@ -23,7 +23,9 @@ def load_whole(kind: type[Model], folder: Path, **options: Any) -> Model:
             keeps random weights.
     """
     if not (folder / "config.json").exists():
-        raise LoadError(f"{folder} is no model folder (config.json is missing): name one that save_pretrained wrote")
+        raise LoadError(
+            f"{folder} is no model folder (config.json is missing): name a folder that save_pretrained wrote"
+        )
     # low_cpu_mem_usage needs accelerate, and nothing else in this project needs it
     model, report = kind.from_pretrained(
         folder, output_loading_info=True, use_safetensors=True, low_cpu_mem_usage=False, **options

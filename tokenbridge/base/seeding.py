@@ -24,7 +24,7 @@ class EpochOrder:
 
     def __init__(self, examples: int, batch_size: int, seed: int) -> None:
         if examples < 1:
-            raise ValueError("there are no examples to train on: look at data/images/manifest.json")
+            raise ValueError("there are no examples to train on: check data/images/manifest.json")
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
 

@@ -119,7 +119,9 @@ def run_steps(
             progress.advance(1, _note(history[-1:] + evaluations.rows[-1:]))
         if stopping and done < total_steps:
             checkpoints.finish()
-            raise InterruptedTrainingError(f"{label}: asked to stop, saved at step {done:,} of {total_steps:,}")
+            raise InterruptedTrainingError(
+                f"{label}: asked to stop, and saved a checkpoint at step {done:,} of {total_steps:,}"
+            )
     checkpoints.finish()
     return history
 

@@ -29,7 +29,7 @@ def check_counts(config: EvaluateConfig, samples: int, images: Mapping[str, int]
     train = images[TRAIN]
     if samples > train:
         raise EvaluationError(
-            f"generate.samples is {samples} but there are only {train} train images to compute the floor with: "
+            f"generate.samples is {samples} but there are only {train} training images for the floor: "
             f"set generate.samples to at most {train}"
         )
 

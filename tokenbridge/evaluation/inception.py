@@ -52,7 +52,7 @@ def find_inception_weights(setting: str) -> Path:
                 target.write_bytes(reply.read())
         except OSError as error:
             raise EvaluationError(
-                f"{WEIGHTS_URL} cannot be reached ({error}): get it by other means and say "
+                f"{WEIGHTS_URL} cannot be reached ({error}): download it in another way and set "
                 "evaluate.inception_weights=/path/to/it, or set it to null"
             ) from error
     return path
@@ -91,8 +91,10 @@ def load_reference_statistics(path: Path) -> Statistics:
         with np.load(path, allow_pickle=False) as archive:
             statistics = {"mu": archive["mu"].astype(np.float32), "sigma": archive["sigma"].astype(np.float64)}
     except (KeyError, ValueError, AttributeError, TypeError, OSError, zipfile.BadZipFile) as error:
-        raise EvaluationError(f"{setting} is not an npz with the arrays mu and sigma ({error})") from error
+        raise EvaluationError(
+            f"{setting} is not an npz with the arrays mu and sigma ({error}): give such a file, or set it to null"
+        ) from error
     shapes = {name: array.shape for name, array in statistics.items()}
     if shapes != {"mu": (FEATURES,), "sigma": (FEATURES, FEATURES)}:
-        raise EvaluationError(f"{setting} has the shapes {shapes}: it must be of Inception's {FEATURES} features")
+        raise EvaluationError(f"{setting} has the shapes {shapes}: give statistics of Inception's {FEATURES} features")
     return statistics

@@ -45,7 +45,10 @@ def _mean_over_images(
     mean: Callable[[Tensor, Tensor], Tensor], reconstructed: NDArray[np.uint8], originals: NDArray[np.uint8]
 ) -> float:
     if reconstructed.shape != originals.shape or not len(originals):
-        raise EvaluationError(f"cannot compare reconstructions {reconstructed.shape} with originals {originals.shape}")
+        raise EvaluationError(
+            f"cannot compare reconstructions {reconstructed.shape} with originals {originals.shape}: "
+            "give both the same shape, with at least one image"
+        )
     total = 0.0
     for start in range(0, len(originals), CHUNK):
         pair = [torch.from_numpy(images[start : start + CHUNK]).float() for images in (reconstructed, originals)]

@@ -24,12 +24,12 @@ def open_whole(content: bytes, path: str) -> Image.Image:
         image = Image.open(io.BytesIO(content))
         image.load()
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image, whatever its name: replace or delete it") from error
+        raise DataError(f"{path} is not an image: replace or delete it") from error
     except DECODE_ERRORS as error:
         raise DataError(f"{path} is corrupt or truncated ({error}): replace or delete it") from error
     if image.mode not in EIGHT_BIT_MODES:
         raise DataError(
-            f"{path} has pixels of mode {image.mode}, which lose their range as RGB: convert it to 8 bits per channel"
+            f"{path} has pixels of mode {image.mode}, which do not fit into 8-bit RGB: convert it to 8 bits per channel"
         )
     return image
 

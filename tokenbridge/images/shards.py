@@ -48,9 +48,9 @@ def write_shards(
     for file, span in shard_spans(split, count, shard_size).items():
         shards.append(write_shard(folder / file, islice(remaining, len(span)), schema))
         if shards[-1]["count"] < len(span):
-            raise DataError(f"{file} got {shards[-1]['count']:,} images of {len(span):,}: split {split} ended early")
+            raise DataError(f"{file} has {shards[-1]['count']:,} of {len(span):,} images: split {split} ended early")
     if next(remaining, None) is not None:
-        raise DataError(f"split {split} has more than the {count:,} images announced")
+        raise DataError(f"split {split} has more than the expected {count:,} images")
     return shards
 
 
@@ -141,7 +141,9 @@ class ImageShards:
         self.paths = [folder / shard["file"] for shard in shards]
         self.rows = RowGroups([(str(path), partial(Path, path)) for path in self.paths], remedy(folder))
         if len(self) != manifest["splits"][split]["count"]:
-            raise DataError(f"{folder} holds {len(self):,} images of {split}, unlike its manifest: {remedy(folder)}")
+            raise DataError(
+                f"{folder} has {len(self):,} images of {split}, and its manifest another number: {remedy(folder)}"
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -152,9 +154,12 @@ class ImageShards:
         return self.rows.column("label")
 
     def read(self, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the images start..stop-1 as uint8 [n, 3, H, W], and their labels int64 [n]."""
+        """Return the images start..stop-1 as uint8 [n, 3, H, W], and their labels int64 [n].
+
+        Only these images are decoded.
+        """
         if not 0 <= start <= stop <= len(self):
-            raise IndexError(f"images {start}..{stop} asked of {len(self)}")
+            raise IndexError(f"images {start}..{stop} were asked for, but there are {len(self)}")
         images = np.empty((stop - start, 3, self.image_size, self.image_size), np.uint8)
         labels = np.empty(stop - start, np.int64)
         for n, (content, path, label) in enumerate(self.examples(start, stop)):

@@ -48,7 +48,7 @@ def cut_validation(labels: Labels, count: int, seed: int) -> NDArray[np.bool_]:
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
         if len(members) < 2:
-            raise DataError(f"class {label} has one training image: training and validation need one each")
+            raise DataError(f"class {label} has one training image, but training and validation need one each: add one")
         chosen[members[: max(1, round(share * len(members)))]] = True
     return chosen
 

@@ -63,7 +63,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         """
         path = Path(folder)
         if not (path / "model_index.json").exists():
-            raise LoadError(f"{path} is no trained pipeline: run `make repro` first, or name the folder of one")
+            raise LoadError(f"{path} is no trained pipeline: run `make repro` first, or name the folder of a pipeline")
         device = _device(device_map)
         pipeline = cls(
             vae=load_whole(AutoencoderKL, path / "vae", **options),
@@ -212,7 +212,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         mask = torch.as_tensor(keep)
         if mask.shape != grid or mask.dtype != torch.bool:
             raise UserError(
-                f"keep is {mask.dtype} {list(mask.shape)}: give a mask of bools {list(grid)}, one for each position"
+                f"keep is {mask.dtype} {list(mask.shape)}: give a mask of bools {list(grid)}, a value for each position"
             )
         return mask
 
@@ -220,7 +220,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         for part in ("transformer", "vae"):
             for name, parameter in getattr(self, part).named_parameters():
                 if not parameter.isfinite().all():
-                    raise UserError(f"{part} weight {name} holds NaN or infinity: train or import the model again")
+                    raise UserError(f"{part} weight {name} contains NaN or infinity: train or import the model again")
 
     def decode_tokens(self, tokens: Tensor) -> np.ndarray:
         """Return uint8 images [N, 3, H, W] of tokens [N, S, C]."""

@@ -71,7 +71,7 @@ class SamplingSettings:
     order: str = "random"
 
     def __post_init__(self) -> None:
-        require(self.steps is None or self.steps >= 1, f"steps is {self.steps}: at least one step is needed")
+        require(self.steps is None or self.steps >= 1, f"steps is {self.steps}: use at least one step")
         check_sampling(
             "",
             guidance_scale=self.guidance_scale,
@@ -172,11 +172,14 @@ def sample_tokens(
     order, to_draw = _reveal_order(draws, settings.order), draws.order.shape[1]
     require((given is None) == (keep is None), "given and keep go together: give both or neither")
     if given is not None and keep is not None:
-        require(given.shape == tokens.shape, f"given is {list(given.shape)}: give tokens {list(tokens.shape)}")
+        require(
+            given.shape == tokens.shape,
+            f"given has shape {list(given.shape)}: give tokens of shape {list(tokens.shape)}",
+        )
         tokens = torch.where(keep[:, None], quantizer.to_head_order(given), tokens)
         order = order.gather(1, keep[order].int().argsort(dim=1, stable=True))  # the tail counts as revealed
         to_draw -= int(keep.sum())
-        require(to_draw > 0, "keep covers every position: leave at least one to be drawn")
+        require(to_draw > 0, "keep covers every position: leave at least one position to draw")
     counts = masked_counts(to_draw, settings.steps_for(to_draw))
     masked_before = to_draw
     for step, masked_after in enumerate(counts):

@@ -65,7 +65,7 @@ class Tolerance:
             shown = ", ".join(path for path, _ in self.left_out[-SHOWN:])
             raise DataError(
                 f"split {self.split} has more than {self.limit} broken images, which data.max_broken ({self.share:g} "
-                f"of all) allows; the last are {shown}: replace or delete them, or allow more"
+                f"of all) allows; the last are {shown}: replace or delete them, or raise data.max_broken"
             )
         if self.every_class and self.remaining[label] == 0:
             raise DataError(f"{path} was the last image of its class in split {self.split}, and is broken: replace it")

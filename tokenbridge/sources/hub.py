@@ -30,23 +30,29 @@ def explained(address: str) -> Iterator[None]:
     except GatedRepoError as error:
         raise DataError(refusal(address)) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise DataError(f"{address} is not on the Hub, or not for you: correct data.root, or set HF_TOKEN") from error
+        raise DataError(
+            f"{address} is not on the Hub, or you have no access: correct data.root, or set HF_TOKEN"
+        ) from error
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in REFUSED:
             raise DataError(refusal(address)) from error
-        raise DataError(f"{address}: the Hub does not serve it ({error}): try again later") from error
+        raise DataError(f"{address}: the Hub answers with an error ({error}): try again later") from error
     except (FileNotFoundError, ValueError, NotImplementedError) as error:
         cause = error.__cause__
         if isinstance(cause, HfHubHTTPError):
             with explained(address):
                 raise cause from None
-        raise DataError(f"{address} is no data set on the Hub: write hf://datasets/owner/name[/folder]") from error
+        raise DataError(
+            f"{address} is not an address of a data set on the Hub: write hf://datasets/owner/name[/folder]"
+        ) from error
     except (HTTPError, OSError) as error:  # network errors
-        raise DataError(f"{address}: the Hub cannot be reached ({error}): try again, what is done is kept") from error
+        raise DataError(
+            f"{address}: the Hub cannot be reached ({error}): repeat the command, finished work is kept"
+        ) from error
 
 
 def refusal(address: str) -> str:
-    return f"{address} is gated or private: accept its terms on its page, then say `hf auth login` or set HF_TOKEN"
+    return f"{address} is gated or private: accept its terms on its page, then run `hf auth login` or set HF_TOKEN"
 
 
 def hub_files(address: str) -> Iterator[tuple[Entry, partial[bytes]]]:
@@ -76,5 +82,7 @@ def read_range(system: HfFileSystem, path: str, start: int, size: int) -> bytes:
     with explained(SCHEME + path):
         content: bytes = system.cat_file(path, start, start + size, cache_type="none")
     if len(content) != size:
-        raise DataError(f"{SCHEME + path} gave {len(content):,} bytes of {size:,}: try again, what is done is kept")
+        raise DataError(
+            f"{SCHEME + path} gave {len(content):,} of {size:,} bytes: repeat the command, finished work is kept"
+        )
     return content

@@ -41,7 +41,7 @@ def load_huggingface(config: DataConfig, storage: StorageConfig) -> tuple[list[s
     if len({*named}) < len(named):
         raise DataError(
             f"data.hub.train, test and validation are {', '.join(named)}: name different splits, or set test or "
-            "validation to null, and it is cut from the training images"
+            "validation to null, so that it is cut from the training images"
         )
     files = [file for file in list_files(config.root, storage) if file.name.endswith(SUFFIX)]
     train = HubSplit(config, files, config.hub.train)
@@ -51,7 +51,9 @@ def load_huggingface(config: DataConfig, storage: StorageConfig) -> tuple[list[s
     if TEST in others:
         return names, {TRAIN: train.split()} | others
     if config.test_fraction == 0:
-        raise DataError("data.hub.test is null and data.test_fraction is 0: set one, data.test_fraction=0.1")
+        raise DataError(
+            "data.hub.test is null and data.test_fraction is 0: set one of them, such as data.test_fraction=0.1"
+        )
     aside = held_out(train.labels, config.test_fraction)
     return names, {TRAIN: train.split(np.flatnonzero(~aside)), TEST: train.split(np.flatnonzero(aside))} | others
 
@@ -75,7 +77,7 @@ class HubSplit:
         folders = sorted({str(PurePosixPath(file.name).parent) for file in self.files})
         if len(folders) > 1:  # several configurations in one repository
             raise DataError(
-                f"{config.root} has files of split {split!r} in {', '.join(folders)}: say which by data.root, such as "
+                f"{config.root} has files of split {split!r} in {', '.join(folders)}: choose one by data.root, such as "
                 f"{config.root}/{folders[0]}"
             )
         self.rows = RowGroups(
@@ -158,7 +160,7 @@ def label_names(config: DataConfig, split: HubSplit) -> list[str]:
     if len(names) != config.num_classes or len(set(names)) != len(names):
         raise DataError(
             f"{config.root} names {len(set(names))} classes but data.num_classes is {config.num_classes}: correct it, "
-            "or give data.label_names"
+            "or set data.label_names"
         )
     return list(names)
 
@@ -171,6 +173,6 @@ def held_out(labels: Labels, fraction: float) -> np.ndarray:
     for label in np.unique(labels):
         rows = order[labels[order] == label]
         if len(rows) < 2:
-            raise DataError(f"class {label} has one image: both splits need one")
+            raise DataError(f"class {label} has one image, but both splits need one: add another")
         aside[rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)]] = True
     return aside

@@ -17,7 +17,7 @@ IDX_FILES = {  # split: images, labels
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 UNSIGNED_BYTE = 8  # the third byte of an IDX header: the type of the items
-REPLACE = "the file is corrupt or of another kind: get it again, and correct data.sha256 if it is really yours"
+REPLACE = "the file is corrupt or of another kind: get it again, or correct data.sha256 if it is the right file"
 
 
 def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:

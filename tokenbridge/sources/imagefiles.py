@@ -98,4 +98,6 @@ def check_size(size: int, place: str, largest: int | None = None) -> None:
     """
     largest = largest or MAX_FILE_BYTES
     if not 0 <= size <= largest:
-        raise DataError(f"{place} says it has {size:,} bytes: an image may have {largest:,}, so shrink it")
+        raise DataError(
+            f"{place} has {size:,} bytes, but an image may have 0 to {largest:,}: replace it with a smaller one"
+        )

@@ -48,7 +48,8 @@ def load_folder(config: DataConfig, root: Folder) -> tuple[list[str], dict[str, 
         if sorted(classes) != sorted(names):
             differing = ", ".join(sorted(set(classes) ^ set(names)))
             raise DataError(
-                f"splits {TRAIN} and {split} of {root} differ in their class folders ({differing}): give both the same"
+                f"splits {TRAIN} and {split} of {root} differ in their class folders ({differing}): "
+                "give both the same folders"
             )
     splits = {split: make_split(classes, names) for split, classes in files.items()}
     return names_of(names, str(root)) if config.class_names == IMAGENET else names, splits
@@ -129,6 +130,7 @@ def label_names(config: DataConfig, found: list[str], root: Folder) -> list[str]
     if sorted(config.label_names) != found:
         differing = ", ".join(sorted(set(config.label_names) ^ set(found)))
         raise DataError(
-            f"data.label_names and the class folders of {root} differ ({differing}): correct one, or set null"
+            f"data.label_names and the class folders of {root} differ ({differing}): "
+            "correct one, or set data.label_names=null"
         )
     return config.label_names

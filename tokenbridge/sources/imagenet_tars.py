@@ -77,7 +77,9 @@ def load_imagenet_tars(
     order = sorted(train)
     without = [wnid for wnid in order if wnid not in test]
     if without:
-        raise DataError(f"{VALIDATION} has no image of {', '.join(without[:10])}: {DEVKIT} is another one's")
+        raise DataError(
+            f"{VALIDATION} has no image of {', '.join(without[:10])}: {DEVKIT} is for other images, so get both again"
+        )
     splits = {"train": make_split(train, order), "test": make_split(test, order)}
     return names_of(order, TRAIN), splits
 
@@ -96,14 +98,14 @@ def check_digests(archives: dict[str, StoredFile], config: DataConfig, every: fl
         while position < file.size:
             content = file.read(position, min(CHUNK, file.size - position))
             if not content:
-                raise DataError(f"{file.place} grew shorter while it was read: get it again")
+                raise DataError(f"{file.place} became shorter while it was read: get it again")
             digest.update(content)
             progress.advance((position + len(content)) // 10**6 - position // 10**6)
             position += len(content)
         if digest.hexdigest() != config.md5[name]:
             raise DataError(
                 f"{file.place} has the MD5 {digest.hexdigest()}, not {config.md5[name]}: get it again, or correct "
-                f"data.md5 if it is really yours"
+                f"data.md5 if it is the right file"
             )
 
 
@@ -123,7 +125,7 @@ def index_train(archive: StoredFile, every: float) -> ClassFiles:
 def index_class(tar: StoredFile) -> list[ImageFile]:
     wnid = PurePosixPath(tar.name).stem
     if not tar.name.endswith(TAR):
-        raise DataError(f"{tar.place} is no {TAR}: {TRAIN} holds one <wnid>{TAR} for each class, and nothing else")
+        raise DataError(f"{tar.place} is not a {TAR}: {TRAIN} holds one <wnid>{TAR} for each class, and nothing else")
     images = images_of(tar, f"train/{wnid}/")
     if not images:
         raise DataError(f"{tar.place} has no images: get {TRAIN} again")
@@ -155,7 +157,9 @@ def index_validation(archive: StoredFile, wnids: dict[int, str], truth: list[int
     for image in images:
         number = re.search(r"_(\d+)\.\w+$", image.path)
         if number is None or not 1 <= int(number[1]) <= len(truth):
-            raise DataError(f"{image.place} is no ILSVRC2012_val_<number>.JPEG with a line in {TRUTH}: get both again")
+            raise DataError(
+                f"{image.place} is not an ILSVRC2012_val_<number>.JPEG with a line in {TRUTH}: get both again"
+            )
         wnid = wnids[truth[int(number[1]) - 1]]
         classes.setdefault(wnid, []).append(replace(image, path=f"val/{wnid}/{image.path}"))
     return classes
@@ -193,7 +197,7 @@ def read_gzipped(archive: StoredFile, names: tuple[str, ...]) -> dict[str, bytes
         with gzip.open(io.BytesIO(archive.read(0, archive.size))) as stream:
             content = stream.read(MAX_FILE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{archive.place} is no .tar.gz, or is cut short ({error}): get it again") from error
+        raise DataError(f"{archive.place} is not a .tar.gz, or is cut short ({error}): get it again") from error
     check_size(len(content), archive.place)
     inner = replace(archive, size=len(content), read=lambda start, size: content[start : start + size])
     found = {}

@@ -39,7 +39,7 @@ def fetch_files(name: str, mirrors: Sequence[MirrorConfig], sha256: dict[str, st
     failures = []
     for mirror in mirrors:
         if mirror.location is None:
-            failures.append(f"{mirror.kind}: not given")
+            failures.append(f"{mirror.kind}: no location is set")
             continue
         try:
             with tempfile.TemporaryDirectory() as scratch:
@@ -58,8 +58,8 @@ def fetch_files(name: str, mirrors: Sequence[MirrorConfig], sha256: dict[str, st
 def explain(name: str, failures: list[str], files: list[str]) -> str:
     reasons = "".join(f"\n  - {failure}" for failure in failures) or "\n  - data.mirrors is empty"
     return (
-        f"no mirror gave the files of {name}:{reasons}\nRemedies, any one of them:\n"
-        f"  - get {', '.join(files)} (plain or .gz) by other means and name their folder:\n"
+        f"no mirror gave the files of {name}:{reasons}\nDo one of the following:\n"
+        f"  - get {', '.join(files)} (plain or .gz) in another way and name their folder:\n"
         f"    `tokenbridge params data.root=/path/to/folder`, then repeat\n"
         f"  - on Debian or Ubuntu: `sudo apt-get update`, then repeat\n"
         f"  - check the network and its proxy (http_proxy, https_proxy), then repeat"
@@ -115,7 +115,7 @@ def decompress(packed: Path, target: Path) -> None:
 
 
 def download(base: str, files: list[str], timeout: float, scratch: Path) -> Path:
-    """Each file as .gz, or plain where there is none."""
+    """Download each file to ``scratch`` as .gz, or plain if the server has no .gz. Return ``scratch``."""
     for name in files:
         try:
             download_file(f"{base.rstrip('/')}/{name}.gz", timeout, scratch / f"{name}.gz")
@@ -157,7 +157,7 @@ def extract_package(package: str, files: list[str], timeout: float, scratch: Pat
     """
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise MirrorError(f"{tool} is not on this machine, which is not Debian or Ubuntu")
+            raise MirrorError(f"{tool} is not installed: this mirror needs Debian or Ubuntu")
     if complaint(apt(timeout, "download", package), scratch):
         # Package lists are missing or old: download new ones to a private folder. If one of several servers does not
         # answer, the package may still come from another server, so only the result of the download counts.

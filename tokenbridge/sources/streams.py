@@ -46,5 +46,8 @@ class Stream(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= self.largest:
-            raise DataError(f"{self.place} has a header that asks for {size} bytes: do not trust it")
+            raise DataError(
+                f"{self.place} has a header that asks for {size} bytes, but at most {self.largest} are allowed: "
+                "do not use it"
+            )
         return super().read(size)

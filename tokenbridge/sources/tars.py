@@ -36,7 +36,7 @@ def open_tar(file: StoredFile) -> Iterator[tarfile.TarFile]:
             yield archive
     except (tarfile.TarError, EOFError, OverflowError) as error:
         raise DataError(
-            f"{file.place} is no tar, is compressed, or is cut short ({error}): get it again, or unpack the .gz"
+            f"{file.place} is not a tar, is compressed, or is cut short ({error}): get it again, or unpack the .gz"
         ) from error
 
 
@@ -77,7 +77,7 @@ def check_member(member: tarfile.TarInfo, count: int, place: str, largest: int) 
     if count > MAX_MEMBERS:
         raise DataError(f"{place} has more than {MAX_MEMBERS:,} members: divide it into several")
     if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
-        raise DataError(f"{name} is a name outside of the archive: do not trust it")
+        raise DataError(f"{name} is a name outside of the archive: do not use it")
     if member.isdir():
         return
     if not member.isreg() or member.issparse():

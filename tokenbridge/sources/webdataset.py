@@ -41,7 +41,9 @@ def load_webdataset(
     elif config.test_fraction > 0:
         files = divide(train, config.test_fraction)
     else:
-        raise DataError("data.test_root is not set and data.test_fraction is 0: set one, data.test_fraction=0.1")
+        raise DataError(
+            "data.test_root is not set and data.test_fraction is 0: set one of them, such as data.test_fraction=0.1"
+        )
     splits = {split: make_split(classes, names) for split, classes in files.items()}
     return names_of(names, config.root) if config.class_names == IMAGENET else names, splits
 
@@ -124,7 +126,7 @@ def label_of(content: bytes, suffix: str, place: str, names: list[str]) -> str:
     index = int(label) if str(label).isdecimal() else -1
     if not 0 <= index < len(names):
         raise DataError(
-            f"{place} says class {label!r}, which is none of the {len(names)}: correct it, or data.num_classes and "
+            f"{place} has the class {label!r}, not one of the {len(names)}: correct it, or data.num_classes and "
             "data.label_names"
         )
     return names[index]

@@ -39,7 +39,7 @@ def work(context: StageContext) -> None:
     held_out = {split: ImageShards(folder, split) for split in (VALIDATION, TEST)}
     accuracy = {name: class_accuracy(model, read_small(images), images.labels) for name, images in held_out.items()}
     for name, images in held_out.items():
-        print(f"classifier: {accuracy[name]:.2%} of {len(images):,} {name} images", flush=True)
+        print(f"classifier: {accuracy[name]:.2%} of {len(images):,} {name} images are correct", flush=True)
     save_classifier(model, context.work / "classifier")
     metrics = {f"{name}_accuracy": value for name, value in accuracy.items()} | {"loss": history[-1]["loss"]}
     write_json(context.work / "metrics.json", metrics | {NUMERIC_PRECISION: config.precision})

@@ -55,7 +55,7 @@ def _take(context: StageContext, folder: Path) -> None:
     if vae.config.latent_channels != context.config.vae.dimensions:
         raise ConfigError(
             f"{folder} has {vae.config.latent_channels} latent dimensions but vae.dimensions is "
-            f"{context.config.vae.dimensions}: make them agree"
+            f"{context.config.vae.dimensions}: set vae.dimensions to the folder's"
         )
     vae.save_pretrained(context.work / "vae")
     atomic_write_text(

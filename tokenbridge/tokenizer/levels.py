@@ -86,7 +86,7 @@ def _check_distinct(values: Tensor, levels: int) -> None:
     if poor:
         raise UserError(
             f"dimensions {poor} have fewer finite, distinct latents than levels ({levels}): "
-            "lower quantizer.levels, raise quantizer.fit_images, or take another quantizer.family"
+            "lower quantizer.levels, raise quantizer.fit_images, or choose another quantizer.family"
         )
 
 

@@ -73,11 +73,19 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
         """
         dimensions, num_levels = levels.shape
         if not (levels.diff(dim=1) > 0).all():
-            raise UserError("levels must ascend strictly in every dimension: are there fewer distinct latents than B?")
+            raise UserError(
+                "levels do not ascend strictly in every dimension: lower quantizer.levels or raise quantizer.fit_images"
+            )
         if not (scale > 0).all():
-            raise UserError(f"scales must be positive, got {scale.tolist()}: a dimension of the VAE is constant")
+            raise UserError(
+                f"scales are {scale.tolist()}, but must be positive: a dimension of the VAE is constant, "
+                "so train it again"
+            )
         if sorted(dimension_order.tolist()) != list(range(dimensions)):
-            raise UserError(f"{dimension_order.tolist()} is not an order of {dimensions} dimensions")
+            raise UserError(
+                f"{dimension_order.tolist()} is not an order of {dimensions} dimensions: "
+                f"set quantizer.given_order to a permutation of 0 to {dimensions - 1}"
+            )
         quantizer = cls(dimensions=dimensions, num_levels=num_levels, patch_size=patch_size)
         for name, value in (("loc", loc), ("scale", scale), ("levels", levels), ("dimension_order", dimension_order)):
             getattr(quantizer, name).copy_(value)
@@ -110,7 +118,7 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
             UserError: if a latent is NaN.
         """
         if latents.isnan().any():
-            raise UserError("latents hold NaN: look at the VAE and at its moments")
+            raise UserError("latents contain NaN: check the VAE and its moments")
         midpoints = (self.levels[:, 1:] + self.levels[:, :-1]) / 2
         by_dimension = latents.float().movedim(-1, 0)
         columns = by_dimension.reshape(len(by_dimension), -1).contiguous()

@@ -138,12 +138,13 @@ def check_processes(recipe: TrainConfig, launcher: LauncherConfig, world: int) -
     parts = world * launcher.accumulation
     require(
         recipe.batch_size >= parts,
-        f"train.batch_size is {recipe.batch_size}, and {world} processes with launcher.accumulation="
-        f"{launcher.accumulation} make {parts} parts of it: use fewer",
+        f"train.batch_size is {recipe.batch_size}, but {world} processes with launcher.accumulation="
+        f"{launcher.accumulation} divide it into {parts} parts: use fewer processes or a smaller launcher.accumulation",
     )
     require(
         launcher.strategy != FSDP or world == 1 or recipe.optimizer != "muon",
-        "launcher.strategy=fsdp shards the matrices that train.optimizer=muon needs whole: use adamw, or ddp",
+        "launcher.strategy=fsdp shards the matrices that train.optimizer=muon needs whole: "
+        "set train.optimizer=adamw or launcher.strategy=ddp",
     )
 
 

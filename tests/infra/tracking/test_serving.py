@@ -131,7 +131,7 @@ def test_a_neighbour_does_not_change_an_image(address: str) -> None:
         ({"class": "Hat"}, "row 1: there is no class 'Hat': choose one of 0 Sneaker, 1 Bag, 2 Ankle boot"),
         ({"class": "3"}, "row 1: there is no class '3'"),
         ({"class": None}, "there is no class"),
-        ({"class": "Bag", "steps": 0}, "row 1: steps is 0: at least one step is needed"),
+        ({"class": "Bag", "steps": 0}, "row 1: steps is 0: use at least one step"),
         ({"class": "Bag", "steps": 17}, "row 1: 17 steps for 16 positions: use at most 16 steps"),
         ({"class": "Bag", "steps": MAX_STEPS + 1}, f"row 1: steps is {MAX_STEPS + 1}: ask for at most {MAX_STEPS}"),
         ({"class": "Bag", "guidance_scale": 0.5}, "row 1: guidance_scale is 0.5: 1 (no guidance) is the least"),
