@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from tokenbridge.cli import main
-from tokenbridge.sampling.sampler import MOST_DEFAULT_STEPS, SamplingSettings
+from tokenbridge.sampling.sampler import MAX_DEFAULT_STEPS, SamplingSettings
 
 
 @pytest.mark.parametrize("command", ["sample", "edit"])
@@ -15,7 +15,7 @@ def test_the_help_tells_the_defaults_of_the_sampling_settings(command: str, caps
     shown = " ".join(capsys.readouterr().out.split())
     for field in fields(SamplingSettings):
         entry = shown[shown.rindex("--" + field.name.replace("_", "-")) :]
-        default = MOST_DEFAULT_STEPS if field.name == "steps" else field.default
-        told = " ".join(f"{value:g}" for value in default) if isinstance(default, tuple) else default
-        told = told if isinstance(told, str) else f"{told:g}"
-        assert f"default: {told}" in entry.split(" --")[0]
+        default = MAX_DEFAULT_STEPS if field.name == "steps" else field.default
+        expected = " ".join(f"{value:g}" for value in default) if isinstance(default, tuple) else default
+        expected = expected if isinstance(expected, str) else f"{expected:g}"
+        assert f"default: {expected}" in entry.split(" --")[0]

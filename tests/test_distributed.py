@@ -109,13 +109,13 @@ def test_one_process_reads_the_averages_of_any_checkpoint(folder: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_is_told_alike(folder: Path) -> None:
-    told = [(folder / "bad/2" / f"told-{rank}").read_text() for rank in range(2)]
+    messages = [(folder / "bad/2" / f"message-{rank}").read_text() for rank in range(2)]
     order = EpochOrder(64, BATCH, PLAIN.train.seed).indices(0)
     images = ", ".join(map(str, order[Processes(1, 2).share(BATCH)].tolist()))
-    assert told[0] == told[1]
-    assert "loss is nan at step 0: the weights were not changed" in told[0]
-    assert f"rank 1 has loss nan on images {images}. Batch and weights are in" in told[0]
-    assert "rank 0" not in told[0]
+    assert messages[0] == messages[1]
+    assert "loss is nan at step 0: the weights were not changed" in messages[0]
+    assert f"rank 1 has loss nan on images {images}. Batch and weights are in" in messages[0]
+    assert "rank 0" not in messages[0]
     assert len(list((folder / "bad/2/bad-step").glob("rank-*.safetensors"))) == 2
 
 

@@ -61,10 +61,10 @@ def test_a_bad_step_stops_before_the_update_and_is_kept_for_a_replay(
     with torch.no_grad():
         trainer.model.class_embedding.weight[1] = torch.inf  # images of class 1 have no finite loss
     before = {name: each.clone() for name, each in trainer.model.state_dict().items()}
-    with pytest.raises(NonFiniteError, match="loss is nan at step 1: the weights were not changed") as told:
+    with pytest.raises(NonFiniteError, match="loss is nan at step 1: the weights were not changed") as raised:
         trainer.step(1)
     images = trainer.order.indices(1).tolist()
-    assert f"rank 0 has loss nan on images {', '.join(map(str, images))}" in str(told.value)
+    assert f"rank 0 has loss nan on images {', '.join(map(str, images))}" in str(raised.value)
     assert all(torch.equal(before[name], each) for name, each in trainer.model.state_dict().items())
 
     fresh = Trainer(trainer.config, trainer.data, quantizer, tmp_path / "again", LAUNCHER, CPU, SINGLE_PROCESS)
@@ -83,9 +83,9 @@ def test_a_gradient_that_is_not_finite_stops_as_well(trainer: Trainer) -> None:
     weight = trainer.model.class_embedding.weight
     weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
     before = weight.detach().clone()
-    with pytest.raises(NonFiniteError, match=r"gradient norm is (inf|nan) at step 0") as told:
+    with pytest.raises(NonFiniteError, match=r"gradient norm is (inf|nan) at step 0") as raised:
         trainer.step(0)
     images = ", ".join(map(str, trainer.order.indices(0).tolist()))
-    assert "every loss is finite, but not every gradient: rank 0 has loss" in str(told.value)
-    assert f"on images {images}. Batch and weights are in" in str(told.value)
+    assert "every loss is finite, but not every gradient: rank 0 has loss" in str(raised.value)
+    assert f"on images {images}. Batch and weights are in" in str(raised.value)
     assert torch.equal(before, weight)

@@ -165,7 +165,7 @@ def test_every_head_is_sampled(
     tokens = sample_tokens(other, quantizer, labels, draw([0, 1, 2]), SETTINGS)
     assert tokens.shape == (3, 16, 4)
     assert tokens.unique().tolist() == list(range(8))  # of 8 levels
-    monkeypatch.setattr(sampling, "MOST_LOGITS", 1)
+    monkeypatch.setattr(sampling, "MAX_LOGITS", 1)
     assert torch.equal(tokens, sample_tokens(other, quantizer, labels, draw([0, 1, 2]), SETTINGS))
 
 

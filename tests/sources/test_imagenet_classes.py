@@ -6,7 +6,7 @@ from timm.data import ImageNetInfo
 from tokenbridge.images import DataError
 from tokenbridge.sources.imagenet_classes import imagenet_names, names_of
 
-TOLD_APART = {"crane (bird)": "crane", "crane (machine)": "crane"}  # WordNet has no other name for these two
+WORDNET_NAMES = {"crane (bird)": "crane", "crane (machine)": "crane"}  # WordNet has no other name for these two
 
 
 def test_a_thousand_classes_with_names_of_their_own() -> None:
@@ -36,10 +36,10 @@ def test_labels_follow_the_sorted_wnids(label: int, wnid: str, name: str) -> Non
 
 
 def test_order_and_names_are_wordnets() -> None:
-    told = ImageNetInfo()
-    assert list(imagenet_names()) == told.label_names() == sorted(told.label_names())
+    info = ImageNetInfo()
+    assert list(imagenet_names()) == info.label_names() == sorted(info.label_names())
     for wnid, name in imagenet_names().items():
-        assert TOLD_APART.get(name, name) in told.label_name_to_description(wnid).split(", ")
+        assert WORDNET_NAMES.get(name, name) in info.label_name_to_description(wnid).split(", ")
 
 
 def test_what_is_no_wnid_is_named() -> None:

@@ -29,15 +29,15 @@ def test_what_workers_write_is_recorded_while_they_work_and_whole_at_the_end(
 
 
 def test_what_a_worker_measures_and_its_files_reach_the_driver_wherever_the_folder_lies(tmp_path: Path) -> None:
-    told: list[object] = []
+    recorded: list[object] = []
 
     def tags(values: dict[str, str]) -> None:
-        told.append(values)
+        recorded.append(values)
 
     tracker = SimpleNamespace(
-        metrics=lambda values, step: told.append((values, step)),
+        metrics=lambda values, step: recorded.append((values, step)),
         tags=tags,
-        artifact=lambda path, folder: told.append((path.read_text(), folder)),
+        artifact=lambda path, folder: recorded.append((path.read_text(), folder)),
     )
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples/grid.png").write_text("a picture")
@@ -46,4 +46,4 @@ def test_what_a_worker_measures_and_its_files_reach_the_driver_wherever_the_fold
         sink.metrics({"loss": 2.0}, step=3)
         sink.tags({"precision": "fp32"})
         sink.artifact(tmp_path / "samples/grid.png", "samples")
-    assert told == [({"loss": 2.0}, 3), {"precision": "fp32"}, ("a picture", "samples")]
+    assert recorded == [({"loss": 2.0}, 3), {"precision": "fp32"}, ("a picture", "samples")]

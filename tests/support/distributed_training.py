@@ -129,7 +129,7 @@ class Run:
         self.write("loaded", live_tensors(trainer.state))
 
     def bad(self) -> None:
-        """A first step whose loss is not finite, because of one image alone; what each process told of it."""
+        """A first step whose loss is not finite, because of one image; write each process's error message."""
         trainer = self.trainer()
         self.data.labels.zero_()
         self.data.labels[trainer.order.indices(0)[BAD_PLACE]] = 1
@@ -137,7 +137,7 @@ class Run:
         try:
             trainer.step(0)
         except NonFiniteError as error:
-            (self.out / f"told-{self.processes.rank}").write_text(str(error))
+            (self.out / f"message-{self.processes.rank}").write_text(str(error))
 
 
 def main(folder: Path, cases: list[str]) -> None:

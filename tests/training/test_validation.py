@@ -18,7 +18,7 @@ from tokenbridge.training import validation
 from tokenbridge.training.batches import batch_loss
 from tokenbridge.training.datasets import FreshTokens, TrainingData
 from tokenbridge.training.trainer import Trained, train
-from tokenbridge.training.validation import BATCHES, MOST_IMAGES, Validation
+from tokenbridge.training.validation import BATCHES, MAX_IMAGES, Validation
 
 EVALUATIONS = (1, 8)
 
@@ -97,8 +97,8 @@ def test_it_is_the_mean_over_images(data: FreshTokens) -> None:
 
 
 def test_of_many_images_some_are_taken_from_all_over(data: FreshTokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MOST_IMAGES >= 100
-    monkeypatch.setattr(validation, "MOST_IMAGES", 16)
+    assert MAX_IMAGES >= 100
+    monkeypatch.setattr(validation, "MAX_IMAGES", 16)
     seen: list[int] = []
     draw = data.draw
     monkeypatch.setattr(data, "draw", lambda indices, *rest: seen.extend(indices.tolist()) or draw(indices, *rest))

@@ -23,12 +23,12 @@ from tokenbridge.base.files import read_json, write_json
 SPIKE = 6.0  # standard deviations above the running mean of the loss
 MEMORY = 0.99  # weight of the old running mean at each step
 SETTLING = 100  # steps before a loss can count as a spike
-SHOWN = 20  # the most images that a message names
+MAX_SHOWN = 20  # the most images that a message names
 REPORT = "report.json"
 
 
 class LossWatch:
-    """Detects when the loss of a step is far above the losses before it."""
+    """A detector of steps whose loss is far above the losses before it."""
 
     def __init__(self) -> None:
         self.seen = torch.zeros((), dtype=torch.long)
@@ -74,19 +74,20 @@ def keep_bad_step(folder: Path, bad: BadStep, state: State, processes: Processes
         losses = [{**part, "loss": str(part["loss"])} for part in parts]  # JSON has no nan
         write_json(folder / REPORT, {"step": bad.step, "settings": bad.settings, "processes": losses})
     wrong = [part for part in parts if not torch.isfinite(torch.tensor(part["loss"]))]
-    told = "; ".join(_told(part) for part in wrong or parts)
-    where = "" if wrong else "every loss is finite, but not every gradient: "  # gradients are summed over ranks already
-    return f"{where}{told}. Batch and weights are in {folder}"
+    failed = "; ".join(_described(part) for part in wrong or parts)
+    # gradients are summed over ranks already, so it is not known whose gradient is not finite
+    prefix = "" if wrong else "every loss is finite, but not every gradient: "
+    return f"{prefix}{failed}. Batch and weights are in {folder}"
 
 
 def _part(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.safetensors"
 
 
-def _told(part: dict[str, Any]) -> str:
+def _described(part: dict[str, Any]) -> str:
     images: list[int] = part["images"]
-    more = ", ..." if len(images) > SHOWN else ""
-    return f"rank {part['rank']} has loss {part['loss']} on images {', '.join(map(str, images[:SHOWN]))}{more}"
+    more = ", ..." if len(images) > MAX_SHOWN else ""
+    return f"rank {part['rank']} has loss {part['loss']} on images {', '.join(map(str, images[:MAX_SHOWN]))}{more}"
 
 
 def load_bad_step(folder: Path, state: State) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:

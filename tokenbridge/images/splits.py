@@ -31,7 +31,7 @@ class Split:
             yield content, path, int(self.labels[index])
 
 
-MOST_CUT = 0.1  # the largest share of a class's training images that is used for validation
+MAX_VALIDATION_SHARE = 0.1  # the largest share of a class's training images that is used for validation
 
 
 def cut_validation(labels: Labels, count: int, seed: int) -> NDArray[np.bool_]:
@@ -43,7 +43,7 @@ def cut_validation(labels: Labels, count: int, seed: int) -> NDArray[np.bool_]:
         DataError: if a class has a single image.
     """
     chosen = np.zeros(len(labels), bool)
-    share = min(MOST_CUT, count / len(labels))
+    share = min(MAX_VALIDATION_SHARE, count / len(labels))
     random = np.random.default_rng(seed)
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))

@@ -1,4 +1,4 @@
-"""The head predicts the levels of all dimensions of one token, from its features z (paper Sec. 3.3).
+"""The head, which predicts the levels of all dimensions of one token from its features z (paper Sec. 3.3).
 
 Autoregressive, the paper's choice: p(q_1 | z) p(q_2 | z, q_1) ... p(q_C | z, q_<C).
 Parallel: each p(q_i | z) from z alone (Table 2a).

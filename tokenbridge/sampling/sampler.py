@@ -19,8 +19,8 @@ from tokenbridge.config import GenerateConfig, check_sampling, require
 from tokenbridge.model.transformer import TokenBridgeTransformer, gather, split_order
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
-MOST_DEFAULT_STEPS = 16
-MOST_LOGITS = 2**25  # in memory at once: a bound for heads that predict dimensions jointly
+MAX_DEFAULT_STEPS = 16
+MAX_LOGITS = 2**25  # in memory at once: a bound for heads that predict dimensions jointly
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as possible
 
 
@@ -62,7 +62,7 @@ class SamplingSettings:
         UserError: if a setting cannot work; the message names it.
     """
 
-    steps: int | None = None  # None: one for each position to draw, at most MOST_DEFAULT_STEPS
+    steps: int | None = None  # None: one for each position to draw, at most MAX_DEFAULT_STEPS
     guidance_scale: float = 2.0  # 1: no guidance
     guidance_schedule: str = "linear"
     guidance_interval: Sequence[float] = (0.0, 1.0)  # guidance acts while the share of revealed positions is in [a, b)
@@ -88,7 +88,7 @@ class SamplingSettings:
 
     def steps_for(self, positions: int) -> int:
         """Return the number of steps for drawing ``positions`` positions."""
-        return min(positions, MOST_DEFAULT_STEPS) if self.steps is None else self.steps
+        return min(positions, MAX_DEFAULT_STEPS) if self.steps is None else self.steps
 
 
 def masked_counts(positions: int, steps: int) -> list[int]:
@@ -229,7 +229,7 @@ def _draw(
 
     ``_LevelChoice`` defines the confidence.
     """
-    rows = max(1, MOST_LOGITS // (model.head.slots * model.head.classes))
+    rows = max(1, MAX_LOGITS // (model.head.slots * model.head.classes))
     flat_z, flat_uniforms = (gather(x, positions).flatten(0, 1).split(rows) for x in (z, uniforms))
     choices = [_LevelChoice(part, settings) for part in flat_uniforms]
     drawn = torch.cat([model.head.sample(part, choice) for part, choice in zip(flat_z, choices, strict=True)])

@@ -8,7 +8,7 @@ from tokenbridge.images import DataError
 from tokenbridge.images.shards import Example
 from tokenbridge.images.splits import Encoded, Labels
 
-SHOWN = 10  # the most names in an error message
+MAX_SHOWN = 10  # the most names in an error message
 LeftOut = tuple[str, int]  # path and label
 
 
@@ -22,7 +22,7 @@ class Tolerance:
 
     def __init__(self, split: str, share: float, labels: Labels, left_out: Iterable[LeftOut] = ()) -> None:
         self.split, self.share, self.count = split, share, len(labels)
-        self.elsewhere, self.every_class = 0, True
+        self.left_out_elsewhere, self.every_class = 0, True
         self.left_out = list(left_out)
         self.remaining = np.bincount(labels)
         np.subtract.at(self.remaining, [label for _, label in self.left_out], 1)
@@ -40,7 +40,7 @@ class Tolerance:
             left_out: the number of images that the other split has left out so far.
         """
         self.count += count
-        self.elsewhere = left_out
+        self.left_out_elsewhere = left_out
 
     def whole(self, examples: Iterable[tuple[Encoded, str, int]]) -> Iterator[Example]:
         """Yield the images that are whole.
@@ -61,8 +61,8 @@ class Tolerance:
         print(f"left out: {broken}", flush=True)
         self.left_out.append((path, label))
         self.remaining[label] -= 1
-        if len(self.left_out) + self.elsewhere > self.limit:
-            shown = ", ".join(path for path, _ in self.left_out[-SHOWN:])
+        if len(self.left_out) + self.left_out_elsewhere > self.limit:
+            shown = ", ".join(path for path, _ in self.left_out[-MAX_SHOWN:])
             raise DataError(
                 f"split {self.split} has more than {self.limit} broken images, which data.max_broken ({self.share:g} "
                 f"of all) allows; the last are {shown}: replace or delete them, or raise data.max_broken"

@@ -75,10 +75,10 @@ def load_imagenet_tars(
         )
     test = index_validation(archives[VALIDATION], wnids, truth)
     order = sorted(train)
-    without = [wnid for wnid in order if wnid not in test]
-    if without:
+    empty = [wnid for wnid in order if wnid not in test]
+    if empty:
         raise DataError(
-            f"{VALIDATION} has no image of {', '.join(without[:10])}: {DEVKIT} is for other images, so get both again"
+            f"{VALIDATION} has no image of {', '.join(empty[:10])}: {DEVKIT} is for other images, so get both again"
         )
     splits = {"train": make_split(train, order), "test": make_split(test, order)}
     return names_of(order, TRAIN), splits

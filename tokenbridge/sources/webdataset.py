@@ -95,10 +95,10 @@ def index_tar(tar: StoredFile, names: list[str]) -> list[Labelled]:
                 content = archive.extractfile(member)
                 assert content is not None  # None only for members that are not files
                 labels[key] = label_of(content.read(), suffix, place, names)
-    alone = sorted(images.keys() ^ labels.keys())
-    if alone:
+    unmatched = sorted(images.keys() ^ labels.keys())
+    if unmatched:
         raise DataError(
-            f"{tar.place}: {alone[0]} lacks its image ({', '.join(SUFFIXES)}) or its label "
+            f"{tar.place}: {unmatched[0]} lacks its image ({', '.join(SUFFIXES)}) or its label "
             f"({', '.join(LABEL_SUFFIXES)}): write both into the same tar"
         )
     return [(image, labels[key]) for key, image in images.items()]

@@ -71,13 +71,13 @@ def work(context: StageContext) -> None:
     metrics: dict[str, float] = {"samples": len(samples)}
     for name, prefix in PREFIXES.items():
         metrics |= _prefixed(prefix, inception_score(lite0[name], config))
-        for reference, against in REFERENCES.items():
-            metrics |= _prefixed(against + prefix, sample_metrics(lite0[name], lite0[reference], config))
+        for reference, reference_prefix in REFERENCES.items():
+            metrics |= _prefixed(reference_prefix + prefix, sample_metrics(lite0[name], lite0[reference], config))
     if inception is not None:
         metrics |= _inception(context, inception)
     metrics["class_accuracy"] = _classify(context, samples, predicted)
-    drawn_in = read_manifest(context.root / "data/samples" / context.item)["precision"]
-    precisions = {NUMERIC_PRECISION: precision, f"samples_{NUMERIC_PRECISION}": drawn_in}
+    samples_precision = read_manifest(context.root / "data/samples" / context.item)["precision"]
+    precisions = {NUMERIC_PRECISION: precision, f"samples_{NUMERIC_PRECISION}": samples_precision}
     write_json(context.work / "metrics.json", metrics | precisions)
 
 

@@ -82,10 +82,10 @@ def lloyd_max_levels(columns: Tensor, levels: int) -> Tensor:
 
 def _check_distinct(values: Tensor, levels: int) -> None:
     distinct = (values.diff(dim=1) > 0).sum(1) + 1
-    poor = (distinct < levels).nonzero().flatten().tolist()
-    if poor:
+    too_few = (distinct < levels).nonzero().flatten().tolist()
+    if too_few:
         raise UserError(
-            f"dimensions {poor} have fewer finite, distinct latents than levels ({levels}): "
+            f"dimensions {too_few} have fewer finite, distinct latents than levels ({levels}): "
             "lower quantizer.levels, raise quantizer.fit_images, or choose another quantizer.family"
         )
 

@@ -55,7 +55,7 @@ class FreshTokens:
 
 
 class Prefetcher(Generic[T]):
-    """Prepares the data of the next step in a thread, while the current step runs.
+    """A thread that prepares the data of the next step while the current step runs.
 
     Args:
         make: returns the data of a step; must depend only on the step.

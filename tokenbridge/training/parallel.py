@@ -34,15 +34,15 @@ def distribute(
     if launcher.strategy == FSDP:
         shard(model, precision, init_device_mesh(device.type, (processes.world,)))
         return model
-    here = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=here, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    gpus = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=gpus, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> None:
     """Shard ``model`` with FSDP2: a block's weights are gathered while it runs. Gradients are summed in float32."""
-    at_work = None if precision == FP32 else DTYPES[precision]
+    block_dtype = None if precision == FP32 else DTYPES[precision]
     # inputs keep their type: autocast decides what is computed in bf16, as it does without sharding
-    policy = MixedPrecisionPolicy(param_dtype=at_work, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=block_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in [*model.encoder, *model.decoder, *model.head.blocks]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # embeddings and positions too: on CPUs, LayerNorm does not accept float32 inputs with a block's bfloat16 weights

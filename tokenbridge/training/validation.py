@@ -15,7 +15,7 @@ from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.training.batches import Batch, batch_loss
 from tokenbridge.training.datasets import TrainingData
 
-MOST_IMAGES = 1000  # if there are more validation images, an evenly spread choice of them is used
+MAX_IMAGES = 1000  # if there are more validation images, an evenly spread choice of them is used
 BATCHES = 10  # each batch has another number of masked positions, from few to nearly all
 
 
@@ -28,7 +28,7 @@ class Validation:
 
     def __init__(self, data: TrainingData, quantizer: DimensionwiseQuantizer, processes: Processes) -> None:
         self.data, self.quantizer, self.processes = data, quantizer, processes
-        self.count = min(MOST_IMAGES, len(data))
+        self.count = min(MAX_IMAGES, len(data))
         self.batches = min(BATCHES, self.count)
 
     @torch.no_grad()

@@ -129,7 +129,7 @@ def test_the_cards_code_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_card_shows_reports_data_settings_and_digests(project: Path) -> None:
     card = export()
-    for told in (
+    for expected in (
         "| `fd_efficientnet_lite0_32px` | 6.25 |",
         "| `quantized_psnr` | 26.5 |",
         "| `validation_loss` | 1.75 |",
@@ -141,7 +141,7 @@ def test_the_card_shows_reports_data_settings_and_digests(project: Path) -> None
         "guidance_scale=3.0",
         sha256_file(project / "dvc.lock"),
     ):
-        assert told in card
+        assert expected in card
     assert "left out" not in card
 
 

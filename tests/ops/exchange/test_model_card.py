@@ -46,7 +46,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
 
 def test_the_card_tells_every_fact() -> None:
     card = render_card(FACTS)
-    for told in (
+    for expected in (
         "24 x 16 pixels",
         "0 Sneaker, 1 Bag",
         "| transformer | 1,500 | `width` 32, `heads` 2 |",
@@ -63,7 +63,7 @@ def test_the_card_tells_every_fact() -> None:
         "`abc`",
         "e" * 64,
     ):
-        assert told in card
+        assert expected in card
 
 
 def test_what_cannot_be_shown_is_named() -> None:
@@ -77,19 +77,21 @@ def test_what_cannot_be_shown_is_named() -> None:
     assert "- `vae`: not told" in card
 
 
-@pytest.mark.parametrize(("licence", "told"), [("for research only", "is: for research only"), ("", "is not named")])
-def test_another_licence_is_not_called_mit(licence: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("licence", "expected"), [("for research only", "is: for research only"), ("", "is not named")]
+)
+def test_another_licence_is_not_called_mit(licence: str, expected: str) -> None:
     card = render_card(replace(FACTS, data={**FACTS.data, "licence": licence, "name": "mine"}))
     assert front_matter(card)["license"] == "other"
     assert "datasets" not in front_matter(card)
-    assert f"whose licence {told}" in card
+    assert f"whose licence {expected}" in card
 
 
 @pytest.mark.parametrize(
-    ("vae", "told"),
+    ("vae", "expected"),
     [({"vae.pretrained": "pretrained/kl16"}, "come from pretrained/kl16"), ({}, "come from what `dvc.lock` no longer")],
 )
-def test_a_vae_from_elsewhere_has_its_own_licence(vae: dict[str, str], told: str) -> None:
+def test_a_vae_from_elsewhere_has_its_own_licence(vae: dict[str, str], expected: str) -> None:
     card = render_card(replace(FACTS, recipe={"vae": vae}))
     assert front_matter(card)["license"] == "other"
-    assert told in card
+    assert expected in card

@@ -84,8 +84,10 @@ def test_a_decision_is_json_without_nan() -> None:
 
 def test_a_report_tells_every_gate_and_why() -> None:
     gates = absolute_gates(CONFIG, 0.9, 0.6, 0.2)
-    told = {"fd": {"observed": 0.25, "low": -0.1, "high": 0.6}}
-    decision = Decision("m", 2, 1, REFUSED, gates[2].reason, True, gates, {"fd": 6.5}, {"fd": 6.25}, told, {"seed": 0})
+    intervals = {"fd": {"observed": 0.25, "low": -0.1, "high": 0.6}}
+    decision = Decision(
+        "m", 2, 1, REFUSED, gates[2].reason, True, gates, {"fd": 6.5}, {"fd": 6.25}, intervals, {"seed": 0}
+    )
     report = decision.report()
     assert "# m version 2: would be refused. recall is 0.2: at least 0.5 is asked for" in report
     assert "| recall | 0.2 | 0.5 | **no** |" in report

@@ -84,11 +84,11 @@ def test_the_running_stage_is_told_by_its_own_progress(pipeline: Pipeline) -> No
 def test_it_is_told_once_a_minute_at_most(pipeline: Pipeline) -> None:
     coming = pipeline.forecast()
     coming.start("vae")
-    told = 0
+    reports = 0
     for _ in range(int(5 * TELL_SECONDS)):
         pipeline.clock.seconds += 1
-        told += coming.listen("vae: 12/100 steps  5 s each  7:20 left") is not None
-    assert told == 5
+        reports += coming.listen("vae: 12/100 steps  5 s each  7:20 left") is not None
+    assert reports == 5
 
 
 def test_without_progress_of_its_own_it_takes_what_is_left_of_the_last_time(pipeline: Pipeline) -> None:

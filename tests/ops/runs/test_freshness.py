@@ -104,9 +104,9 @@ def test_new_images_in_the_source_become_a_new_version_of_the_data(tmp_path: Pat
     assert other != digest
     assert fetch() == ({FETCH: SKIPPED}, other)
     runs = connect(tmp_path).client.search_runs(["1"], "tags.stage = 'pipeline'")
-    told = [run.data.tags[SOURCE_STATE] for run in runs]
-    assert len(told) == 4
-    assert len(set(told)) == 2
+    states = [run.data.tags[SOURCE_STATE] for run in runs]
+    assert len(states) == 4
+    assert len(set(states)) == 2
 
 
 def test_files_with_configured_digests_are_dvcs_to_watch(tmp_path: Path, config: Config) -> None:

@@ -10,7 +10,7 @@ from tests.support.small_pipeline import build_pipeline
 from tokenbridge.base.image_grid import GAP, MIN_SIDE
 from tokenbridge.cli import main
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.ops.serving.edit import DRAWN_ANEW, cover, keep_mask
+from tokenbridge.ops.serving.edit import COVER_GREY, cover, keep_mask
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 
@@ -38,7 +38,7 @@ def test_the_command_shows_the_image_what_is_kept_and_the_edits(
     shown = np.asarray(picture)
     kept = shown[:MIN_SIDE, MIN_SIDE + GAP : 2 * MIN_SIDE + GAP]
     assert np.array_equal(kept[:, : MIN_SIDE // 2], shown[:MIN_SIDE, : MIN_SIDE // 2])
-    assert (kept[:, MIN_SIDE // 2 :] == DRAWN_ANEW).all()
+    assert (kept[:, MIN_SIDE // 2 :] == COVER_GREY).all()
 
 
 def test_the_same_command_makes_the_same_picture(folder: Path) -> None:
@@ -66,7 +66,7 @@ def test_sides(side: str, kept: list[list[int]]) -> None:
 def test_cover_greys_what_is_not_kept() -> None:
     covered = cover(np.zeros((3, 4, 2), np.uint8), np.array([[True], [False]]))
     assert (covered[:, :2] == 0).all()
-    assert (covered[:, 2:] == DRAWN_ANEW).all()
+    assert (covered[:, 2:] == COVER_GREY).all()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tokenbridge.images.decoding import open_whole
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.sampler import SamplingSettings
 
-DRAWN_ANEW = 127  # the grey that covers the parts that are not kept
+COVER_GREY = 127  # the grey that covers the parts that are not kept
 
 
 def draw_edits(
@@ -103,4 +103,4 @@ def read_fitted(path: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint
 def cover(image: NDArray[np.uint8], kept: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return the image [3, H, W], grey at the positions [h, w] that are not kept."""
     height, width = image.shape[1] // kept.shape[0], image.shape[2] // kept.shape[1]
-    return np.where(kept.repeat(height, 0).repeat(width, 1), image, np.uint8(DRAWN_ANEW))
+    return np.where(kept.repeat(height, 0).repeat(width, 1), image, np.uint8(COVER_GREY))
