@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.small_data import write_moments
+from tokenbridge.base.checks import Precision
 from tokenbridge.base.device import DTYPES, autocast, device_name
 from tokenbridge.base.distributed import SINGLE_PROCESS
 from tokenbridge.classifier.network import ImageClassifier, channels_last
@@ -72,7 +73,7 @@ def seconds(call: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-def table(config: Config, precision: str) -> str:
+def table(config: Config, precision: Precision) -> str:
     lines = [
         "| work | images | ms an image | MFLOP an image | GFLOP/s | matrix rate | share |",
         "|---|" + "---|" * 6,
@@ -95,7 +96,7 @@ def count_flops(call: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def works(config: Config, precision: str, folder: Path) -> Iterator[Work]:
+def works(config: Config, precision: Precision, folder: Path) -> Iterator[Work]:
     """Each stage's work, at the default's sizes."""
     size, dimensions = config.data.image_size, config.vae.dimensions
     images = np.random.default_rng(0).integers(256, size=(BATCH, 3, size, size), dtype=np.uint8)

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from tokenbridge.base.seeding import generator
-from tokenbridge.config import GUIDANCE_SCHEDULES, Config, QuantizerConfig, TrainConfig
+from tokenbridge.config import Config, QuantizerConfig, TrainConfig
+from tokenbridge.config.model import GUIDANCE_SCHEDULES, SamplingSettings
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.transformer import split_order
-from tokenbridge.sampling.sampler import SamplingSettings, guidance_at, masked_counts
+from tokenbridge.sampling.sampler import guidance_at, masked_counts
 from tokenbridge.tokenizer.levels import OUTER_EDGE
 from tokenbridge.tokenizer.quantizer import fit_quantizer, quantizer_report
 from tokenbridge.training.batches import num_masked_positions
@@ -276,7 +277,7 @@ def draw_masked_counts(axis: Axes, positions: int, steps: dict[int, str]) -> Non
 
 def draw_guidance(axis: Axes, released: Config) -> None:
     positions = positions_of(released)
-    settings = SamplingSettings.from_config(released.generate)
+    settings = released.generate
     for schedule, colour in zip(GUIDANCE_SCHEDULES, (BLUE, ORANGE, GREEN), strict=True):
         draw_schedule(axis, replace(settings, guidance_schedule=schedule), positions, colour, "-", schedule)
     late = validate(compose_config(["experiment=ablation/guidance_late"], ROOT / "conf")).generate.guidance_interval

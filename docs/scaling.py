@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tokenbridge.base.files import atomic_write_text
-from tokenbridge.config import Config, PlanConfig, TrainConfig
+from tokenbridge.config import Config, TrainConfig
+from tokenbridge.config.operations import PlanConfig
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.flops import sample_flops, vae_flops
@@ -21,7 +22,6 @@ from tokenbridge.ops.planning.plan import memory_limit, memory_model, work_of
 from tokenbridge.ops.planning.report import duration, scaled
 from tokenbridge.ops.planning.schedule import HOUR, Schedule, Work, peak_flops, schedule_of
 from tokenbridge.ops.planning.volumes import Volumes
-from tokenbridge.sampling.sampler import SamplingSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PICTURE = ROOT / "docs/scaling.md", ROOT / "docs/images/scaling.png"
@@ -116,7 +116,7 @@ def models_table(cases: Sequence[Case]) -> str:
         needed = case.work.needed
         shares = ", ".join(f"{part / needed.total:.0%}" for part in (needed.encoder, needed.decoder, needed.head))
         again = f"{case.work.recomputed.total / needed.total:.0%}"
-        sampled = sample_flops(case.memory.sizes, SamplingSettings.from_config(case.config.generate)).total
+        sampled = sample_flops(case.memory.sizes, case.config.generate).total
         steps = f"{scaled(sampled, 'FLOP')} in {case.config.generate.steps} steps"
         parameters = f"{case.memory.parameters.total:,}"
         rows.append((case.name, parameters, scaled(needed.total, "FLOP"), shares, again, steps))
@@ -198,7 +198,7 @@ def gap_table(case: Case) -> str:
     found = case.schedule(case.cluster(32, sharded=False))
     images, (encode, decode) = found.steps * case.recipe.batch_size, vae_flops(case.config)
     bf16, fp32 = (plan.mfu * HOUR * peak_flops(plan, each) for each in (numerics, replace(numerics, bf16=False)))
-    sampled = sample_flops(case.memory.sizes, SamplingSettings.from_config(case.config.generate)).total + decode
+    sampled = sample_flops(case.memory.sizes, case.config.generate).total + decode
     share = found.checkpoint / (found.checkpoint + CHECKPOINT_SECONDS)
     hours = {
         "the gap": PUBLISHED_HOURS - found.gpu_hours,

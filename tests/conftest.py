@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tokenbridge.base.checks import BF16, FP32
 from tokenbridge.base.device import has_bf16
-from tokenbridge.config import BF16, FP32, LauncherConfig, ModelConfig, QuantizerConfig, TrainConfig
+from tokenbridge.config import LauncherConfig, ModelConfig, QuantizerConfig, TrainConfig
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer
 from tokenbridge.training.trainer import NOT_MODEL_ARGUMENTS

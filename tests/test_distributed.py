@@ -13,9 +13,9 @@ from tests.support.distributed_training import BATCH, HALF, PLAIN, STEPS
 from tests.support.parallel_runs import run_processes
 from tests.support.small_data import write_moments
 from tokenbridge.base.checkpoints import Checkpoints, read_tensors
+from tokenbridge.base.checks import BF16
 from tokenbridge.base.distributed import Processes
 from tokenbridge.base.seeding import EpochOrder
-from tokenbridge.config import BF16
 from tokenbridge.tokenizer.quantizer import fit_quantizer
 from tokenbridge.training.trainer import CHECKPOINTS
 

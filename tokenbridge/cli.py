@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenbridge.base.errors import UserError
-from tokenbridge.config import GUIDANCE_SCHEDULES, REVEAL_ORDERS, Config
+from tokenbridge.config import Config
+from tokenbridge.config.model import GUIDANCE_SCHEDULES, REVEAL_ORDERS, SamplingSettings
 from tokenbridge.infra.storage import cli as storage
 from tokenbridge.ops.planning import cli as planning
 from tokenbridge.ops.promotion import cli as promotion
 
 if TYPE_CHECKING:  # torch is slow to import, and most commands do not need it
     from _typeshed import DataclassInstance
-
-    from tokenbridge.sampling.sampler import SamplingSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -187,9 +186,7 @@ def _edit(options: argparse.Namespace) -> None:
     )
 
 
-def _sampling_settings(options: argparse.Namespace) -> "SamplingSettings":
-    from tokenbridge.sampling.sampler import SamplingSettings
-
+def _sampling_settings(options: argparse.Namespace) -> SamplingSettings:
     return SamplingSettings(**_given(options, SamplingSettings))
 
 

@@ -10,9 +10,9 @@ import torch
 
 from tests.conftest import Silent
 from tests.support.checkout import CHECKOUT
+from tokenbridge.base.checks import AUTO, BF16, FP32
 from tokenbridge.base.device import autocast, emulation_cost, has_bf16, resolve_precision
 from tokenbridge.base.errors import UserError
-from tokenbridge.config import AUTO, BF16, FP32, ConfigError
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.infra.dvc import read_stages
 from tokenbridge.ops.runs.precision_check import check_precision, precision_settings, setting_of
@@ -92,11 +92,6 @@ def test_emulation_on_a_gpu_is_not_hardware() -> None:
     assert resolve_precision(AUTO, CUDA) == FP32
     assert resolve_precision(BF16, CUDA) == BF16  # who asks for it gets it
     assert "vae.precision is bf16, which Tesla V100 only emulates" in emulation_cost("vae.precision", CUDA)
-
-
-def test_other_precisions_are_refused() -> None:
-    with pytest.raises(ConfigError, match="precision is 'fp16': choose one of auto, bf16, fp32"):
-        resolve_precision("fp16", CPU)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [(BF16, torch.bfloat16), (FP32, torch.float32)])

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from tests.model.golden import Golden, load_golden
+from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model.transformer import gather, split_order
-from tokenbridge.sampling.sampler import Draws, SamplingSettings, sample_tokens
+from tokenbridge.sampling.sampler import Draws, sample_tokens
 from tokenbridge.tokenizer.levels import gaussian_levels
 from tokenbridge.tokenizer.quantizer import to_maps, to_sequence
 

@@ -146,8 +146,8 @@ def test_a_wrong_setting_stops_before_anything_runs(project: Project) -> None:
         "train.lrr=1": "Could not override 'train.lrr'",
         "model=nosuch": "In 'config': Could not find 'model/nosuch' Available options in 'model': base huge large tiny",
         "experiment=nosuch": "In 'config': Could not find 'experiment/nosuch'",
-        "train.epochs=many": "train.epochs: Value 'many'",
-        "train.precision=fp8": "train.precision is 'fp8': choose one of auto, bf16, fp32",
+        "train.epochs=many": "train.epochs is 'many': must be a valid number",
+        "train.precision=fp8": "train.precision is 'fp8': must be 'auto', 'bf16' or 'fp32'",
     }.items():
         output = project.repro(override, fails=True)
         assert output.startswith(f"tokenbridge: {message}")

@@ -12,7 +12,7 @@ from tests.conftest import QUANTIZER, random_model
 from tests.support.small_pipeline import NAMES, build_pipeline
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.loading import LoadError
-from tokenbridge.config import REVEAL_ORDERS
+from tokenbridge.config.model import REVEAL_ORDERS
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer, to_sequence

@@ -11,7 +11,8 @@ import pytest
 
 from tests.sources.hub_server import COMMIT, HubServer
 from tests.support.photographs import NAMES, WNIDS, Photographs, photographs, write_parquet
-from tokenbridge.config import ConfigError, DataConfig, HubConfig, StorageConfig
+from tokenbridge.config import ConfigError, DataConfig, StorageConfig
+from tokenbridge.config.data import HubConfig
 from tokenbridge.images import DataError
 from tokenbridge.images.splits import Split
 from tokenbridge.sources.fetch import fetch_images
@@ -126,7 +127,7 @@ def test_a_setting_that_disagrees_is_named(config: Make, changes: dict[str, Any]
 
 
 def test_imagenet_names_need_its_thousand_classes(config: Make) -> None:
-    with pytest.raises(ConfigError, match=r"data\.num_classes must be 1000, not 12"):
+    with pytest.raises(ConfigError, match=r"num_classes is 12: .* so set 1000"):
         config(class_names="imagenet")
 
 

@@ -65,7 +65,7 @@ def test_what_is_wrong_is_named_by_its_address(
 
 
 def test_the_root_is_an_address_on_s3(folder_config: Make, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.root is '/data': with data\.source=s3 it starts with s3://"):
+    with pytest.raises(ConfigError, match=r"root is '/data': with data\.source=s3 it must start with s3://"):
         folder_config(source="s3", root="/data")
     with pytest.raises(DataError, match=r"data\.root is not set: name the prefix"):
         fetch_images(replace(folder_config(), source="s3", root=None), tmp_path / "images")

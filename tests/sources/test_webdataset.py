@@ -251,5 +251,5 @@ def test_a_place_without_tars_is_named(config: Make, tmp_path: Path) -> None:
 
 
 def test_a_test_root_is_for_tars_alone(config: Make) -> None:
-    with pytest.raises(ConfigError, match=r"data\.test_root is for data\.source=webdataset"):
+    with pytest.raises(ConfigError, match=r"only data\.source=webdataset uses it"):
         config(source="imagefolder", test_root="x")

@@ -10,7 +10,8 @@ import torch
 from tests.conftest import LAUNCHER, Silent
 from tokenbridge.base.checkpoints import Checkpoints
 from tokenbridge.base.loading import LoadError
-from tokenbridge.config import DiscriminatorConfig, VaeConfig, VaeLossConfig
+from tokenbridge.config import VaeConfig
+from tokenbridge.config.tokenizer import DiscriminatorConfig, VaeLossConfig
 from tokenbridge.vae.autoencoder import decode_images, encode_moments, load_vae, to_bytes, to_unit_range
 from tokenbridge.vae.discriminator import PatchDiscriminator, adversarial_gradient
 from tokenbridge.vae.training import build_vae, reconstruction_loss, train_vae

@@ -1,12 +1,13 @@
 """Checks of settings."""
 
-from collections.abc import Sequence
+from typing import Final, Literal
 
 from tokenbridge.base.errors import UserError
 
-AUTO, BF16, FP32 = "auto", "bf16", "fp32"
-PRECISIONS = (AUTO, BF16, FP32)  # auto: bf16 where the device computes it in hardware, else fp32
-OPTIMIZERS = ("adamw", "muon")
+Precision = Literal["auto", "bf16", "fp32"]  # auto: bf16 where the device computes it in hardware, else fp32
+AUTO: Final = "auto"
+BF16: Final = "bf16"
+FP32: Final = "fp32"
 
 
 class ConfigError(UserError):
@@ -14,19 +15,6 @@ class ConfigError(UserError):
 
 
 def require(condition: bool, message: str) -> None:
+    """Raise ``ConfigError`` with the message if the condition does not hold."""
     if not condition:
         raise ConfigError(message)
-
-
-def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    require(value in choices, f"{name} is {value!r}: choose one of {', '.join(choices)}")
-
-
-def require_positive(group: str, **values: float) -> None:
-    for name, value in values.items():
-        require(value > 0, f"{group}.{name} is {value}: it must be greater than 0")
-
-
-def require_between(group: str, low: float, high: float, **values: float) -> None:
-    for name, value in values.items():
-        require(low <= value <= high, f"{group}.{name} is {value}: it must lie in [{low}, {high}]")

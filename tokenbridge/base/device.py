@@ -8,7 +8,7 @@ import os
 import torch
 from threadpoolctl import threadpool_limits
 
-from tokenbridge.base.checks import AUTO, BF16, FP32, require_choice
+from tokenbridge.base.checks import AUTO, BF16, FP32, Precision
 from tokenbridge.base.machine import processor
 from tokenbridge.base.protocols import Launcher
 
@@ -60,13 +60,8 @@ def _cpu_has_bf16() -> bool:
     return capabilities["architecture"] != X86 or torch.backends.cpu.get_cpu_capability() == AVX512
 
 
-def resolve_precision(setting: str, device: torch.device) -> str:
-    """Return ``bf16`` or ``fp32``. ``auto`` becomes bf16 if the device has it in hardware, else fp32.
-
-    Raises:
-        ConfigError: if the setting is not ``auto``, ``bf16`` or ``fp32``.
-    """
-    require_choice("precision", setting, (AUTO, *DTYPES))
+def resolve_precision(setting: Precision, device: torch.device) -> Precision:
+    """Return ``bf16`` or ``fp32``. ``auto`` becomes bf16 if the device has it in hardware, else fp32."""
     if setting == AUTO:
         return BF16 if has_bf16(device) else FP32
     return setting

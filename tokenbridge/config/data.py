@@ -1,33 +1,31 @@
 """Settings of the images, and of the classifier that measures generated images."""
 
-from dataclasses import dataclass, field
+from typing import Literal
 
-from tokenbridge.base.checks import PRECISIONS, require, require_between, require_choice, require_positive
+from pydantic import Field
 
-SOURCES = ("idx", "imagefolder", "s3", "webdataset", "huggingface", "imagenet_tars")
+from tokenbridge.base.checks import Precision
+from tokenbridge.config.types import Integer, PartialShare, Positive, PositiveNumber, Settings, refuse
+
 IMAGENET = "imagenet"
 IMAGENET_CLASSES = 1000
+BY_INDEX = ("webdataset", "huggingface")  # sources whose images have the index of a class and not its name
 
 
-@dataclass
-class MirrorConfig:
+class MirrorConfig(Settings):
     """One place that the files of a data set can come from."""
 
-    kind: str  # http | folder | debian
+    kind: Literal["http", "folder", "debian"]
     location: str | None = None  # base URL, folder, or Debian package name; null: skip this mirror
-    timeout: float = 10.0  # seconds without an answer before the next mirror is tried
+    timeout: PositiveNumber = 10.0  # seconds without an answer before the next mirror is tried
 
     def __post_init__(self) -> None:
-        require_choice("data.mirrors.kind", self.kind, ("http", "folder", "debian"))
-        require(
-            self.kind != "http" or (self.location or "http://").startswith(("http://", "https://")),
-            f"data.mirrors.location is {self.location!r}: an http mirror's starts with http:// or https://",
-        )
-        require_positive("data.mirrors", timeout=self.timeout)
+        web = self.location is None or self.location.startswith(("http://", "https://"))
+        message = f"location is {self.location!r}: the address of an http mirror must start with http:// or https://"
+        refuse({message: self.kind == "http" and not web})
 
 
-@dataclass
-class HubConfig:
+class HubConfig(Settings):
     """The splits and columns to use of a data set in the Hugging Face Hub's layout."""
 
     train: str = "train"
@@ -37,88 +35,60 @@ class HubConfig:
     label: str = "label"
 
 
-@dataclass
-class DataConfig:
+class DataConfig(Settings):
     """Where images come from, and what they look like; docs/data.md describes each source."""
 
     name: str
-    source: str  # one of SOURCES
+    source: Literal["idx", "imagefolder", "s3", "webdataset", "huggingface", "imagenet_tars"]
     licence: str
     citation: str
-    image_size: int  # pixels; the models see [3, image_size, image_size]
-    num_classes: int
+    image_size: Positive  # pixels; the models see [3, image_size, image_size]
+    num_classes: Positive
     label_names: list[str] | None = None  # null: the source's own names, such as the sorted class folders
-    class_names: str = "source"  # imagenet: classes are wnids, or ImageNet-1k's indices, and get readable names
-    mirrors: list[MirrorConfig] = field(default_factory=list)
-    sha256: dict[str, str] = field(default_factory=dict)  # of each decompressed file
-    md5: dict[str, str] = field(default_factory=dict)  # imagenet_tars: of each of the three archives
+    class_names: Literal["source", "imagenet"] = "source"  # imagenet: wnids or ImageNet-1k's indices get readable names
+    mirrors: list[MirrorConfig] = Field(default_factory=list)
+    sha256: dict[str, str] = Field(default_factory=dict)  # of each decompressed file
+    md5: dict[str, str] = Field(default_factory=dict)  # imagenet_tars: of each of the three archives
     root: str | None = None  # your folder, or its address: s3://bucket/prefix, hf://datasets/owner/name
     test_root: str | None = None  # webdataset: the tars of the test split; null: test_fraction is set aside
-    test_fraction: float = 0.0  # share of each class that becomes the test split if the source has none
-    validation_images: int = 2000  # cut from the training images to choose settings; at most a tenth of each class
-    validation_seed: int = 0  # decides which images are cut
-    hub: HubConfig = field(default_factory=HubConfig)  # huggingface
-    max_broken: float = 0.0  # largest share of broken images in a split; they are left out and named
-    max_train: int | None = None  # keep at most this many images, with balanced classes
-    max_test: int | None = None
-    shard_size: int = 10000  # images per Parquet file
+    test_fraction: PartialShare = 0.0  # share of each class that becomes the test split if the source has none
+    validation_images: Positive = 2000  # cut from the training images to choose settings; at most a tenth of each class
+    validation_seed: Integer = 0  # decides which images are cut
+    hub: HubConfig = Field(default_factory=HubConfig)  # huggingface
+    max_broken: PartialShare = 0.0  # largest share of broken images in a split; they are left out and named
+    max_train: Integer | None = None  # keep at most this many images, with balanced classes
+    max_test: Integer | None = None
+    shard_size: Positive = 10000  # images per Parquet file
 
     def __post_init__(self) -> None:
-        require_choice("data.source", self.source, SOURCES)
-        require_choice("data.class_names", self.class_names, ("source", IMAGENET))
-        require_positive(
-            "data",
-            image_size=self.image_size,
-            num_classes=self.num_classes,
-            shard_size=self.shard_size,
-            validation_images=self.validation_images,
-        )
-        require_between("data", 0.0, 0.9, test_fraction=self.test_fraction, max_broken=self.max_broken)
-        require(
-            self.source != "s3" or self.root is None or self.root.startswith("s3://"),
-            f"data.root is {self.root!r}: with data.source=s3 it starts with s3://",
-        )
-        require(
-            self.source == "webdataset" or self.test_root is None,
-            f"data.test_root is for data.source=webdataset; {self.source} has its test split below data.root",
-        )
-        self._check_names()
-        for name, limit in (("max_train", self.max_train), ("max_test", self.max_test)):
-            require(
-                limit is None or limit >= self.num_classes,
-                f"data.{name} is {limit}: keep at least one image of each of the {self.num_classes} classes",
-            )
-
-    def _check_names(self) -> None:
-        if self.class_names == IMAGENET:
-            require(self.label_names is None, "data.label_names is set, and data.class_names=imagenet: choose one")
-            by_index = self.source in ("webdataset", "huggingface")
-            require(
-                self.num_classes == IMAGENET_CLASSES or not by_index,
-                f"data.class_names=imagenet names classes by their index, so data.num_classes must be "
-                f"{IMAGENET_CLASSES}, not {self.num_classes}: set it, or name your classes in data.label_names",
-            )
-        if self.label_names is not None:
-            require(
-                len(self.label_names) == self.num_classes,
-                f"data.label_names has {len(self.label_names)} names but data.num_classes is {self.num_classes}",
-            )
-            require(
-                len(set(self.label_names)) == self.num_classes, "data.label_names repeats a name: make each one unique"
-            )
+        classes, names = self.num_classes, self.label_names
+        count, unique = (classes, classes) if names is None else (len(names), len(set(names)))
+        imagenet = self.class_names == IMAGENET
+        elsewhere = self.source == "s3" and self.root is not None and not self.root.startswith("s3://")
+        limits = {"max_train": self.max_train, "max_test": self.max_test}
+        mistakes = {
+            f"root is {self.root!r}: with data.source=s3 it must start with s3://": elsewhere,
+            "test_root is set: leave it out, because only data.source=webdataset uses it": self.source != "webdataset"
+            and self.test_root is not None,
+            "label_names is set, and data.class_names is imagenet: choose one": imagenet and names is not None,
+            f"num_classes is {classes}: data.class_names=imagenet names classes by their index, so set "
+            f"{IMAGENET_CLASSES}, or name your classes in data.label_names": imagenet
+            and self.source in BY_INDEX
+            and classes != IMAGENET_CLASSES,
+            f"label_names has {count} names: must be as many as data.num_classes ({classes})": count != classes,
+            "label_names repeats a name: make each one unique": unique != count,
+        }
+        for name, limit in limits.items():
+            few = limit is not None and limit < classes
+            mistakes[f"{name} is {limit}: must be at least data.num_classes ({classes})"] = few
+        refuse(mistakes)
 
 
-@dataclass
-class ClassifierConfig:
+class ClassifierConfig(Settings):
     """The small image classifier that measures class accuracy of generated images."""
 
-    width: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    precision: str
-
-    def __post_init__(self) -> None:
-        require_choice("classifier.precision", self.precision, PRECISIONS)
-        numbers = {name: value for name, value in vars(self).items() if name != "precision"}
-        require_positive("classifier", **numbers)
+    width: Positive
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: PositiveNumber
+    precision: Precision

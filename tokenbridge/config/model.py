@@ -1,165 +1,127 @@
 """Settings of an autoregressive model: its size, its training, its use."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
-from tokenbridge.base.checks import (
-    OPTIMIZERS,
-    PRECISIONS,
-    require,
-    require_between,
-    require_choice,
-    require_positive,
-)
+from pydantic import Field
 
-GUIDANCE_SCHEDULES = ("linear", "constant", "cosine")
-REVEAL_ORDERS = ("random", "raster", "confidence")
-HEADS = ("autoregressive", "parallel")
+from tokenbridge.base.checks import Precision
+from tokenbridge.config.types import Integer, Number, Optimizer, Positive, PositiveNumber, Settings, Share, refuse
+
+Head = Literal["autoregressive", "parallel"]
+GuidanceSchedule = Literal["linear", "constant", "cosine"]
+RevealOrder = Literal["random", "raster", "confidence"]
+HEADS: tuple[str, ...] = get_args(Head)
+GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
+REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
+Decay = Annotated[Number, Field(ge=0, le=0.999999)]
+MOST_DEFAULT_STEPS = 16
 
 
-@dataclass
-class TrainConfig:
+class TrainConfig(Settings):
     """The recipe of one autoregressive model (paper Table 4)."""
 
-    seed: int
-    batch_size: int
-    epochs: float
-    optimizer: str  # adamw (the paper's) | muon: Muon for the blocks' matrices, AdamW for the rest
-    learning_rate: float  # AdamW's
-    muon_learning_rate: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    warmup_epochs: float
-    clip_norm: float
-    ema_decay: float  # 0: no averaging
+    seed: Integer
+    batch_size: Positive
+    epochs: PositiveNumber
+    optimizer: Optimizer  # the paper's is adamw
+    learning_rate: PositiveNumber  # AdamW's
+    muon_learning_rate: Number
+    weight_decay: Number
+    beta1: Decay
+    beta2: Decay
+    warmup_epochs: Number
+    clip_norm: PositiveNumber
+    ema_decay: Decay  # 0: no averaging
     ema_warmup: bool  # decay grows as (1 + step) / (10 + step) up to ema_decay
-    label_dropout: float
-    mask_ratio_mean: float
-    mask_ratio_std: float
-    mask_ratio_min: float
-    precision: str
-    evaluations: int  # how often the validation loss is measured; the last time is after the last step
+    label_dropout: Share
+    mask_ratio_mean: Number
+    mask_ratio_std: PositiveNumber
+    mask_ratio_min: Share
+    precision: Precision
+    evaluations: Positive  # how often the validation loss is measured; the last time is after the last step
     sample_grids: bool  # also draw a picture of samples at each evaluation
 
     def __post_init__(self) -> None:
-        require_choice("train.precision", self.precision, PRECISIONS)
-        require_choice("train.optimizer", self.optimizer, OPTIMIZERS)
-        require_positive(
-            "train",
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            clip_norm=self.clip_norm,
-            mask_ratio_std=self.mask_ratio_std,
-            evaluations=self.evaluations,
-        )
-        require_between("train", 0.0, 1.0, label_dropout=self.label_dropout, mask_ratio_min=self.mask_ratio_min)
-        require_between("train", 0.0, 0.999999, beta1=self.beta1, beta2=self.beta2, ema_decay=self.ema_decay)
-        require(
-            self.warmup_epochs <= self.epochs,
-            f"train.warmup_epochs ({self.warmup_epochs}) exceeds train.epochs ({self.epochs})",
-        )
+        warmup, epochs = self.warmup_epochs, self.epochs
+        refuse({f"warmup_epochs is {warmup}: must be at most train.epochs ({epochs})": warmup > epochs})
 
 
-@dataclass
-class ModelConfig:
+class ModelConfig(Settings):
     """Size of one autoregressive model, with its training recipe."""
 
     pretrained: str | None  # a pipeline folder to take as it is, such as an imported one; null: train one
-    width: int
-    encoder_depth: int
-    decoder_depth: int
-    heads: int
-    head_width: int
-    head_depth: int
-    head_heads: int
-    head: str  # autoregressive (the paper's) | parallel: every dimension from the features alone
-    head_group: int  # dimensions predicted jointly; 1 is the paper's
-    buffer_size: int  # class positions in front of the sequence
-    dropout: float
+    width: Positive
+    encoder_depth: Positive
+    decoder_depth: Positive
+    heads: Positive
+    head_width: Positive
+    head_depth: Positive
+    head_heads: Positive
+    head: Head  # autoregressive: the paper's; parallel: every dimension from the features alone
+    head_group: Positive  # dimensions predicted jointly; 1 is the paper's
+    buffer_size: Positive  # class positions in front of the sequence
+    dropout: Annotated[Number, Field(ge=0, le=0.9)]
     train: TrainConfig
 
     def __post_init__(self) -> None:
-        sizes = {name: value for name, value in vars(self).items() if isinstance(value, int)}
-        require_positive("model", **sizes)
-        require_choice("model.head", self.head, HEADS)
-        require_between("model", 0.0, 0.9, dropout=self.dropout)
         for width, heads, name in ((self.width, self.heads, ""), (self.head_width, self.head_heads, "head_")):
-            require(
-                width % heads == 0, f"model.{name}width ({width}) must be a multiple of model.{name}heads ({heads})"
-            )
+            message = f"{name}width is {width}: must be a multiple of {name}heads ({heads})"
+            refuse({message: width % heads != 0})
 
 
-def check_sampling(
-    prefix: str,
-    *,
-    guidance_scale: float,
-    guidance_schedule: str,
-    guidance_interval: Sequence[float],
-    temperature: float,
-    top_p: float,
-    order: str,
-) -> None:
-    """Refuse sampling settings that cannot work; messages put ``prefix`` in front of the settings' names."""
-    require(1 <= guidance_scale < math.inf, f"{prefix}guidance_scale is {guidance_scale}: 1 (no guidance) is the least")
-    require_choice(f"{prefix}guidance_schedule", guidance_schedule, GUIDANCE_SCHEDULES)
-    require(
-        len(guidance_interval) == 2 and 0 <= guidance_interval[0] < guidance_interval[1] <= 1,
-        f"{prefix}guidance_interval is {guidance_interval}: give [from, to] with 0 <= from < to <= 1",
-    )
-    require(0 <= temperature < math.inf, f"{prefix}temperature is {temperature}: it must be 0 or greater")
-    require(0 < top_p <= 1, f"{prefix}top_p is {top_p}: it must lie in (0, 1]")
-    require_choice(f"{prefix}order", order, REVEAL_ORDERS)
+class SamplingSettings(Settings, frozen=True):
+    """Settings of how tokens are drawn.
 
+    Attributes:
+        steps: None: one for each position to draw, at most ``MOST_DEFAULT_STEPS``.
+        guidance_scale: 1: no guidance.
+        guidance_interval: guidance acts while the share of revealed positions lies in [from, to).
+        temperature: of the logits; 0 takes the likeliest level.
+        top_p: draw among the likeliest levels that together have this probability; 1: all.
+        order: ``random``, the paper's: each image in its own order; ``raster``: row by row from the top left;
+            ``confidence``: each step draws all masked positions and keeps those of the highest mean log-probability,
+            which is taken before temperature and top-p. The authors use it for clean backgrounds only, because it
+            costs diversity.
+    """
 
-@dataclass
-class GenerateConfig:
-    """Settings of how samples are drawn."""
-
-    samples: int
-    steps: int
-    guidance_scale: float
-    guidance_schedule: str  # linear | constant | cosine
-    guidance_interval: list[float]  # [from, to): guidance acts while the share of revealed positions lies in it
-    temperature: float
-    top_p: float  # draw among the likeliest levels that together have this probability; 1: all
-    order: str  # random | raster | confidence
-    precision: str
-    grid_per_class: int  # columns of the picture grid
+    steps: Positive | None = None
+    guidance_scale: Annotated[Number, Field(ge=1)] = 2.0
+    guidance_schedule: GuidanceSchedule = "linear"
+    guidance_interval: Sequence[Share] = (0.0, 1.0)
+    temperature: Annotated[Number, Field(ge=0)] = 1.0
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    order: RevealOrder = "random"
 
     def __post_init__(self) -> None:
-        require_choice("generate.precision", self.precision, PRECISIONS)
-        require_positive("generate", samples=self.samples, steps=self.steps, grid_per_class=self.grid_per_class)
-        check_sampling(
-            "generate.",
-            guidance_scale=self.guidance_scale,
-            guidance_schedule=self.guidance_schedule,
-            guidance_interval=self.guidance_interval,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            order=self.order,
-        )
+        interval = self.guidance_interval
+        wrong = len(interval) != 2 or interval[0] >= interval[1]
+        refuse({f"guidance_interval is {interval}: must be [from, to] with from < to": wrong})
+
+    def steps_for(self, positions: int) -> int:
+        """Return the number of steps in which to draw ``positions`` positions."""
+        return min(positions, MOST_DEFAULT_STEPS) if self.steps is None else self.steps
 
 
-@dataclass
-class EvaluateConfig:
+class GenerateConfig(SamplingSettings, frozen=True, kw_only=True):
+    """Settings of how samples are drawn by the stage ``generate``."""
+
+    samples: Positive
+    steps: Positive = Field()
+    precision: Precision
+    grid_per_class: Positive  # columns of the picture grid
+
+
+class EvaluateConfig(Settings):
     """Settings of what is measured on the samples."""
 
-    feature_size: int  # EfficientNet-Lite0's input size, in pixels
-    kid_subset_size: int
-    kid_subsets: int
+    feature_size: Positive  # EfficientNet-Lite0's input size, in pixels
+    kid_subset_size: Positive
+    kid_subsets: Positive
     inception_weights: str | None  # torch-fidelity's Inception file, or `download`; null: no FID is reported
     inception_reference: str | None  # npz with mu and sigma (such as ADM's); null: the test images
-    precision: str
+    precision: Precision
 
     def __post_init__(self) -> None:
-        require_choice("evaluate.precision", self.precision, PRECISIONS)
-        require_positive(
-            "evaluate", feature=self.feature_size, kid_subset=self.kid_subset_size, kid_subsets=self.kid_subsets
-        )
-        require(
-            self.inception_reference is None or self.inception_weights is not None,
-            "evaluate.inception_reference needs evaluate.inception_weights",
-        )
+        alone = self.inception_reference is not None and self.inception_weights is None
+        refuse({f"inception_reference is {self.inception_reference!r}: set evaluate.inception_weights too": alone})

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tokenbridge.base.files import atomic_write_text
 from tokenbridge.config import Config, ConfigError, require
+from tokenbridge.config.types import did_you_mean
 
 PARAMS_FILE = "params.yaml"
 
@@ -27,12 +28,11 @@ def validate(composed: DictConfig) -> Config:
     missing = OmegaConf.missing_keys(composed)
     require(not missing, f"no value for {', '.join(sorted(missing))}: set it in conf/ or on the command line")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
-        config = OmegaConf.to_object(merged)
+        values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {_brief(error)}") from error
-    assert isinstance(config, Config)
-    return config
+    assert isinstance(values, dict)
+    return Config(**{str(name): value for name, value in values.items()})
 
 
 def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf")) -> DictConfig:
@@ -46,7 +46,9 @@ def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf"))
             composed = compose("config", overrides=list(overrides))
         OmegaConf.resolve(composed)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{_brief(error)} ({conf_dir} names every setting and choice)") from error
+        unknown = re.search(r"Could not override '([\w.]+)'", str(error))
+        guess = did_you_mean(Config, unknown[1].split(".")) if unknown else ""
+        raise ConfigError(f"{_brief(error).rstrip('.')}{guess} ({conf_dir} names every setting and choice)") from error
     validate(composed)
     return composed
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.loading import LoadError, load_whole
+from tokenbridge.config.model import GuidanceSchedule, RevealOrder, SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.sampling.sampler import Draws, SamplingSettings, sample_tokens
+from tokenbridge.sampling.sampler import Draws, sample_tokens
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, to_maps, to_sequence
 from tokenbridge.vae.autoencoder import decode_images, encode_moments
 
@@ -106,11 +107,11 @@ class TokenBridgePipeline(DiffusionPipeline):
         class_labels: Sequence[int | str],
         num_inference_steps: int | None = SamplingSettings.steps,
         guidance_scale: float = SamplingSettings.guidance_scale,
-        guidance_schedule: str = SamplingSettings.guidance_schedule,
+        guidance_schedule: GuidanceSchedule = SamplingSettings.guidance_schedule,
         guidance_interval: Sequence[float] = SamplingSettings.guidance_interval,
         temperature: float = SamplingSettings.temperature,
         top_p: float = SamplingSettings.top_p,
-        order: str = SamplingSettings.order,
+        order: RevealOrder = SamplingSettings.order,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         given: Tensor | None = None,
         keep: Tensor | np.ndarray | None = None,
@@ -132,7 +133,13 @@ class TokenBridgePipeline(DiffusionPipeline):
         if output_type not in ("pil", "np"):
             raise UserError(f"output_type is {output_type!r}: choose 'pil' or 'np'")
         settings = SamplingSettings(
-            num_inference_steps, guidance_scale, guidance_schedule, guidance_interval, temperature, top_p, order
+            steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            guidance_interval=guidance_interval,
+            temperature=temperature,
+            top_p=top_p,
+            order=order,
         )
         labels = torch.tensor([self.label_index(label) for label in class_labels], dtype=torch.long)
         generators = image_generators(generator, len(labels))

@@ -9,19 +9,19 @@ the random numbers of an image.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tokenbridge.base.errors import UserError
-from tokenbridge.config import GenerateConfig, check_sampling, require
+from tokenbridge.config import require
+from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model.transformer import TokenBridgeTransformer, gather, split_order
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
-MAX_DEFAULT_STEPS = 16
-MAX_LOGITS = 2**25  # in memory at once: a bound for heads that predict dimensions jointly
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as possible
+MOST_LOGITS = 2**25  # held at once: bounds memory when dimensions are predicted jointly
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as can be
 
 
 @dataclass(frozen=True)
@@ -45,50 +45,6 @@ class Draws:
 
     def to(self, device: torch.device) -> "Draws":
         return Draws(self.order.to(device), self.uniforms.to(device))
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """Settings of how tokens are drawn.
-
-    Attributes:
-        order: the order in which positions are revealed.
-            ``random``: each image has its own order, as in the paper.
-            ``raster``: row by row from the top left.
-            ``confidence``: each step draws all masked positions and keeps those of the highest mean log-probability
-            before temperature and top-p. The authors use it for clean backgrounds only, because it costs diversity.
-
-    Raises:
-        UserError: if a setting cannot work; the message names it.
-    """
-
-    steps: int | None = None  # None: one for each position to draw, at most MAX_DEFAULT_STEPS
-    guidance_scale: float = 2.0  # 1: no guidance
-    guidance_schedule: str = "linear"
-    guidance_interval: Sequence[float] = (0.0, 1.0)  # guidance acts while the share of revealed positions is in [a, b)
-    temperature: float = 1.0  # of the logits; 0 takes the likeliest level
-    top_p: float = 1.0  # draw among the fewest likeliest levels that together have this probability
-    order: str = "random"
-
-    def __post_init__(self) -> None:
-        require(self.steps is None or self.steps >= 1, f"steps is {self.steps}: use at least one step")
-        check_sampling(
-            "",
-            guidance_scale=self.guidance_scale,
-            guidance_schedule=self.guidance_schedule,
-            guidance_interval=self.guidance_interval,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            order=self.order,
-        )
-
-    @classmethod
-    def from_config(cls, config: GenerateConfig) -> "SamplingSettings":
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
-
-    def steps_for(self, positions: int) -> int:
-        """Return the number of steps for drawing ``positions`` positions."""
-        return min(positions, MAX_DEFAULT_STEPS) if self.steps is None else self.steps
 
 
 def masked_counts(positions: int, steps: int) -> list[int]:

@@ -15,7 +15,6 @@ from tokenbridge.base.seeding import generator
 from tokenbridge.config import GenerateConfig, LauncherConfig
 from tokenbridge.images.shards import write_manifest, write_shards
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
-from tokenbridge.sampling.sampler import SamplingSettings
 
 CHUNK = 250  # samples in one file; a file that is written survives a kill
 GRID_ROWS = 10  # classes that a picture shows
@@ -30,7 +29,7 @@ def draw_samples(pipeline: TokenBridgePipeline, indices: list[int], seed: int, c
     """Draw the samples with the numbers ``indices``, uint8 [n, 3, H, W]."""
     labels = torch.tensor([sample_label(i, len(pipeline.class_names)) for i in indices])
     generators = [generator(seed, "sample", i) for i in indices]
-    return pipeline.sample(labels, generators, SamplingSettings.from_config(config))
+    return pipeline.sample(labels, generators, config)
 
 
 def sample_chunks(folder: Path, count: int) -> list[Chunk]:

@@ -12,16 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from tokenbridge.base.checks import AUTO, BF16, Precision
 from tokenbridge.base.device import device_name, emulation_cost, has_bf16, pick_device, resolve_precision
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text
 from tokenbridge.base.protocols import MetricSink, Stop, never
-from tokenbridge.config import AUTO, BF16, LOCAL, Config
+from tokenbridge.config import Config
+from tokenbridge.config.launcher import LOCAL
 from tokenbridge.infra.launching import launch
 from tokenbridge.infra.launching.work import LOGS
 from tokenbridge.stages.runtime import StageRun
@@ -51,7 +53,7 @@ class StageContext:
         """The part of the stage's name after the @."""
         return self.name.partition("@")[2]
 
-    def precision(self, setting: str) -> str:
+    def precision(self, setting: Precision) -> Precision:
         """Return bf16 or fp32, the same in all processes. Rank 0 resolves ``setting``.
 
         A resumed stage keeps its precision. Rank 0 also prints the precision, tags the run with it, and writes it to
@@ -72,10 +74,10 @@ class StageContext:
         return chosen
 
 
-def begun_in(work: Path) -> str | None:
+def begun_in(work: Path) -> Precision | None:
     """Return the precision of the interrupted run that left this work folder, or None if there was none."""
     noted = work / PRECISION
-    return noted.read_text() if noted.exists() else None
+    return cast(Precision, noted.read_text()) if noted.exists() else None
 
 
 def check_resumable(work: Path, precision: str, device: torch.device) -> None:

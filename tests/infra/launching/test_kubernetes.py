@@ -15,7 +15,7 @@ from tests.conftest import LAUNCHER
 from tests.support.checkout import CHECKOUT
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json
-from tokenbridge.config import KubernetesConfig
+from tokenbridge.config.launcher import KubernetesConfig
 from tokenbridge.infra.launching import launch
 
 SCHEMA = read_json(CHECKOUT / "tests/assets/kubernetes_schema.json")

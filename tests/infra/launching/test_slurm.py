@@ -14,7 +14,7 @@ from tests.infra.launching.small_worker import undisturbed
 from tests.pipeline.project import wait_for
 from tests.support.slurm import SlurmCluster
 from tokenbridge.base.errors import UserError
-from tokenbridge.config import SlurmConfig
+from tokenbridge.config.launcher import SlurmConfig
 from tokenbridge.infra.launching import launch
 
 SLURM = SlurmConfig(

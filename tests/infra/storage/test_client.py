@@ -140,7 +140,7 @@ def test_only_addresses_of_s3_are_taken(uri: str) -> None:
 
 @pytest.mark.parametrize("endpoint", ["localhost:8333", "ftp://host", "http://"])
 def test_an_endpoint_is_an_http_address(endpoint: str) -> None:
-    with pytest.raises(ConfigError, match=r"storage\.endpoint is .*write http://host:port"):
+    with pytest.raises(ConfigError, match=r"endpoint is .*write http://host:port"):
         StorageConfig(endpoint=endpoint)
 
 

@@ -114,7 +114,7 @@ def test_a_tensor_left_over_is_named(tmp_path: Path, vae_folder: Path, name: str
     [
         ({"image_size": 64}, "16 positions.*8 x 8"),
         ({"heads": 5}, "5 heads"),
-        ({"latent_scale": 0.0}, "import.latent_scale is 0.0"),
+        ({"latent_scale": 0.0}, "latent_scale is 0.0: must be greater than 0"),
         ({"dimension_order": (1, 0)}, "names 2 of 16"),
         ({"dimension_order": (0,) * 16}, "not an order"),
         ({"image_size": 64, "vae_stride": 16}, "stride of 8"),

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from tests.support.small_data import write_moments
+from tokenbridge.base.checks import AUTO
 from tokenbridge.base.device import resolve_precision
 from tokenbridge.base.distributed import Processes
-from tokenbridge.config import AUTO, Config
+from tokenbridge.config import Config
 from tokenbridge.engine.ema import local_shard
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.memory import MemoryModel

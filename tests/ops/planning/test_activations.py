@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from tests.conftest import PRECISIONS
 from tests.ops.planning.conftest import batch, composed
 from tests.ops.planning.measuring import most_taken
-from tokenbridge.config import BF16, Config
+from tokenbridge.base.checks import BF16
+from tokenbridge.config import Config
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.planning.activations import Numerics, activations
 from tokenbridge.ops.planning.sizes import Parameters, Sizes, fresh_model

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.ops.planning.conftest import batch, composed, train_step
 from tokenbridge.config import Config, TrainConfig
+from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model.transformer import TokenBridgeTransformer
 from tokenbridge.ops.planning.flops import (
     BLOCK,
@@ -22,7 +23,7 @@ from tokenbridge.ops.planning.flops import (
     vae_flops,
 )
 from tokenbridge.ops.planning.sizes import Parameters, Sizes, fresh_model, meta_model
-from tokenbridge.sampling.sampler import SamplingSettings, masked_counts
+from tokenbridge.sampling.sampler import masked_counts
 
 IMAGES = 2
 

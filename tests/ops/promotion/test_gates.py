@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tokenbridge.config import ConfigError, PromotionConfig
+from tokenbridge.config import ConfigError
+from tokenbridge.config.operations import PromotionConfig
 from tokenbridge.ops.promotion.comparison import Comparison, Difference
 from tokenbridge.ops.promotion.decision import REFUSED, Decision
 from tokenbridge.ops.promotion.gates import Gate, absolute_gates, finite_gate, relative_gates, veto_gate

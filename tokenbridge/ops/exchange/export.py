@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import new_folder, read_json, sha256_file
+from tokenbridge.config.model import SamplingSettings
 from tokenbridge.config.params import flatten
 from tokenbridge.images.shards import MANIFEST, read_manifest
 from tokenbridge.infra.dvc import LOCK_FILE, LockedStage, md5_as_dvc, read_lock
@@ -19,7 +20,6 @@ from tokenbridge.infra.git import git_tags
 from tokenbridge.infra.lineage import belong_together, stages_behind
 from tokenbridge.ops.exchange.model_card import CARD, PICTURE, CardFacts, Report, render_card
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
-from tokenbridge.sampling.sampler import SamplingSettings
 
 IMAGES = "data/images"
 CALL_NAMES = {"steps": "num_inference_steps"}  # settings for which the pipeline's call has diffusers' name

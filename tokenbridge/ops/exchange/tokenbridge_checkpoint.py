@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tokenbridge.base.checks import require_positive
 from tokenbridge.base.files import new_folder
 from tokenbridge.config import Config
+from tokenbridge.config.types import Count, Positive, PositiveNumber, Settings
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.exchange.weights import ImportFailedError, fill, read_weights
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
@@ -56,20 +55,16 @@ TABLES = {  # one tensor of ours -> one released tensor for each dimension
 }
 
 
-@dataclass(frozen=True)
-class CheckpointSettings:
+class CheckpointSettings(Settings, frozen=True):
     """The settings that the shapes in a checkpoint do not show."""
 
-    heads: int  # of the encoder and the decoder
-    image_size: int  # pixels
-    vae_stride: int  # pixels for each position of the VAE
-    patch_size: int  # positions of the VAE for each position of the model
-    range: float  # the levels cover scaled latents in [-range, range]
-    latent_scale: float  # what the VAE's latents were multiplied by
-    dimension_order: tuple[int, ...]  # the dimension that the head predicts first, second, ...
-
-    def __post_init__(self) -> None:
-        require_positive("import", **{name: value for name, value in vars(self).items() if name != "dimension_order"})
+    heads: Positive  # of the encoder and the decoder
+    image_size: Positive  # pixels
+    vae_stride: Positive  # pixels for each position of the VAE
+    patch_size: Positive  # positions of the VAE for each position of the model
+    range: PositiveNumber  # the levels cover scaled latents in [-range, range]
+    latent_scale: PositiveNumber  # what the VAE's latents were multiplied by
+    dimension_order: tuple[Count, ...]  # the dimension that the head predicts first, second, ...
 
     @classmethod
     def of(cls, config: Config) -> "CheckpointSettings":

@@ -15,9 +15,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenbridge.config import Config, TrainConfig
+from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model.layers import MLP_RATIO
 from tokenbridge.ops.planning.sizes import Sizes, meta_vae
-from tokenbridge.sampling.sampler import SamplingSettings, guidance_at, masked_counts
+from tokenbridge.sampling.sampler import guidance_at, masked_counts
 from tokenbridge.training.batches import num_masked_positions
 
 BLOCK = 2 * (3 + 1 + 2 * MLP_RATIO)  # linear layers of a block, for each token and D squared: qkv, out, MLP

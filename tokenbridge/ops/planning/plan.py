@@ -4,7 +4,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tokenbridge.config import BF16, FP32, Config, PlanConfig, TrainConfig
+from tokenbridge.base.checks import BF16, FP32
+from tokenbridge.config import Config, TrainConfig
+from tokenbridge.config.operations import PlanConfig
 from tokenbridge.ops.planning.activations import Numerics
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.flops import Flops, recomputed_flops, sample_flops, train_flops, vae_flops
@@ -12,7 +14,6 @@ from tokenbridge.ops.planning.memory import GIB, Memory, MemoryModel, optimizer_
 from tokenbridge.ops.planning.schedule import HOUR, Schedule, Work, peak_flops, schedule_of
 from tokenbridge.ops.planning.sizes import Parameters, Sizes, meta_model
 from tokenbridge.ops.planning.volumes import Volumes
-from tokenbridge.sampling.sampler import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def plan_model(config: Config, name: str) -> Plan:
     at_once = cluster.images_at_once(recipe.batch_size)
     work = work_of(config, name, memory.parameters)
     volumes = Volumes.of(config, memory.parameters.total, memory.optimizer)
-    sample = sample_flops(memory.sizes, SamplingSettings.from_config(config.generate))
+    sample = sample_flops(memory.sizes, config.generate)
     encode, decode = vae_flops(config)
     limit = memory_limit(config.plan)
     speed = peak_flops(config.plan, numerics) * config.plan.mfu

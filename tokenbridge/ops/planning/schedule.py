@@ -7,7 +7,8 @@ the step waits for the rest. Bandwidths are the hardware's figures. A real netwo
 from dataclasses import dataclass
 
 from tokenbridge.base.seeding import EpochOrder
-from tokenbridge.config import PlanConfig, TrainConfig
+from tokenbridge.config import TrainConfig
+from tokenbridge.config.operations import PlanConfig
 from tokenbridge.ops.planning.activations import FULL, Numerics
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.flops import Flops

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tokenbridge.config import PromotionConfig
+from tokenbridge.config.operations import PromotionConfig
 from tokenbridge.ops.promotion.comparison import Comparison, Difference
 
 

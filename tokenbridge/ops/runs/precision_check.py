@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from tokenbridge.base.checks import AUTO, BF16
 from tokenbridge.base.device import best_device, emulation_cost, has_bf16
-from tokenbridge.config import AUTO, BF16, LOCAL, Config
+from tokenbridge.config import Config
+from tokenbridge.config.launcher import LOCAL
 from tokenbridge.infra.dvc import read_stages
 from tokenbridge.stages.context import begun_in, check_resumable
 from tokenbridge.stages.runtime import WORK

@@ -14,8 +14,8 @@ from tokenbridge.base.files import atomic_path
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.progress import Progress
 from tokenbridge.base.seeding import generator
+from tokenbridge.config.model import SamplingSettings
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
-from tokenbridge.sampling.sampler import SamplingSettings
 
 BATCH = 250  # images drawn at once: bounds memory
 

@@ -14,9 +14,9 @@ from tokenbridge.base.files import atomic_path
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.progress import Progress
 from tokenbridge.base.seeding import generator
+from tokenbridge.config.model import SamplingSettings
 from tokenbridge.images.decoding import open_whole
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
-from tokenbridge.sampling.sampler import SamplingSettings
 
 COVER_GREY = 127  # the grey that covers the parts that are not kept
 

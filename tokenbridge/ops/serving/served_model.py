@@ -41,7 +41,8 @@ class ServedModel(PythonModel):
 
     def read(self, number: int, row: dict[Any, Any]) -> dict[str, Any]:
         """Check a row, and return the arguments of the pipeline's call and the seed."""
-        from tokenbridge.sampling.sampler import SamplingSettings, masked_counts
+        from tokenbridge.config.model import SamplingSettings
+        from tokenbridge.sampling.sampler import masked_counts
 
         try:
             label = self.pipeline.label_index(row["class"])
