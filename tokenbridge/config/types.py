@@ -86,7 +86,7 @@ def _explain(settings: type, error: ValidationError) -> str:
 def _lines(settings: type, fault: ErrorDetails) -> list[str]:
     path = ".".join(map(str, fault["loc"]))
     cause = fault.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):  # of refuse
+    if isinstance(cause, ConfigError):  # raised by `refuse`
         return [f"{path}.{line}".lstrip(".") for line in str(cause).splitlines()]
     if fault["type"] == "unexpected_keyword_argument":
         return [f"{path} is no setting{did_you_mean(settings, fault['loc'])}"]
