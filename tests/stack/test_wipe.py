@@ -27,9 +27,9 @@ def a_wrong_password_loses_nothing(root: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
         refused = sync_all(root)
-        assert refused.pending == [tracker.id]
+        assert refused.sent == []
         assert "401" in str(refused.problem)
-    assert sync_all(root).completed == [tracker.id]
+    assert sync_all(root).sent == [tracker.id]
 
 
 def test_a_backup_brings_everything_back_and_strangers_are_kept_out(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from tokenbridge.infra.dvc import md5_as_dvc
-from tokenbridge.infra.tracking.logged_model import find_by_digest
+from tokenbridge.infra.tracking.logged_model import READY, find_models
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import Store
 from tokenbridge.infra.tracking.sync import sync_all
@@ -27,15 +28,15 @@ COLUMNS = {"class", "seed", "guidance_scale", "steps", "temperature"}
 def test_a_logged_pipeline_loads_and_generates(root: Path, store: Store, pipeline_folder: Path) -> None:
     with Tracker.open("train@micro", "key", root, system_interval=0) as tracker:
         tracker.model(pipeline_folder, "micro")
-    report = sync_all(root, keep=True)
-    assert report.refused == []
+    shutil.copytree(tracker.folder, root / "before")
+    sync_all(root)
+    assert not tracker.folder.exists()  # a refused record would stay
     (run,) = store.client.search_runs([store.experiment])
     uri = run.data.tags["model.micro"]
     (model,) = store.client.search_logged_models([store.experiment])
     assert (model.name, str(model.status), model.source_run_id) == ("micro", "READY", run.info.run_id)
-    found = find_by_digest(store, md5_as_dvc(pipeline_folder))
-    assert found is not None
-    assert found.model_id == model.model_id
+    (found,) = find_models(store, md5_as_dvc(pipeline_folder))
+    assert (found.model_id, found.status) == (model.model_id, READY)
 
     served = pyfunc.load_model(model.artifact_location, model_config={"max_rows": 3})
     assert set(served.metadata.signature.inputs.input_names()) == COLUMNS
@@ -51,6 +52,6 @@ def test_a_logged_pipeline_loads_and_generates(root: Path, store: Store, pipelin
     with pytest.raises(MlflowException, match="4 rows: ask for at most 3 at a time"):
         served.predict(pd.concat([rows, rows[:1]]))
 
-    (tracker.folder / "state.json").unlink()
+    (root / "before").rename(tracker.folder)
     sync_all(root)
     assert [m.model_id for m in store.client.search_logged_models([store.experiment])] == [uri.split("/")[-1]]

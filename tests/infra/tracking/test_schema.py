@@ -12,7 +12,7 @@ from mlflow.store.db.utils import _get_alembic_config
 from tokenbridge.infra.tracking.pending import find_spools
 from tokenbridge.infra.tracking.schema import known_revisions, revision
 from tokenbridge.infra.tracking.spool import Tracker
-from tokenbridge.infra.tracking.store import default_uri, find_run
+from tokenbridge.infra.tracking.store import connect, default_uri
 from tokenbridge.infra.tracking.sync import SyncReport, sync_all
 
 
@@ -45,7 +45,7 @@ def test_an_older_one_is_upgraded_and_a_copy_kept(root: Path, capsys: pytest.Cap
     assert old != known_revisions()[0]
     assert record(root, "after").problem is None
     assert revision(root / "mlflow.db") == known_revisions()[0]
-    assert None not in (find_run(root, "train@tiny", "before"), find_run(root, "train@tiny", "after"))
+    assert None not in (connect(root).made_by("train@tiny", "before"), connect(root).made_by("train@tiny", "after"))
     (copy,) = root.glob("mlflow.db.*")
     assert revision(copy) == old
     assert copy.name in capsys.readouterr().err
@@ -61,7 +61,7 @@ def test_a_newer_one_is_left_as_it_is_and_runs_wait(root: Path) -> None:
     assert not list(root.glob("mlflow.db.*"))
     mark(database, known_revisions()[0])  # as if the right MLflow was installed
     assert sync_all(root).problem is None
-    assert find_run(root, "train@tiny", "after") is not None
+    assert connect(root).made_by("train@tiny", "after") is not None
     assert not find_spools(root)
 
 

@@ -84,7 +84,7 @@ def test_without_a_server_work_goes_on_and_is_told_once(
     sync = LiveSync(tmp_path, interval=0.1)
     with sync, Tracker.open("fetch", "k", tmp_path) as tracker:
         train(tracker, 0, 10)
-        while not sync.told:
+        while not sync.troubled:
             time.sleep(0.05)
     assert time.monotonic() - started < 30
     assert capsys.readouterr().err.count("does not take runs now") == 1
@@ -119,7 +119,7 @@ def test_a_server_killed_in_the_middle_gets_the_rest_later(tmp_path: Path, serve
         server.kill()
         train(tracker, 3000, 6000)
         tracker.finish()
-    assert sync.told
+    assert sync.troubled
     server.start()
     sync_all(tmp_path)
     assert sorted(steps_of(tmp_path, tracker)) == list(range(6000))

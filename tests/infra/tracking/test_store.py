@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tokenbridge.base.errors import UserError
-from tokenbridge.infra.tracking.spool import Tracker
-from tokenbridge.infra.tracking.store import Store, connect, find_run, page_of, ui_command, ui_link
+from tokenbridge.infra.tracking.spool import Status, Tracker
+from tokenbridge.infra.tracking.store import Store, StoreError, connect, page_of, ui_command, ui_link
 from tokenbridge.infra.tracking.sync import sync_all
 
 CONNECT = """
@@ -19,7 +18,7 @@ print(connect(Path(".")).experiment)
 """
 
 
-def record(root: Path, key: str, status: str = "FINISHED") -> None:
+def record(root: Path, key: str, status: Status = "FINISHED") -> None:
     Tracker.open("train@tiny", key, root, system_interval=0).finish(status)
     sync_all(root)
 
@@ -49,26 +48,26 @@ def test_an_experiment_gets_what_it_lacks_and_keeps_what_it_has(root: Path, stor
 
 def test_a_run_is_found_by_stage_and_key_when_it_finished(root: Path, store: Store) -> None:
     record(root, "a", "FAILED")
-    assert find_run(root, "train@tiny", "a") is None
+    assert store.made_by("train@tiny", "a") is None
     record(root, "a")
-    first = find_run(root, "train@tiny", "a")
+    first = store.made_by("train@tiny", "a")
     record(root, "a")
-    newest = find_run(root, "train@tiny", "a")
+    newest = store.made_by("train@tiny", "a")
     assert None not in (first, newest)
     assert first != newest
-    assert find_run(root, "train@tiny", "b") is None
-    assert find_run(root, "train@base", "a") is None
+    assert store.made_by("train@tiny", "b") is None
+    assert store.made_by("train@base", "a") is None
 
 
-def test_nobody_to_ask_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_has_no_page_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert find_run(tmp_path, "train@tiny", "a") is None
+    assert page_of(tmp_path, "any") is None
 
 
 def test_a_trashed_experiment_is_taken_out_again(root: Path, store: Store) -> None:
     store.client.delete_experiment(store.experiment)
     record(root, "a")
-    assert find_run(root, "train@tiny", "a") is not None
+    assert store.made_by("train@tiny", "a") is not None
 
 
 def test_the_page_shows_the_local_store(root: Path) -> None:
@@ -92,5 +91,5 @@ def test_a_run_has_a_page_once_it_was_sent(root: Path, store: Store) -> None:
 def test_a_server_has_its_own_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:9")
     assert ui_command(tmp_path) is None
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 does not answer"):
+    with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9 does not answer"):
         ui_link(tmp_path)

@@ -21,6 +21,7 @@ from tokenbridge.config.params import load_params
 from tokenbridge.images.shards import MANIFEST
 from tokenbridge.infra.dvc import md5_as_dvc
 from tokenbridge.infra.tracking.registry import VETO, Registry, RegistryError
+from tokenbridge.infra.tracking.store import StoreError
 from tokenbridge.ops.promotion import PromotionError
 from tokenbridge.ops.promotion.cli import add_commands
 from tokenbridge.ops.promotion.measurement import Bench
@@ -287,7 +288,7 @@ def test_what_cannot_be_asked_for_is_said_at_once(
 
 def test_a_store_that_does_not_answer_is_named(arena: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(RegistryError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"):
+    with pytest.raises(StoreError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"):
         arena.promote()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 from mlflow import pyfunc
-from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 
@@ -18,6 +18,7 @@ import tokenbridge
 from tokenbridge.infra.dvc import md5_as_dvc
 from tokenbridge.infra.tracking.store import Store
 
+READY = LoggedModelStatus.READY
 MODEL_MD5 = "model.md5"  # tag: the model's digest, as in dvc.lock
 MAX_ROWS, MAX_STEPS = 64, 256  # per request; `model_config` of pyfunc.load_model and models serve overrides them
 PACKAGE = Path(tokenbridge.__file__).parent
@@ -34,37 +35,29 @@ SIGNATURE = ModelSignature(
 EXAMPLE = {"class": "0", "seed": 0, "guidance_scale": 2.0, "temperature": 1.0}
 
 
-def log_model(store: Store, run_id: str, pipeline: Path, name: str, mark: str) -> str:
+def log_model(store: Store, run_id: str, pipeline: Path, name: str) -> str:
     """Log the folder ``pipeline`` as model ``name`` of a run, and return the model's id.
 
-    Args:
-        mark: identifies this model within its run; a model partly logged under it is completed, not logged again.
+    This may be repeated. A model that a killed call has logged in part is completed.
     """
-    tags = {"spool.file": mark, MODEL_MD5: md5_as_dvc(pipeline)}
-    model = find_model(store, run_id, mark) or store.client.create_logged_model(
-        store.experiment, name, source_run_id=run_id, tags=tags, model_type="tokenbridge"
+    md5 = md5_as_dvc(pipeline)
+    model = next((model for model in find_models(store, md5) if model.source_run_id == run_id), None)
+    model = model or store.client.create_logged_model(
+        store.experiment, name, source_run_id=run_id, tags={MODEL_MD5: md5}, model_type="tokenbridge"
     )
-    if str(model.status) != "READY":
+    if model.status != READY:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             save_model(pipeline, folder, run_id, model.model_id)
             store.client.log_model_artifacts(model.model_id, str(folder))
-        store.client.finalize_logged_model(model.model_id, "READY")
+        store.client.finalize_logged_model(model.model_id, READY)
     store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     return str(model.model_id)
 
 
-def find_model(store: Store, run_id: str, mark: str) -> LoggedModel | None:
-    found = store.client.search_logged_models(
-        [store.experiment], f"source_run_id = '{run_id}' and tags.`spool.file` = '{mark}'"
-    )
-    return found[0] if found else None
-
-
-def find_by_digest(store: Store, md5: str) -> LoggedModel | None:
-    """Return a completely logged model of this digest, from any run, or None."""
-    found = store.client.search_logged_models([store.experiment], f"tags.`{MODEL_MD5}` = '{md5}'")
-    return next((model for model in found if str(model.status) == "READY"), None)
+def find_models(store: Store, md5: str) -> list[LoggedModel]:
+    """Return the logged models of this digest, from any run."""
+    return list(store.client.search_logged_models([store.experiment], f"tags.`{MODEL_MD5}` = '{md5}'"))
 
 
 def save_model(pipeline: Path, folder: Path, run_id: str, model_id: str) -> None:

@@ -6,7 +6,7 @@ key. The tag has the form that MLflow's own pages write when a view is saved the
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from urllib.parse import quote, urlsplit
 
 LOCAL_ADDRESS = ("127.0.0.1", 5000)  # where `tokenbridge ui` serves the local store
@@ -40,55 +40,34 @@ MARGIN, LETTER, NARROWEST = 20, 7, 11  # pixels around a name; pixels per letter
 HEADLINES = (*DISTANCES, "class_accuracy", "validation_loss")  # the metrics by which pipelines are compared
 
 
-@dataclass(frozen=True)
-class View:
-    """Columns of the runs table, from left to right, and which runs it shows.
-
-    Attributes:
-        filter: MLflow's search expression. An empty one shows all runs.
-    """
-
-    name: str
-    metrics: tuple[str, ...]
-    params: tuple[str, ...]
-    tags: tuple[str, ...]
-    filter: str = ""
-
-    def as_tag(self) -> str:
-        """Return the tag's value in the form that MLflow's pages expect."""
-        names = {f"{kind}.`{name}`": name for kind in ("metrics", "params", "tags") for name in getattr(self, kind)}
-        widths = {column: MARGIN + LETTER * max(len(name), NARROWEST) for column, name in names.items()}
-        state = {
-            "searchFilter": self.filter,
-            "selectedColumns": [DURATION, *names],
-            "columnOrder": [*FIRST_COLUMNS, *names],
-            "columnWidths": FIRST_COLUMNS | widths,
-        }
-        now = time.time_ns() // 1_000_000
-        return json.dumps({"name": self.name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
+PIPELINES, TRAININGS = "pipelines", "trainings"  # keys of the views
 
 
-PIPELINES = "pipelines"
-VIEWS = {
-    PIPELINES: View(
-        name="Pipelines",
-        metrics=HEADLINES,
-        params=("data", "models"),
-        tags=("git.commit",),
-    ),
-    "trainings": View(
-        name="Trainings",
-        filter="tags.stage LIKE 'train@%'",
-        metrics=("validation_loss", "gradient_norm", "parameters"),
-        params=("train_on",),
-        tags=("stage.key", "git.commit"),
-    ),
-}
+def view(name: str, metrics: Sequence[str], params: Sequence[str], tags: Sequence[str], search: str = "") -> str:
+    """Return a saved view as MLflow's pages write it: columns from left to right, and a search expression for runs."""
+    kinds = {"metrics": metrics, "params": params, "tags": tags}
+    names = {f"{kind}.`{name}`": name for kind, columns in kinds.items() for name in columns}
+    widths = {column: MARGIN + LETTER * max(len(name), NARROWEST) for column, name in names.items()}
+    state = {
+        "searchFilter": search,
+        "selectedColumns": [DURATION, *names],
+        "columnOrder": [*FIRST_COLUMNS, *names],
+        "columnWidths": FIRST_COLUMNS | widths,
+    }
+    now = time.time_ns() // 1_000_000
+    return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
 
 
 def experiment_tags() -> dict[str, str]:
     """Return the tags that the experiment gets. People may change them in MLflow's pages."""
-    return {DESCRIPTION_TAG: DESCRIPTION} | {VIEW_TAG + key: view.as_tag() for key, view in VIEWS.items()}
+    trainings = ("validation_loss", "gradient_norm", "parameters")
+    return {
+        DESCRIPTION_TAG: DESCRIPTION,
+        VIEW_TAG + PIPELINES: view("Pipelines", HEADLINES, ["data", "models"], ["git.commit"]),
+        VIEW_TAG + TRAININGS: view(
+            "Trainings", trainings, ["train_on"], ["stage.key", "git.commit"], search="tags.stage LIKE 'train@%'"
+        ),
+    }
 
 
 def address(tracking_uri: str) -> str:

@@ -1,7 +1,6 @@
 """Spools as the syncer sees them: which have news, their events, and how much of each was sent."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
 
 @dataclass
 class SyncState:
-    """How much of a spool was sent, and to which store."""
+    """How much of a spool was sent, and to which run of which store."""
 
     store: str = ""
     run_id: str | None = None
@@ -29,35 +28,28 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.id = folder, folder.name
-        self.events_path = folder / "events.jsonl"
-
-    def exists(self) -> bool:
-        return (self.folder / "meta.json").exists()
-
-    def meta(self) -> dict[str, Any]:
-        content: dict[str, Any] = read_json(self.folder / "meta.json")
-        return content
+        self.events_path, self.state_path = folder / "events.jsonl", folder / "state.json"
 
     def state(self) -> SyncState:
-        path = self.folder / "state.json"
-        return SyncState(**read_json(path)) if path.exists() else SyncState()
+        return SyncState(**read_json(self.state_path)) if self.state_path.exists() else SyncState()
 
     def save(self, state: SyncState) -> None:
-        write_json(self.folder / "state.json", asdict(state))
+        write_json(self.state_path, asdict(state))
 
     def abandoned(self) -> bool:
         """Return whether the writing process has ended, for whatever reason."""
-        lock = FileLock(self.folder / "writer.lock")
         try:
-            with lock.acquire(blocking=False):
+            with FileLock(self.folder / "writer.lock", blocking=False):
                 return True
         except Timeout:
             return False
 
     def has_news(self) -> bool:
+        """Return whether a pass over the spool would send or delete something."""
         state = self.state()
-        grown = self.events_path.stat().st_size > state.offset
-        return not state.done and (grown or state.run_id is None or self.abandoned())
+        if state.done:
+            return not state.refused  # a kill prevented its deletion
+        return self.events_path.stat().st_size > state.offset or self.abandoned()
 
     def events(self, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (offset behind the event, event), from ``offset`` to the line that is the last whole one now.
@@ -73,15 +65,7 @@ class Spool:
                 offset += len(line)
                 yield offset, json.loads(line)
 
-    def last_time(self) -> int:
-        """Return the time of the last write, in milliseconds."""
-        return self.events_path.stat().st_mtime_ns // 1_000_000
-
-    def delete(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def find_spools(root: Path) -> list[Spool]:
     """Return all spools under ``root``, oldest first."""
-    folders = sorted((root / SPOOL_FOLDER).glob("*/meta.json"))
-    return [Spool(path.parent) for path in folders]
+    return [Spool(path.parent) for path in sorted((root / SPOOL_FOLDER).glob("*/meta.json"))]

@@ -9,7 +9,7 @@ from mlflow.entities import Run
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import PARAMS_FILE
 from tokenbridge.infra.dvc import LOCK_FILE
-from tokenbridge.infra.tracking.store import Store, connect
+from tokenbridge.infra.tracking.store import Store, open_store
 
 PIPELINE = "pipeline"  # value of the tag `stage` of a pipeline run
 PATCH_FILE = "uncommitted.patch"
@@ -52,15 +52,14 @@ def read_recorded(root: Path, run_id: str) -> RecordedRun:
 
     Raises:
         RecordError: if MLflow has no such run, or its record is incomplete.
+        StoreError: if MLflow does not answer.
     """
-    store = connect(root)
-    run = _pipeline_run(store, run_id)
-    tags = run.data.tags
-    files = _files(store, run)
-    missing = [name for name in (PARAMS_FILE, LOCK_FILE) if name not in files]
-    if missing or "git.commit" not in tags:
-        what = ", ".join([*missing, *([] if "git.commit" in tags else ["the git commit"])])
-        raise RecordError(f"run {run.info.run_id} has not recorded {what}: is it still at work, or was it cut short?")
+    with open_store(root) as store:
+        run = _pipeline_run(store, run_id)
+        files, tags = _files(store, run), run.data.tags
+    if missing := {PARAMS_FILE, LOCK_FILE, "git.commit"} - files.keys() - tags.keys():
+        what = ", ".join(sorted(missing))
+        raise RecordError(f"run {run.info.run_id} has not recorded {what}: is it still running, or was it cut short?")
     if tags["git.dirty"] == "true" and PATCH_FILE not in files:
         raise RecordError(f"run {run.info.run_id} was made with files that were not committed, nor recorded")
     return RecordedRun(
@@ -77,9 +76,9 @@ def read_recorded(root: Path, run_id: str) -> RecordedRun:
 
 
 def _pipeline_run(store: Store, run_id: str) -> Run:
-    run = store.run(run_id)
-    if run is None:
+    if store.newest(f"attributes.run_id = '{run_id}'") is None:
         raise RecordError(f"{store.uri} has no run {run_id}: take the id of a `{PIPELINE}` row from MLflow's page")
+    run = store.client.get_run(run_id)
     if run.data.tags.get("stage") == PIPELINE:
         return run
     parent = run.data.tags.get("mlflow.parentRunId")
@@ -90,9 +89,7 @@ def _pipeline_run(store: Store, run_id: str) -> Run:
 
 def _files(store: Store, run: Run) -> dict[str, bytes]:
     """Return the record's files by name, from the top level of the run's artifacts."""
-    names = [item.path for item in store.client.list_artifacts(run.info.run_id) if not item.is_dir]
-    wanted = [name for name in names if name in (PARAMS_FILE, LOCK_FILE, PATCH_FILE, PACKAGES_FILE)]
+    client, run_id = store.client, run.info.run_id
+    wanted = {PARAMS_FILE, LOCK_FILE, PATCH_FILE, PACKAGES_FILE} & {item.path for item in client.list_artifacts(run_id)}
     with tempfile.TemporaryDirectory() as scratch:
-        return {
-            name: Path(store.client.download_artifacts(run.info.run_id, name, scratch)).read_bytes() for name in wanted
-        }
+        return {name: Path(client.download_artifacts(run_id, name, scratch)).read_bytes() for name in wanted}

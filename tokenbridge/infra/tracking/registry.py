@@ -7,7 +7,7 @@ that version. It makes no new version, because there is nothing else to serve.
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,22 @@ from mlflow.exceptions import MlflowException
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_path
 from tokenbridge.infra.dvc import md5_as_dvc
-from tokenbridge.infra.tracking.logged_model import MODEL_MD5, find_by_digest, log_model
-from tokenbridge.infra.tracking.store import Store, connect, tracking_uri
+from tokenbridge.infra.tracking.logged_model import MODEL_MD5, READY, find_models, log_model
+from tokenbridge.infra.tracking.store import Store, open_store
 
 CHAMPION, PREVIOUS = "champion", "previous"
 VETO = "veto"  # tag: who forbids the promotion of this version, and why
 MODEL_ID = "model.id"  # tag: MLflow's id of the logged model
 EVALUATION = "evaluation.md5"  # tag: digest of the report that the metrics come from
 METRIC = "metric."  # prefix of the tags that hold metrics
-LONGEST_DESCRIPTION = 5000  # characters; MLflow's databases hold no more
+LONGEST_DESCRIPTION = 5000  # characters; MLflow's databases hold no more. The run has the whole card
 LONGEST_TAG = 5000
 DESCRIPTION = """Evaluated models of one recipe, registered by `tokenbridge repro` and the flows. `tokenbridge promote`
 moves the alias **champion**, and keeps the one before as **previous**; the tag `veto` on a version forbids it."""
 
 
 class RegistryError(UserError):
-    """The registry lacks what was asked for, or does not answer."""
+    """The registry lacks what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -70,24 +70,18 @@ def open_registry(root: Path) -> Iterator["Registry"]:
     """Open the registry of the store in use.
 
     Raises:
-        RegistryError: if the registry does not answer, now or in the ``with`` block.
+        StoreError: if MLflow does not answer or refuses, now or in the ``with`` block.
     """
-    try:
-        yield Registry(connect(root))
-    except MlflowException as error:
-        raise RegistryError(
-            f"MLflow at {tracking_uri(root)} does not answer, or refuses: {str(error).splitlines()[0]}. "
-            "Mend that, or point MLFLOW_TRACKING_URI at another"
-        ) from error
+    with open_store(root) as store:
+        yield Registry(store)
 
 
 def is_registered(root: Path, name: str, tags: dict[str, str]) -> bool:
     """Return whether a version has exactly this model and this evaluation. Return False if MLflow does not answer."""
-    try:
-        version = Registry(connect(root)).of_model(name, tags[MODEL_MD5])
-    except (MlflowException, OSError):
-        return False
-    return version is not None and version.tags.get(EVALUATION) == tags[EVALUATION]
+    with suppress(UserError, OSError), open_registry(root) as registry:
+        version = registry.of_model(name, tags[MODEL_MD5])
+        return version is not None and version.tags.get(EVALUATION) == tags[EVALUATION]
+    return False
 
 
 class Registry:
@@ -107,18 +101,17 @@ class Registry:
         Raises:
             RegistryError: if there is no such version; the message names the existing ones.
         """
-        versions = self.versions(name)
+        versions = {version.number: version for version in self.versions(name)}
         if not versions:
             names = ", ".join(model.name for model in self.client.search_registered_models()) or "none"
             raise RegistryError(
                 f"no version of {name} is registered: `tokenbridge repro` registers what it evaluates "
                 f"(registered models: {names})"
             )
-        numbers = ", ".join(str(version.number) for version in versions)
-        chosen = [version for version in versions if number in (None, version.number)]
-        if not chosen:
-            raise RegistryError(f"{name} has no version {number}: choose one of {numbers}")
-        return chosen[0]
+        chosen = max(versions) if number is None else number
+        if chosen not in versions:
+            raise RegistryError(f"{name} has no version {chosen}: choose one of {', '.join(map(str, versions))}")
+        return versions[chosen]
 
     def holder(self, name: str, alias: str) -> Version | None:
         """Return the version that has the alias, or None."""
@@ -143,10 +136,9 @@ class Registry:
         """
         if folder.exists():
             return
-        (artifact,) = self.client.list_logged_model_artifacts(version.model_id, "artifacts")
-        uri = f"{self.client.get_logged_model(version.model_id).artifact_location}/{artifact.path}"
+        uri = f"{self.client.get_logged_model(version.model_id).artifact_location}/artifacts"
         with atomic_path(folder) as target, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            came = Path(download_artifacts(uri, dst_path=scratch, tracking_uri=self.store.uri))
+            (came,) = Path(download_artifacts(uri, dst_path=scratch, tracking_uri=self.store.uri)).iterdir()
             if md5_as_dvc(came) != version.md5:
                 raise RegistryError(f"the files of {version} are not what was registered: veto it, and retrain")
             shutil.move(came, target)
@@ -158,13 +150,13 @@ def register(store: Store, run_id: str, folder: Path, event: dict[str, Any]) -> 
     This may be repeated. A model that is not in this store is logged first, as a model of run ``run_id``.
     """
     registry, name, tags = Registry(store), event["name"], event["tags"]
-    logged = find_by_digest(store, tags[MODEL_MD5])
-    model_id = logged.model_id if logged else log_model(store, run_id, folder, event["model"], mark=event["file"])
+    logged = (model.model_id for model in find_models(store, tags[MODEL_MD5]) if model.status == READY)
+    model_id = next(logged, None) or log_model(store, run_id, folder, event["model"])
     version = registry.of_model(name, tags[MODEL_MD5]) or _create(registry, run_id, name, model_id, tags)
     registry.tag(version, tags)
     for outdated in [key for key in version.tags if key.startswith(METRIC) and key not in tags]:
         store.client.delete_model_version_tag(name, str(version.number), outdated)
-    store.client.update_model_version(name, str(version.number), _shortened(event["description"]))
+    store.client.update_model_version(name, str(version.number), event["description"][:LONGEST_DESCRIPTION])
     store.client.log_batch(
         run_id, metrics=[Metric(key, v, event["time"], 0, model_id=model_id) for key, v in event["metrics"].items()]
     )
@@ -180,11 +172,6 @@ def _create(registry: Registry, run_id: str, name: str, model_id: str, tags: dic
     identity = {MODEL_MD5: tags[MODEL_MD5], MODEL_ID: model_id}
     location = registry.client.get_logged_model(model_id).artifact_location  # MLflow seeks models:/ in another store
     return _version(registry.client.create_model_version(name, location, run_id, identity, model_id=model_id))
-
-
-def _shortened(text: str) -> str:
-    """Cut a description to the length that MLflow holds. The run holds the whole text as an artifact."""
-    return text if len(text) <= LONGEST_DESCRIPTION else text[: LONGEST_DESCRIPTION - 3] + "..."
 
 
 def _version(entry: ModelVersion) -> Version:

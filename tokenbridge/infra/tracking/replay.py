@@ -8,23 +8,24 @@ import getpass
 import json
 import re
 from collections.abc import Iterator
+from itertools import groupby, islice
 from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from tokenbridge.base.files import read_json
 from tokenbridge.config.params import flatten
 from tokenbridge.infra.tracking.logged_model import log_model
 from tokenbridge.infra.tracking.pending import Spool, SyncState
 from tokenbridge.infra.tracking.registry import register
-from tokenbridge.infra.tracking.store import Store
+from tokenbridge.infra.tracking.store import Store, say
 
 LIGHT = ("metrics", "params", "tags")  # events that are gathered into batches
 EVENTS_PER_BATCH = 200
-ITEMS_PER_REQUEST = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's own limits
-LONGEST_VALUE = 5000  # characters of a parameter or tag; MLflow cuts at 6000 and 8000
 LONGEST_DIGEST = 36  # characters; MLflow takes no more
 TRY_AGAIN_STATUS = (401, 403, 404, 408, 429)  # besides 5xx: a later attempt may succeed
+Event = dict[str, Any]
 
 
 def is_refusal(error: Exception) -> bool:
@@ -32,9 +33,9 @@ def is_refusal(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
         return 400 <= status < 500 and status not in TRY_AGAIN_STATUS
-    if isinstance(error, FileNotFoundError):
-        return True  # a file of the spool was removed
-    return isinstance(error, ValueError | TypeError | ImportError | AttributeError) and not isinstance(error, OSError)
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError)  # a file of the spool was removed
+    return isinstance(error, ValueError | TypeError | ImportError | AttributeError)
 
 
 def clean_name(name: str) -> str:
@@ -42,38 +43,28 @@ def clean_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:250]
 
 
-def batches(events: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def batches(events: Iterator[tuple[int, Event]]) -> Iterator[tuple[int, list[Event]]]:
     """Yield (offset behind the events, events) in order: light events in batches, every other event alone."""
-    gathered: list[dict[str, Any]] = []
-    end = 0
-    for offset, event in events:
-        light = event["type"] in LIGHT
-        if gathered and (not light or len(gathered) == EVENTS_PER_BATCH):
-            yield end, gathered
-            gathered = []
-        if light:
-            gathered.append(event)
+    for light, neighbours in groupby(events, key=lambda item: item[1]["type"] in LIGHT):
+        while batch := list(islice(neighbours, EVENTS_PER_BATCH if light else 1)):
+            yield batch[-1][0], [event for _, event in batch]
+
+
+def entities(events: list[Event]) -> dict[str, list[Any]]:
+    """Return light events as arguments of ``MlflowClient.log_batch``, which cuts texts that are too long."""
+    batch: dict[str, list[Any]] = {kind: [] for kind in LIGHT}
+    for event in events:
+        kind, values = event["type"], event["values"]
+        if kind == "metrics":
+            batch[kind] += [Metric(clean_name(key), v, event["time"], event["step"]) for key, v in values.items()]
         else:
-            yield offset, [event]
-        end = offset
-    if gathered:
-        yield end, gathered
-
-
-def ensure_run(store: Store, spool: Spool) -> SyncState:
-    """Return the spool's state with a run in this store: the run it had, one found by its tag, or a new one."""
-    state = spool.state()
-    lost = state.run_id is not None and store.run(state.run_id) is None
-    if state.store != store.uri or lost:
-        state = SyncState(store=store.uri)  # another store, or an emptied one, gets all events
-    if state.run_id is None:
-        state.run_id = store.newest(f"tags.spool = '{spool.id}'") or create_run(store, spool)
-        spool.save(state)
-    return state
+            texts = {clean_name(k): v if isinstance(v, str) else json.dumps(v) for k, v in flatten(values).items()}
+            batch[kind] += [(Param if kind == "params" else RunTag)(key, text) for key, text in texts.items()]
+    return batch
 
 
 def create_run(store: Store, spool: Spool) -> str:
-    meta = spool.meta()
+    meta = read_json(spool.folder / "meta.json")
     tags = {
         "spool": spool.id,
         "stage": meta["stage"],
@@ -81,21 +72,11 @@ def create_run(store: Store, spool: Spool) -> str:
         "mlflow.user": getpass.getuser(),
         "mlflow.source.name": f"tokenbridge {meta['stage']}",
     }
-    if parent := find_parent(store, spool, meta["parent"]):
+    # spools are sent oldest first, so the parent has its run
+    if meta["parent"] and (parent := store.newest(f"tags.spool = '{meta['parent']}'")):
         tags["mlflow.parentRunId"] = parent
-    name = meta.get("name", meta["stage"])  # a spool of an earlier version has no name
-    run = store.client.create_run(store.experiment, start_time=meta["start"], tags=tags, run_name=name)
+    run = store.client.create_run(store.experiment, start_time=meta["start"], tags=tags, run_name=meta["name"])
     return str(run.info.run_id)
-
-
-def find_parent(store: Store, spool: Spool, parent: str | None) -> str | None:
-    """Return the parent's run id. If the parent has only a spool, create its run first."""
-    if parent is None:
-        return None
-    beside = Spool(spool.folder.parent / parent)
-    if beside.exists():
-        return ensure_run(store, beside).run_id
-    return store.newest(f"tags.spool = '{parent}'") or (parent if store.run(parent) else None)
 
 
 class Replay:
@@ -103,106 +84,65 @@ class Replay:
 
     def __init__(self, store: Store, spool: Spool) -> None:
         self.store, self.client, self.spool = store, store.client, spool
-        self.state = ensure_run(store, spool)
-        assert self.state.run_id is not None
-        self.run_id: str = self.state.run_id
+        self.run_id = store.newest(f"tags.spool = '{spool.id}'") or create_run(store, spool)
+        self.state = spool.state()
+        if (self.state.store, self.state.run_id) != (store.uri, self.run_id):
+            self.state = SyncState(store.uri, self.run_id)  # another store, or an emptied one, gets all events
 
     def send(self) -> SyncState:
         abandoned = self.spool.abandoned()  # asked first, so that the last events of a writer that ended are read too
         for offset, events in batches(self.spool.events(self.state.offset)):
-            if events[0]["type"] in LIGHT:
-                self.send_batch(events)
-            else:
-                self.send_event(events[0])
+            self.send_events(events)
             self.state.offset = offset
             self.spool.save(self.state)
         if abandoned and not self.state.done:
-            self.finish("KILLED", self.spool.last_time())
+            last_write = self.spool.events_path.stat().st_mtime_ns // 1_000_000
+            self.send_finish({"status": "KILLED", "time": last_write})
             self.spool.save(self.state)
         return self.state
 
-    def send_batch(self, events: list[dict[str, Any]]) -> None:
-        items: dict[str, list[Any]] = {kind: [] for kind in LIGHT}
-        for event in events:
-            values = event["values"]
-            if event["type"] == "metrics":
-                items["metrics"] += [Metric(clean_name(k), v, event["time"], event["step"]) for k, v in values.items()]
-            elif event["type"] == "params":
-                items["params"] += [Param(*self.text_item("params", k, v)) for k, v in flatten(values).items()]
+    def send_events(self, events: list[Event]) -> None:
+        """Send light events together, or one other event. Only events that MLflow refuses are left out."""
+        kind = events[0]["type"]
+        try:
+            if kind in LIGHT:
+                self.client.log_batch(self.run_id, **entities(events))
             else:
-                items["tags"] += [RunTag(*self.text_item("tags", k, v)) for k, v in values.items()]
-        for kind, entities in items.items():
-            size = ITEMS_PER_REQUEST[kind]
-            for start in range(0, len(entities), size):
-                self.log(kind, entities[start : start + size])
-
-    def text_item(self, kind: str, key: str, value: Any) -> tuple[str, str]:
-        """Return name and text of a parameter or tag. Cut a long text, and log the whole text as an artifact."""
-        name, text = clean_name(key), value if isinstance(value, str) else json.dumps(value)
-        if len(text) <= LONGEST_VALUE:
-            return name, text
-        path = f"{kind}/{name}.txt"
-        self.client.log_text(self.run_id, text, path)
-        return name, f"{text[:LONGEST_VALUE]}... (whole in artifact {path})"
-
-    def log(self, kind: str, items: list[Any]) -> None:
-        """Log a batch. If it is refused, halve it until only the refused items are left out."""
-        try:
-            self.client.log_batch(self.run_id, **{kind: items})
+                getattr(self, f"send_{kind}")(events[0])
         except Exception as error:
             if not is_refusal(error):
                 raise
-            if len(items) == 1:
-                self.refuse(f"{kind} {items[0].key} = {items[0].value}", error)
-                return
-            middle = len(items) // 2
-            self.log(kind, items[:middle])
-            self.log(kind, items[middle:])
+            if len(events) == 1:
+                self.refuse(f"{json.dumps(events[0])}: {error}")
+            else:
+                for event in events:
+                    self.send_events([event])
 
-    def send_event(self, event: dict[str, Any]) -> None:
-        try:
-            getattr(self, f"send_{event['type']}")(event)
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            self.refuse(json.dumps(event), error)
+    def refuse(self, what: str) -> None:
+        say(f"MLflow refused a record, which stays in {self.spool.folder}: {what}")
+        self.state.refused.append(what)
+        self.client.set_tag(self.run_id, "sync.refused", "\n".join(self.state.refused))
 
-    def refuse(self, what: str, error: Exception) -> None:
-        self.state.refused.append(f"{what}: {error}")
-
-    def send_artifact(self, event: dict[str, Any]) -> None:
+    def send_artifact(self, event: Event) -> None:
         self.client.log_artifact(self.run_id, str(self.spool.folder / event["file"]), event["folder"] or None)
 
-    def send_dataset(self, event: dict[str, Any]) -> None:
-        digest, source = event["digest"], event["source"]
-        dataset = Dataset(
-            name=event["name"],
-            digest=digest[:LONGEST_DIGEST],
-            source_type="local",
-            source=json.dumps({"uri": source}),
-            profile=json.dumps({"digest": digest}),
-        )
-        tags = [InputTag("mlflow.data.context", event["context"]), InputTag("digest", digest)]
+    def send_dataset(self, event: Event) -> None:
+        source = json.dumps({"uri": event["source"]})
+        dataset = Dataset(event["name"], event["digest"][:LONGEST_DIGEST], source_type="local", source=source)
+        tags = [InputTag("mlflow.data.context", event["context"]), InputTag("digest", event["digest"])]
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
 
-    def send_model(self, event: dict[str, Any]) -> None:
-        pipeline = self.spool.folder / event["file"]
-        model_id = log_model(self.store, self.run_id, pipeline, event["name"], mark=event["file"])
+    def send_model(self, event: Event) -> None:
+        model_id = log_model(self.store, self.run_id, self.spool.folder / event["file"], event["name"])
         self.client.set_tag(self.run_id, f"model.{event['name']}", f"models:/{model_id}")
 
-    def send_version(self, event: dict[str, Any]) -> None:
+    def send_version(self, event: Event) -> None:
         register(self.store, self.run_id, self.spool.folder / event["file"], event)
 
-    def send_reused(self, event: dict[str, Any]) -> None:
+    def send_reused(self, event: Event) -> None:
         maker = self.store.made_by(event["stage"], event["key"])
         self.client.set_tag(self.run_id, f"reused.{clean_name(event['stage'])}", maker or "a run unknown to this store")
 
-    def send_finish(self, event: dict[str, Any]) -> None:
-        self.finish(event["status"], event["time"])
-
-    def finish(self, status: str, end: int) -> None:
-        if self.state.refused:
-            self.client.log_text(self.run_id, "\n".join(self.state.refused) + "\n", "sync/refused.txt")
-            self.client.set_tag(self.run_id, "sync.refused", str(len(self.state.refused)))
-        self.client.set_terminated(self.run_id, status, end)
+    def send_finish(self, event: Event) -> None:
+        self.client.set_terminated(self.run_id, event["status"], event["time"])
         self.state.done = True

@@ -6,10 +6,9 @@
 - ``events.jsonl``: one event per line with its wall-clock time in milliseconds; a torn last line does not count;
 - ``files/``: artifacts and models, copied or linked when they were logged;
 - ``writer.lock``: held while the writing process lives, so that the syncer recognises a run that was killed;
-- ``state.json``: written by the syncer: the run's id in MLflow, and how much was replayed.
+- ``state.json``: written by the syncer: the run's id in MLflow, and how much was sent.
 """
 
-import errno
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from filelock import FileLock
 
@@ -30,11 +29,7 @@ from tokenbridge.infra.git import git_tags
 from tokenbridge.infra.tracking.system import SystemSampler
 
 SPOOL_FOLDER = ".spool"
-STATUSES = ("FINISHED", "FAILED", "KILLED")
-
-
-def milliseconds() -> int:
-    return time.time_ns() // 1_000_000
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -78,21 +73,21 @@ class Tracker:
         """Start a run of ``stage``.
 
         Args:
-            key: digest of the stage's parameters and inputs, by which ``store.find_run`` finds the run.
+            key: digest of the stage's parameters and inputs, by which ``Store.made_by`` finds the run.
             root: the project's folder; the spool lies under ``root/.spool``.
-            parent: ``Tracker.id`` of the parent run (or an MLflow run id).
+            parent: ``Tracker.id`` of the parent run.
             resumed_from: ``Tracker.id`` of the interrupted run that this run continues.
             name: the run's name in MLflow; ``stage`` by default.
             system_interval: seconds between samples of the system metrics; 0 records none.
         """
-        start = milliseconds()
-        moment = datetime.fromtimestamp(start / 1000, UTC).strftime("%Y%m%dT%H%M%S%f")
+        start = datetime.now(UTC)
         safe_stage = re.sub(r"[^\w@.-]", "_", stage)
-        folder = root / SPOOL_FOLDER / f"{moment}-{safe_stage}-{uuid.uuid4().hex[:8]}"
+        folder = root / SPOOL_FOLDER / f"{start:%Y%m%dT%H%M%S%f}-{safe_stage}-{uuid.uuid4().hex[:8]}"
         (folder / "files").mkdir(parents=True)
         tracker = cls(folder)
         tracker.tags(git_tags(root) | ({"resumed_from": resumed_from} if resumed_from else {}))
-        meta = {"stage": stage, "name": name or stage, "key": key, "parent": parent, "start": start}
+        milliseconds = int(start.timestamp() * 1000)
+        meta = {"stage": stage, "name": name or stage, "key": key, "parent": parent, "start": milliseconds}
         write_json(folder / "meta.json", meta)
         if system_interval > 0:
             tracker.sampler = SystemSampler(tracker.metrics, system_interval)
@@ -126,17 +121,15 @@ class Tracker:
         self, path: Path, *, name: str, model: str, tags: dict[str, str], metrics: dict[str, float], description: str
     ) -> None:
         """Register a pipeline folder, logged as ``model``, as a version of the registered model ``name``."""
-        told = {"tags": tags, "metrics": metrics, "description": description}
-        self._append("version", file=self._take(path, link_or_copy), name=name, model=model, **told)
+        about = {"name": name, "model": model, "tags": tags, "metrics": metrics, "description": description}
+        self._append("version", file=self._take(path, link_or_copy), **about)
 
     def reused(self, stage: str, key: str) -> None:
         """Record that ``stage`` was skipped. The tag ``reused.<stage>`` names the run that made its outputs."""
         self._append("reused", stage=stage, key=key)
 
-    def finish(self, status: str = "FINISHED") -> None:
+    def finish(self, status: Status = "FINISHED") -> None:
         """End the run. A second call does nothing."""
-        if status not in STATUSES:
-            raise ValueError(f"status is {status!r}: choose one of {', '.join(STATUSES)}")
         if self.file.closed:
             return
         if self.sampler:
@@ -158,9 +151,7 @@ class Tracker:
 
     def _append(self, kind: str, **fields: Any) -> None:
         with self.writing:
-            if self.file.closed:
-                raise ValueError(f"run {self.id} is finished: nothing can be added to it")
-            event = {"type": kind, "time": milliseconds(), **fields}
+            event = {"type": kind, "time": time.time_ns() // 1_000_000, **fields}
             self._write(json.dumps(event, default=str).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
@@ -168,8 +159,8 @@ class Tracker:
         end = self.file.seek(0, os.SEEK_END)
         with explain_full_disk(self.folder):
             try:
-                if self.file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                while line:
+                    line = line[self.file.write(line) :]  # a disk that is almost full takes a part first
             except OSError:
                 self.file.truncate(end)
                 raise

@@ -3,13 +3,13 @@
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from tokenbridge.base.errors import UserError
@@ -23,7 +23,16 @@ EXPERIMENT = "tokenbridge"
 # We report what matters of these messages ourselves, in one line.
 for name in ("mlflow.store.db.utils", "mlflow.pyfunc", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns on every attempt
+for name in ("urllib3.connectionpool", "mlflow.utils.validation"):  # they warn of every attempt and every long text
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def say(line: str) -> None:
+    print(f"tracking: {line}", file=sys.stderr, flush=True)
+
+
+class StoreError(UserError):
+    """MLflow does not answer, or refuses."""
 
 
 def default_uri(root: Path) -> str:
@@ -34,6 +43,12 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
 
 
+def public_uri(root: Path) -> str:
+    """Return the store's URI. That of a server has no user and no password."""
+    uri = tracking_uri(root)
+    return address(uri) if is_server(uri) else uri
+
+
 @dataclass(frozen=True)
 class Store:
     """An MLflow store that answered, and our experiment in it."""
@@ -42,22 +57,15 @@ class Store:
     uri: str
     experiment: str  # id
 
-    def run(self, run_id: str) -> Run | None:
-        """Return the run, or None if the store has no run of that id."""
-        try:
-            return self.client.get_run(run_id)
-        except MlflowException as error:
-            if error.get_http_status_code() in (400, 404):  # 400: the id has the wrong form
-                return None
-            raise
-
     def newest(self, filter_string: str) -> str | None:
+        """Return the id of the newest run that the filter matches, or None."""
         found = self.client.search_runs(
             [self.experiment], filter_string, order_by=["attributes.start_time DESC"], max_results=1
         )
         return str(found[0].info.run_id) if found else None
 
     def made_by(self, stage: str, key: str) -> str | None:
+        """Return the id of the newest FINISHED run of ``stage`` with this key, or None."""
         return self.newest(f"tags.stage = '{stage}' and tags.`stage.key` = '{key}' and attributes.status = 'FINISHED'")
 
 
@@ -68,7 +76,9 @@ def connect(root: Path) -> Store:
         Exception: whatever MLflow raises when the store cannot be reached.
     """
     uri = tracking_uri(root)
-    with FileLock(lock_path(root), timeout=300):
+    folder = root / SPOOL_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "store.lock", timeout=300):
         if uri == default_uri(root):
             create_database(root)
             upgrade_if_old(root / "mlflow.db")
@@ -76,10 +86,20 @@ def connect(root: Path) -> Store:
         return Store(client, uri, find_experiment(client, root))
 
 
-def lock_path(root: Path) -> Path:
-    folder = root / SPOOL_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "store.lock"
+@contextmanager
+def open_store(root: Path) -> Iterator[Store]:
+    """Open the store.
+
+    Raises:
+        StoreError: if MLflow does not answer or refuses, now or in the ``with`` block.
+    """
+    try:
+        yield connect(root)
+    except MlflowException as error:
+        raise StoreError(
+            f"MLflow at {public_uri(root)} does not answer, or refuses: {str(error).splitlines()[0]}. "
+            "Fix that, or set MLFLOW_TRACKING_URI to another store"
+        ) from error
 
 
 def create_database(root: Path) -> None:
@@ -95,45 +115,22 @@ def create_database(root: Path) -> None:
 
 
 def find_experiment(client: MlflowClient, root: Path) -> str:
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        folder = (root / "mlartifacts").resolve().as_uri()
-        ours = client.tracking_uri == default_uri(root)
+    """Return the id of our experiment. Create it, or add the tags that it lacks; existing tags stay."""
+    if client.get_experiment_by_name(EXPERIMENT) is None:
+        ours = client.tracking_uri == default_uri(root)  # a server has its own location of artifacts
         try:
-            return str(
-                client.create_experiment(
-                    EXPERIMENT,
-                    artifact_location=folder if ours else None,  # a server has its own location
-                    tags=experiment_tags(),
-                )
-            )
+            client.create_experiment(EXPERIMENT, (root / "mlartifacts").resolve().as_uri() if ours else None)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another machine has just created it
                 raise
-            found = client.get_experiment_by_name(EXPERIMENT)
+    found = client.get_experiment_by_name(EXPERIMENT)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
-    _complete(client, found)
-    return str(found.experiment_id)
-
-
-def _complete(client: MlflowClient, experiment: Experiment) -> None:
-    """Add the tags that an experiment of an earlier version, or of someone else, lacks. Existing tags stay."""
     for key, value in experiment_tags().items():
-        if key not in experiment.tags:
+        if key not in found.tags:
             with suppress(MlflowException):  # someone who may not edit the experiment sees it as it is
-                client.set_experiment_tag(experiment.experiment_id, key, value)
-
-
-def find_run(root: Path, stage: str, key: str) -> str | None:
-    """Return the id of the newest FINISHED run of ``stage`` with this key.
-
-    Return None if there is no such run, or the store does not answer.
-    """
-    try:
-        return connect(root).made_by(stage, key)
-    except (MlflowException, OSError, UserError):
-        return None
+                client.set_experiment_tag(found.experiment_id, key, value)
+    return str(found.experiment_id)
 
 
 def page_of(root: Path, spool: str) -> str | None:
@@ -141,12 +138,10 @@ def page_of(root: Path, spool: str) -> str | None:
 
     Return None if there is no such run yet, or the store does not answer.
     """
-    try:
-        store = connect(root)
-        run = store.newest(f"tags.spool = '{spool}'")
-    except (MlflowException, OSError, UserError):
-        return None
-    return run_page(store.uri, store.experiment, run) if run else None
+    with suppress(UserError, OSError), open_store(root) as store:
+        if run := store.newest(f"tags.spool = '{spool}'"):
+            return run_page(store.uri, store.experiment, run)
+    return None
 
 
 def ui_command(root: Path) -> list[str] | None:
@@ -157,7 +152,6 @@ def ui_command(root: Path) -> list[str] | None:
     uri = tracking_uri(root)
     if is_server(uri):
         return None
-    connect(root)
     host, port = LOCAL_ADDRESS
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     artifacts = (root / "mlartifacts").resolve().as_uri()
@@ -168,11 +162,7 @@ def ui_link(root: Path) -> str:
     """Return the address of our runs in MLflow's pages.
 
     Raises:
-        UserError: if the server does not answer.
+        StoreError: if the server does not answer.
     """
-    try:
-        store = connect(root)
-    except MlflowException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"MLflow at {address(tracking_uri(root))} does not answer, or refuses: {reason}") from error
-    return runs_page(store.uri, store.experiment)
+    with open_store(root) as store:
+        return runs_page(store.uri, store.experiment)

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 
 import psutil
 
@@ -15,15 +16,12 @@ MEGABYTE = 1e6
 
 def gpu_metrics() -> dict[str, float]:
     """Return the memory in use per GPU, or nothing if this process has not initialised CUDA."""
-    torch = sys.modules.get("torch")
-    try:
-        if torch is None or not torch.cuda.is_initialized():  # do not initialise CUDA here
-            return {}
-    except AttributeError:  # the main thread is importing torch just now
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)  # missing as long as the main thread imports torch
+    if cuda is None or not cuda.is_initialized():  # do not initialise CUDA here
         return {}
     found: dict[str, float] = {}
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
+    for index in range(cuda.device_count()):
+        free, total = cuda.mem_get_info(index)
         found[f"system/gpu_{index}_memory_usage_megabytes"] = (total - free) / MEGABYTE
         found[f"system/gpu_{index}_memory_usage_percentage"] = 100 * (total - free) / total
     return found
@@ -44,26 +42,23 @@ def system_metrics() -> dict[str, float]:
     } | gpu_metrics()
 
 
-class SystemSampler:
+class SystemSampler(threading.Thread):
     """Call ``record(metrics, step)`` every ``interval`` seconds, and once more when stopped."""
 
     def __init__(self, record: Callable[[dict[str, float], int], None], interval: float) -> None:
-        self.record, self.interval, self.step = record, interval, 0
-        self.stopping = threading.Event()
+        super().__init__(name="system metrics", daemon=True)
+        self.record, self.interval, self.stopping = record, interval, threading.Event()
         psutil.cpu_percent()  # the first call has nothing to compare with
-        self.thread = threading.Thread(target=self.run, name="system metrics", daemon=True)
-        self.thread.start()
+        self.start()
 
     def run(self) -> None:
         with suppress(DiskFullError):  # the stage's own next record reports the full disk
-            while not self.stopping.wait(self.interval):
-                self.sample()
-
-    def sample(self) -> None:
-        self.record(system_metrics(), self.step)
-        self.step += 1
+            for step in count():
+                last = self.stopping.wait(self.interval)
+                self.record(system_metrics(), step)
+                if last:
+                    return
 
     def stop(self) -> None:
         self.stopping.set()
-        self.thread.join()
-        self.sample()
+        self.join()
