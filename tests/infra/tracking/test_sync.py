@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
+from tests.support.checkout import CHECKOUT
 from tokenbridge.infra.tracking.pending import Spool, find_spools
+from tokenbridge.infra.tracking.registry import Registry
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import Store, connect
 from tokenbridge.infra.tracking.sync import LiveSync, main, sync_all
@@ -243,6 +245,29 @@ def test_a_syncer_killed_at_any_moment_loses_and_doubles_nothing(root: Path, sto
     sync_all(root)
     steps = [step for step, _ in history(store, run_of(store, tracker), "loss")]
     assert sorted(steps) == list(range(20_000))
+
+
+@pytest.mark.slow
+def test_a_spool_of_version_0_1_is_delivered(root: Path, store: Store) -> None:
+    """A pipeline, a fetch that logged a model, a registration, and a training that was killed while it wrote a line."""
+    shutil.copytree(CHECKOUT / "tests/assets/spool_0.1", root / ".spool", dirs_exist_ok=True)
+    assert sync_all(root).problem is None
+    assert find_spools(root) == []
+    runs = {run.data.tags["stage"]: run for run in store.client.search_runs([store.experiment])}
+    pipeline, fetch, train = runs["pipeline"], runs["fetch"], runs["train@tiny"]
+    children = {run.data.tags.get("mlflow.parentRunId") for run in runs.values()}
+    assert children == {None, pipeline.info.run_id}
+    assert pipeline.info.run_name == "pipeline seed=1"
+    assert pipeline.data.tags["reused.fetch"] == "a run unknown to this store"  # sent before the fetch
+    assert fetch.info.start_time == 1795857271097
+    assert fetch.data.params == {"data.name": "fashion_mnist", "data.label_names": '["Bag", "Sneaker"]'}
+    assert fetch.inputs.dataset_inputs[0].dataset.digest == "ab" * 18
+    assert [file.path for file in store.client.list_artifacts(fetch.info.run_id)] == ["reports"]
+    assert (train.info.status, train.data.tags["resumed_from"]) == ("KILLED", "earlier")
+    assert history(store, train, "loss") == [(1, 2.5)]
+    version = Registry(store).version("tokenbridge-fashion_mnist-tiny")
+    assert f"models:/{version.model_id}" == fetch.data.tags["model.tokenbridge-tiny"]
+    assert version.tags["metric.fd"] == "5.29"
 
 
 def test_live_sync_sends_while_the_block_runs(root: Path, store: Store) -> None:
