@@ -11,9 +11,8 @@ from mlflow.version import VERSION
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_path
 
-latest_revision = cache(
-    utils._get_latest_schema_revision
-)  # of the tables, as MLflow's migrations name it; slow to find out
+# the name of the tables' revision in MLflow's migrations; it takes a while to find
+latest_revision = cache(utils._get_latest_schema_revision)
 
 
 def upgrade_if_old(database: Path) -> None:
@@ -22,7 +21,7 @@ def upgrade_if_old(database: Path) -> None:
     A copy of the old database stays beside it, named after the old revision.
 
     Raises:
-        UserError: if a newer MLflow made the database, which then stays as it was, or the upgrade fails.
+        UserError: if a newer MLflow made the database, which then stays as it was, or if the upgrade fails.
     """
     engine = utils.create_sqlalchemy_engine(f"sqlite:///{database.resolve().as_posix()}")
     found = utils._get_schema_version(engine)  # None if MLflow has made no tables yet
@@ -34,7 +33,7 @@ def upgrade_if_old(database: Path) -> None:
     except Exception as error:
         raise UserError(
             f"{database} was made by another MLflow than {VERSION} and cannot be upgraded: {error}. "
-            f"A copy is {kept.name}: install the MLflow that made it, or move {database.name} aside"
+            f"{kept.name} is a copy from before: use it with the MLflow that made it, or move {database.name} aside"
         ) from error
     finally:
         engine.dispose()

@@ -68,12 +68,12 @@ def send_spools(root: Path, report: SyncReport) -> None:
 class LiveSync:
     """Send spools from a thread while the ``with`` block runs, and once more when the block ends.
 
-    No error here reaches the block. It is reported on stderr when problems begin, and when they end.
+    No error here reaches the block. The first problem and every recovery are reported on stderr.
     """
 
     def __init__(self, root: Path, interval: float = 5.0) -> None:
         self.root, self.interval = root, interval
-        self.troubled = False
+        self.troubled = self.told = False
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self.run, name="MLflow sync", daemon=True)
 
@@ -92,10 +92,11 @@ class LiveSync:
 
     def sync(self, wait: float = 0.0) -> None:
         report = sync_all(self.root, wait)
-        if report.problem and not self.troubled:
+        if report.problem and not self.told:
             say(f"MLflow at {public_uri(self.root)} does not take runs now ({report.problem}).")
             say(f"  Work goes on; runs are kept in {self.root / SPOOL_FOLDER} and sent when it answers, or later by")
             say(f"  python -m tokenbridge.infra.tracking.sync {self.root}")
+            self.told = True
         if self.troubled and report.sent and not report.problem:
             say("MLflow answers again; nothing was lost")
         self.troubled = report.problem is not None
