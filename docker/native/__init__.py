@@ -1,1 +1,1 @@
-"""compose.yaml without Docker: the same services as processes of this machine."""
+"""The team's stack without Docker: its servers as processes of this machine, under supervisor."""

@@ -1,11 +1,11 @@
-"""The stack's databases and buckets as a folder of files, and back."""
+"""Backup of the stack's databases and buckets to a folder of files, and restore."""
 
 from importlib.metadata import version
 from pathlib import Path
 
 from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
-from native.postgres import connection, run
+from native import postgres
 from native.settings import LOOPBACK, Settings
 from native.team import HEALTHY, Team
 from tokenbridge.base.errors import UserError
@@ -21,52 +21,49 @@ TABLES = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'p
 def save(team: Team, folder: Path) -> None:
     """Write ``folder``: postgres/NAME.dump, s3/BUCKET/..., and backup.json with their digest.
 
-    The services may be at work. Databases go first: an artifact is stored before nobody knows of it, so all that the
-    dumped rows name is in the buckets by then, unless somebody deletes meanwhile.
+    The services may be in use. Databases go first: MLflow stores an artifact before a row names it, so all artifacts
+    that the dumped rows name are in the buckets by then, unless someone deletes meanwhile.
 
     Raises:
-        UserError: if ``folder`` is there, a store does not run, or an object arrived short.
+        UserError: if ``folder`` exists, a store does not run, or an object changed meanwhile.
     """
     for name in STORES:
-        if team.state(team.services[name]) != HEALTHY:
+        if team.state(name) != HEALTHY:
             raise UserError(f"{name} is not healthy, and a backup needs it: make stack first")
     with new_folder(folder) as target:
         (target / "postgres").mkdir(parents=True)
         for name in DATABASES:
             dump = target / "postgres" / f"{team.settings[name]}.dump"
-            run_as_role(team, ["pg_dump", "--format=custom", f"--file={dump}", team.settings[name]])
+            postgres.run(team.settings, "pg_dump", "--format=custom", f"--file={dump}", team.settings[name])
         for name in BUCKETS:
             fetch_bucket(filesystem(team.settings), team.settings[name], target / "s3" / team.settings[name])
         made_by = {name: version(name) for name in ("mlflow", "prefect")}
         write_json(target / RECORD, {"versions": made_by, "sha256": digest(target)})
+    print(f"backup: done, {folder}")
 
 
 def restore(team: Team, folder: Path) -> None:
-    """Fill an empty stack, which is down, with what ``save`` wrote; it is down again afterwards.
+    """Fill an empty stack with what ``save`` wrote. The stack is down before and afterwards.
 
     Raises:
-        UserError: if ``folder`` is not as it was written, or the stack runs or holds something.
+        UserError: if ``folder`` is not as it was written, the stack runs, or it is not empty.
     """
     if not (folder / RECORD).exists() or read_json(folder / RECORD)["sha256"] != digest(folder):
-        raise UserError(f"{folder} is not a whole backup: {RECORD} is missing, or its digest is another")
+        raise UserError(f"{folder} is not a whole backup: {RECORD} is missing, or its digest differs")
     team.require_down()
     try:
         team.up(STORES)
         for name in DATABASES:
-            fill_database(team, team.settings[name], folder / "postgres" / f"{team.settings[name]}.dump")
+            fill_database(team.settings, team.settings[name], folder / "postgres" / f"{team.settings[name]}.dump")
         for name in BUCKETS:
             fill_bucket(filesystem(team.settings), team.settings[name], folder / "s3" / team.settings[name])
     finally:
         team.down()
+    print(f"restore: done, {folder}")
 
 
 def digest(folder: Path) -> dict[str, str]:
     return {name: sha256_tree(folder / name) for name in ("postgres", "s3")}
-
-
-def run_as_role(team: Team, command: list[str]) -> str:
-    environment = team.services["postgres"].environment
-    return run(command, {**environment, **connection(environment)})
 
 
 def filesystem(settings: Settings) -> S3FileSystem:
@@ -97,7 +94,7 @@ def fill_bucket(files: S3FileSystem, bucket: str, folder: Path) -> None:
     files.put([str(path) for path in paths], [f"{bucket}/{path.relative_to(folder).as_posix()}" for path in paths])
 
 
-def fill_database(team: Team, database: str, dump: Path) -> None:
-    if run_as_role(team, ["psql", "--no-psqlrc", "-d", database, "-tAc", TABLES]).strip() != "0":
+def fill_database(settings: Settings, database: str, dump: Path) -> None:
+    if postgres.run(settings, "psql", "--no-psqlrc", "-d", database, "-tAc", TABLES).strip() != "0":
         raise UserError(f"the database {database} is not empty: only an empty stack is filled (stack.py down --wipe)")
-    run_as_role(team, ["pg_restore", "--single-transaction", "--no-owner", f"--dbname={database}", str(dump)])
+    postgres.run(settings, "pg_restore", "--single-transaction", "--no-owner", f"--dbname={database}", str(dump))

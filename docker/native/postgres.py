@@ -1,62 +1,56 @@
-"""PostgreSQL of the system, set up as compose.yaml's image sets itself up: a cluster, a role, the databases."""
+"""The system's PostgreSQL, set up as Docker's image does it: a cluster, a role, the databases."""
 
 import os
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from native.settings import DOCKER, LOOPBACK
+from native.settings import DOCKER, LOOPBACK, Settings
 from tokenbridge.base.errors import UserError
 
-SERVICE = "postgres"
 DEBIAN = Path("/usr/lib/postgresql")  # one folder for each major version
 UNPRIVILEGED = "postgres"  # Debian's user for it
-PROGRAMS = ("postgres", "initdb", "psql", "createdb", "pg_isready", "pg_dump", "pg_restore")
 
 
-@cache
-def program_folder() -> Path:
-    """The folder with PostgreSQL's programs, of the newest version that is there.
+def search_path() -> str:
+    """Return PATH with the folder of PostgreSQL's newest version first.
 
     Raises:
-        UserError: when it is not installed.
+        UserError: if PostgreSQL is not installed.
     """
     versions = sorted(DEBIAN.glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True)
-    for folder in [*versions, *map(Path, os.environ["PATH"].split(os.pathsep))]:
-        if all((folder / name).exists() for name in PROGRAMS):
-            return folder
-    raise UserError("PostgreSQL is not installed: sudo apt-get install postgresql, or what your system calls it")
+    path = os.pathsep.join([*map(str, versions), os.environ["PATH"]])
+    if shutil.which("initdb", path=path) is None:
+        raise UserError("PostgreSQL is not installed: sudo apt-get install postgresql, or what your system calls it")
+    return path
 
 
 def account() -> dict[str, Any]:
-    """Popen's arguments that make root somebody else: PostgreSQL refuses to run as root."""
+    """Return the arguments of ``subprocess`` that change root to another user: PostgreSQL refuses to run as root."""
     return {"user": UNPRIVILEGED, "group": UNPRIVILEGED, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
-def connection(environment: Mapping[str, str]) -> dict[str, str]:
-    """libpq's variables for the role that the service's ``environment`` sets up."""
+def connection(settings: Settings) -> dict[str, str]:
+    """Return libpq's variables for the role that owns the databases."""
     return {
         "PGHOST": LOOPBACK,
-        "PGPORT": environment["PGPORT"],
-        "PGUSER": environment["POSTGRES_USER"],
-        "PGPASSWORD": environment["POSTGRES_PASSWORD"],
+        "PGPORT": settings["POSTGRES_PORT"],
+        "PGUSER": settings["POSTGRES_USER"],
+        "PGPASSWORD": settings["POSTGRES_PASSWORD"],
     }
 
 
-def make_cluster(environment: Mapping[str, str]) -> None:
-    """Make the cluster in PGDATA if there is none.
+def make_cluster(settings: Settings) -> None:
+    """Make the cluster in the stack's folder if there is none.
 
     Raises:
-        UserError: when another version made what is there, or root's PostgreSQL cannot reach the place.
+        UserError: if root's PostgreSQL cannot enter the folder, or initdb fails.
     """
-    folder = Path(environment["PGDATA"])
+    folder = settings.home / "postgres"
     if folder.exists():
-        require_version(folder)
         return
     aside = folder.with_name(folder.name + ".new")  # an interrupted initdb leaves half a cluster
     shutil.rmtree(aside, ignore_errors=True)
@@ -65,49 +59,28 @@ def make_cluster(environment: Mapping[str, str]) -> None:
         if account():
             shutil.chown(aside, UNPRIVILEGED, UNPRIVILEGED)
             shutil.chown(password.name, UNPRIVILEGED)
-            require_reachable(aside)
-        password.write(environment["POSTGRES_PASSWORD"])
+        password.write(settings["POSTGRES_PASSWORD"])
         password.flush()
-        words = shlex.split(environment["POSTGRES_INITDB_ARGS"])
-        who = ["--username", environment["POSTGRES_USER"], "--pwfile", password.name]
-        run(["initdb", "--pgdata", str(aside), *who, *words], environment, **account())
+        role = ["--username", settings["POSTGRES_USER"], "--pwfile", password.name]
+        words = shlex.split(settings["POSTGRES_INITDB_ARGS"])
+        run(settings, "initdb", "--pgdata", str(aside), *role, *words, **account())
     aside.rename(folder)
 
 
-def require_version(folder: Path) -> None:
-    made = (folder / "PG_VERSION").read_text().strip()
-    found = run(["postgres", "--version"], os.environ).split()[2].split(".")[0]
-    if made != found:
-        raise UserError(
-            f"{folder} was made by PostgreSQL {made}, and {found} is installed: install {made} again, "
-            f"back up (docs/stack.md), wipe, and restore under {found}"
-        )
+def make_databases(settings: Settings) -> None:
+    """Create the databases that are missing, by the script that Docker's image runs too."""
+    run(settings, "sh", str(DOCKER / "databases.sh"))
 
 
-def require_reachable(folder: Path) -> None:
-    """The user that root becomes must be able to enter every folder above."""
-    if subprocess.run(["test", "-w", folder], check=False, **account()).returncode:
-        raise UserError(
-            f"the user {UNPRIVILEGED}, whom root's PostgreSQL runs as, cannot enter {folder.parent}: "
-            "set STACK_HOME to a folder that every user can enter, such as /srv/tokenbridge, or do not be root"
-        )
-
-
-def make_databases(environment: Mapping[str, str]) -> None:
-    """Create the databases that are missing, by the script that the image runs too."""
-    run(["sh", str(DOCKER / "databases.sh")], {**environment, **connection(environment)})
-
-
-def run(command: list[str], environment: Mapping[str, str], **more: Any) -> str:
-    """Output of one of PostgreSQL's programs.
+def run(settings: Settings, *command: str, **more: Any) -> str:
+    """Return the output of one of PostgreSQL's programs, which connects as the owner of the databases.
 
     Raises:
-        UserError: with its last words when it fails.
+        UserError: with the program's message if it fails.
     """
-    path = os.pathsep.join([str(program_folder()), os.environ["PATH"]])
-    ended = subprocess.run(
-        command, env={**environment, "PATH": path}, capture_output=True, text=True, check=False, cwd="/", **more
-    )
+    environment = {**settings.values, **connection(settings), "PATH": search_path()}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd="/", **more)
     if ended.returncode:
-        raise UserError(f"{command[0]} failed: {ended.stderr.strip() or ended.stdout.strip()}")
+        other = f" as the user {more['user']}, who must be able to enter {settings.home} (STACK_HOME)" if more else ""
+        raise UserError(f"{command[0]} failed{other}: {ended.stderr.strip() or ended.stdout.strip()}")
     return str(ended.stdout)

@@ -1,7 +1,6 @@
-"""What the stack is set to: stack.env, what lies beside the secrets, and the environment, in rising order."""
+"""The stack's settings: stack.env, then the private file in the stack's folder, then the environment override it."""
 
 import os
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,38 +13,16 @@ DOCKER = Path(__file__).parents[1]
 CHECKOUT = DOCKER.parent
 LOOPBACK = "127.0.0.1"
 PRIVATE = 0o600
-SECRETS = ".env"  # in the home; its other lines go before stack.env's
-VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?:(?P<kind>:-|-|:\?)(?P<rest>[^}]*))?\}")
+SECRETS = ".env"  # in the stack's folder; it holds the secrets, and settings that override stack.env
 
 
 def read_env(path: Path) -> dict[str, str]:
-    """Lines NAME=value; comments and empty lines are left out."""
+    """Return the lines NAME=value of a file; comments and empty lines are left out."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     wrong = [line for line in lines if "=" not in line]
     if wrong:
         raise UserError(f"{path} has a line that is not NAME=value: {wrong[0].split()[0]} ...")
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
-
-
-def interpolate(text: str, values: Mapping[str, str]) -> str:
-    """Compose's ${NAME}, ${NAME:-default}, ${NAME-default} and ${NAME:?message}.
-
-    Raises:
-        UserError: for a name without a value.
-    """
-
-    def fill(found: re.Match[str]) -> str:
-        name, kind, rest = found["name"], found["kind"], found["rest"]
-        value = values.get(name)
-        if value is None and kind in (":-", "-"):
-            return rest
-        if value == "" and kind == ":-":
-            return rest
-        if value is None or (value == "" and kind == ":?"):
-            raise UserError(f"{name} is not set: docker/stack.env and docker/.env.example list what the stack needs")
-        return value
-
-    return VARIABLE.sub(fill, text)
 
 
 @dataclass(frozen=True)
@@ -55,43 +32,60 @@ class Settings:
     home: Path
     values: Mapping[str, str]
 
+    def __getitem__(self, name: str) -> str:
+        return self.values[name]
+
     @property
     def client_env(self) -> Path:
         return self.home / "client.env"
 
-    def __getitem__(self, name: str) -> str:
-        return self.values[name]
-
-    def url(self, port: str) -> str:
-        """Address, as this machine's people know it, of the service on the port that the setting ``port`` names."""
-        return f"http://{self['PUBLIC_HOST']}:{self[port]}"
+    def ports(self, prefix: str) -> dict[str, str]:
+        """Return the settings of ports whose names start with ``prefix``."""
+        return {
+            name: value for name, value in self.values.items() if name.startswith(prefix) and name.endswith("_PORT")
+        }
 
     @classmethod
     def load(cls, home: Path) -> "Settings":
-        """Read the settings; the secrets that are missing are made, and kept in ``home``."""
+        """Read the settings. Missing secrets are made and kept in ``home``.
+
+        Raises:
+            UserError: for an unknown name, a port that is none, or a secret with a quote.
+        """
         ours = read_env(DOCKER / "stack.env")
-        home.mkdir(mode=0o711, parents=True, exist_ok=True)  # PostgreSQL's user must get through
+        home.mkdir(mode=0o711, parents=True, exist_ok=True)  # PostgreSQL's user must be able to enter it
         kept = make_secrets(home / SECRETS)
         unknown = kept.keys() - ours.keys() - secret_names()
         if unknown:
             raise UserError(f"{home / SECRETS} sets {', '.join(sorted(unknown))}, which docker/stack.env does not know")
-        said = {name: os.environ[name] for name in ours | kept if name in os.environ}
-        values = ours | kept | said
-        for name in (name for name in values if name.endswith("_PORT")):
-            if not values[name].isdecimal() or not 0 < int(values[name]) < 65536:
-                raise UserError(f"{name} is {values[name]!r}: it must be a port, 1 to 65535")
-        return cls(home, values | places(home, values))
+        settings = cls(home, {name: os.environ.get(name, value) for name, value in (ours | kept).items()})
+        for name, value in settings.ports("").items():
+            if not value.isdecimal() or not 0 < int(value) < 65536:
+                raise UserError(f"{name} is {value!r}: it must be a port, 1 to 65535")
+        for name in secret_names():
+            if set("\"'") & set(settings[name]):
+                raise UserError(f"{name} has a quotation mark, which supervisor cannot pass on: set another secret")
+        return settings
 
+    def client_variables(self) -> dict[str, str]:
+        """Return what a client of the stack needs in its environment."""
+        host = f"http://{self['PUBLIC_HOST']}"
+        return {
+            "DO_NOT_TRACK": "true",  # libraries of clients send usage data otherwise
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_TRACKING_URI": f"{host}:{self['MLFLOW_PORT']}",
+            "MLFLOW_TRACKING_USERNAME": "admin",
+            "MLFLOW_TRACKING_PASSWORD": self["MLFLOW_ADMIN_PASSWORD"],
+            "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": self["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"],
+            "PREFECT_API_URL": f"{host}:{self['PREFECT_PORT']}/api",
+            "AWS_ENDPOINT_URL": f"http://{LOOPBACK}:{self['S3_PORT']}",
+            "AWS_DEFAULT_REGION": self["S3_REGION"],
+            "AWS_ACCESS_KEY_ID": self["S3_ACCESS_KEY"],
+            "AWS_SECRET_ACCESS_KEY": self["S3_SECRET_KEY"],
+        }
 
-def places(home: Path, values: Mapping[str, str]) -> dict[str, str]:
-    """What compose.yaml leaves to its own defaults, and is different here."""
-    return {
-        "STACK_HOST": LOOPBACK,  # PostgreSQL and S3: for this machine's services alone
-        "STACK_LISTEN": values["BIND_ADDRESS"],
-        "STACK_FOLDER": str(home),
-        "STACK_SOCKETS": "",
-        "STACK_CHECKOUT": str(CHECKOUT),
-    }
+    def write_client_env(self) -> None:
+        write_private(self.client_env, self.client_variables(), prefix="export ")
 
 
 def secret_names() -> set[str]:
@@ -99,7 +93,7 @@ def secret_names() -> set[str]:
 
 
 def make_secrets(path: Path) -> dict[str, str]:
-    """The file's content, completed by random values for the secrets that it lacks."""
+    """Return the file's content; random values are added to the file for the secrets that it lacks."""
     kept = read_env(path) if path.exists() else {}
     missing = sorted(name for name in secret_names() if not kept.get(name))
     if missing:
@@ -109,7 +103,7 @@ def make_secrets(path: Path) -> dict[str, str]:
 
 
 def write_private(path: Path, values: Mapping[str, str], prefix: str = "") -> None:
-    """Lines NAME=value in a file that nobody else may read, not even while it is written."""
+    """Write lines NAME=value to a file that only its owner can read, even while it is written."""
     with atomic_path(path) as target:
         target.touch(PRIVATE)
         target.write_text("".join(f"{prefix}{name}={value}\n" for name, value in values.items()), encoding="utf-8")

@@ -1,23 +1,35 @@
-"""The stack as a whole: bring all services up in their order, tell how they are, take them down."""
+"""The stack as a whole: start all services in their order, report their state, stop them."""
 
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
+from urllib.request import urlopen
 
 from filelock import FileLock, Timeout
 
 from native import postgres, processes
-from native.services import Service, load_services
-from native.settings import LOOPBACK, Settings, write_private
+from native.settings import Settings
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.progress import clock
 
 POLL = 0.3  # seconds between two looks at a starting service
+PATIENCE = 180  # seconds until a started service must be healthy
 OLD_TABLES = "out-of-date database schema"  # MLflow's words
-UPGRADE = "Remedy: python docker/stack.py backup FOLDER; make stack-down; python docker/stack.py upgrade"
+UPGRADE = "To upgrade: python docker/stack.py backup FOLDER; make stack-down; python docker/stack.py upgrade"
 HEALTHY, UNHEALTHY, ENDED, STOPPED = "healthy", "not healthy", "ended by itself", "stopped"
+# the services of a wave start together, when those of the wave before are healthy
+WAVES = (("postgres", "seaweedfs"), ("mlflow", "prefect"), ("worker",))
+SERVICES = [name for wave in WAVES for name in wave]
+ADDRESSES = {  # they answer when the service is healthy; SeaweedFS makes the last bucket last
+    "postgres": [],
+    "seaweedfs": ["http://127.0.0.1:{S3_PORT}/healthz", "http://127.0.0.1:{S3_FILER_PORT}/buckets/{DATA_BUCKET}/"],
+    "mlflow": ["http://{BIND_ADDRESS}:{MLFLOW_PORT}/health"],
+    "prefect": ["http://{BIND_ADDRESS}:{PREFECT_PORT}/api/health"],
+    "worker": ["http://127.0.0.1:{WORKER_HEALTH_PORT}/health"],
+}
 
 
 class Team:
@@ -25,76 +37,57 @@ class Team:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.services = load_services(settings)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """One command at a time may change what runs."""
-        lock = FileLock(self.settings.home / "lock", timeout=0)
+        """Let only one command at a time change what runs; raise a UserError for a second one."""
         try:
-            lock.acquire()
+            with FileLock(self.settings.home / "lock", timeout=0):
+                yield
         except Timeout as error:
-            raise UserError(f"another command is at work on {self.settings.home}: wait until it is done") from error
-        try:
-            yield
-        finally:
-            lock.release()
+            raise UserError(f"another command works on {self.settings.home}: wait until it has ended") from error
 
-    def up(self, names: Sequence[str] | None = None) -> None:
-        """Start what does not run of these services, or of all; wait until they are healthy.
+    def up(self, names: Collection[str] = SERVICES) -> None:
+        """Start those of these services that do not run; wait until they are healthy.
 
         Raises:
-            UserError: for a taken port, a service that ended (with its last words), or one that never got healthy.
+            UserError: for a taken port, a service that ended (with its last log lines), or one that is not healthy in
+                time.
         """
-        waiting = {name: service for name, service in self.services.items() if names is None or name in names}
-        for service in waiting.values():
-            self.require_startable(service)
-        starting: dict[str, float] = {}
-        while waiting or starting:
-            unready = waiting.keys() | starting.keys()
-            for name in [name for name, service in waiting.items() if unready.isdisjoint(service.after)]:
-                self.start(waiting.pop(name))
-                starting[name] = time.monotonic()
-            for name in [name for name, since in starting.items() if self.ready(self.services[name], since)]:
-                del starting[name]
-            time.sleep(POLL if starting else 0)
+        running = processes.processes(self.settings)
+        down = [name for name in names if not running.get(name, {}).get("pid")]
+        for name in down:
+            processes.require_free_ports(name, self.settings)
+        postgres.make_cluster(self.settings)
+        if running:
+            processes.require_same_ports(self.settings)
+        else:
+            processes.start_supervisor(self.settings)
+        for wave in WAVES:
+            for name in [name for name in wave if name in down]:
+                print(f"{name}: starting", flush=True)
+                processes.start(name, self.settings)
+            for name in [name for name in wave if name in names]:
+                self.wait_until_healthy(name)
 
-    def require_startable(self, service: Service) -> None:
-        found = processes.running(service.name, self.settings)
-        if found is None:
-            processes.require_free_ports(service, self.settings)
-        elif found.ports != service.ports:
-            raise UserError(
-                f"{service.name} runs on other ports ({found.ports}) than are set now: make stack-down first"
-            )
-
-    def start(self, service: Service) -> None:
-        if processes.running(service.name, self.settings):
-            return
-        print(f"{service.name}: starting", flush=True)
-        if service.name == postgres.SERVICE:
-            postgres.make_cluster(service.environment)
-        processes.start(service, self.settings)
-
-    def ready(self, service: Service, since: float) -> bool:
-        waited = time.monotonic() - since
-        state = self.state(service)
-        if state == ENDED or (state == UNHEALTHY and waited > service.patience):
-            tail = processes.tail(service.name, self.settings)
-            remedy = f"\n{UPGRADE}" if OLD_TABLES in tail else ""
-            raise UserError(f"{service.name}: {state} after {clock(waited)}\n{tail}{remedy}")
-        if state == UNHEALTHY:
-            return False
-        if service.name == postgres.SERVICE:
-            postgres.make_databases(service.environment)
-        print(f"{service.name}: healthy after {waited:.0f} s", flush=True)
-        return True
+    def wait_until_healthy(self, name: str) -> None:
+        began = time.monotonic()
+        while (state := self.state(name)) != HEALTHY:
+            waited = time.monotonic() - began
+            if state != UNHEALTHY or waited > PATIENCE:
+                tail = processes.tail(name, self.settings)
+                remedy = f"\n{UPGRADE}" if OLD_TABLES in tail else ""
+                raise UserError(f"{name}: {state} after {clock(waited)}\n{tail}{remedy}")
+            time.sleep(POLL)
+        if name == "postgres":
+            postgres.make_databases(self.settings)
+        print(f"{name}: healthy after {time.monotonic() - began:.0f} s", flush=True)
 
     def down(self, wipe: bool = False) -> None:
-        """Stop everything; ``wipe``: and delete all but the secrets."""
-        for service in reversed(self.services.values()):
-            if processes.stop(service, self.settings):
-                print(f"{service.name}: stopped", flush=True)
+        """Stop everything; with ``wipe``, delete all data too, but not the secrets."""
+        if running := processes.processes(self.settings):
+            processes.end_supervisor(self.settings, running["worker"]["pid"])
+            print("all services: stopped", flush=True)
         for path in self.settings.home.iterdir() if wipe else ():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -103,48 +96,37 @@ class Team:
         """Bring MLflow's tables to the installed version. Prefect's server does that by itself when it starts.
 
         Raises:
-            UserError: with MLflow's last words when it fails.
+            UserError: if the stack is not down, or MLflow's command fails.
         """
         self.require_down()
-        mlflow = self.services["mlflow"]
-        store = mlflow.command[mlflow.command.index("--backend-store-uri") + 1]
+        store = f"postgresql+psycopg2:///{self.settings['MLFLOW_DATABASE']}"
+        environment = processes.environment(self.settings) | postgres.connection(self.settings)
         try:
-            self.up([postgres.SERVICE])
-            command = ["mlflow", "db", "upgrade", store]
-            if subprocess.run(command, env=processes.environment(mlflow), check=False).returncode:
-                raise UserError("mlflow db upgrade failed, as it says above: restore the backup made before")
+            self.up(["postgres"])
+            if subprocess.run(["mlflow", "db", "upgrade", store], env=environment, check=False).returncode:
+                raise UserError("mlflow db upgrade failed, see above: restore the backup that you made before")
         finally:
             self.down()
 
     def require_down(self) -> None:
-        if set(self.states().values()) != {STOPPED}:
+        if processes.processes(self.settings):
             raise UserError("the stack must be down for this: make stack-down first")
 
-    def states(self) -> dict[str, str]:
-        return {name: self.state(service) for name, service in self.services.items()}
+    def state(self, name: str) -> str:
+        """Return one of HEALTHY, UNHEALTHY, ENDED and STOPPED."""
+        info = processes.processes(self.settings).get(name, {"statename": "STOPPED"})
+        if info["statename"] == "STOPPED":
+            return STOPPED
+        if not info["pid"]:
+            return ENDED
+        return HEALTHY if self.answers(name) else UNHEALTHY
 
-    def state(self, service: Service) -> str:
-        """One of HEALTHY, UNHEALTHY, ENDED and STOPPED."""
-        if processes.running(service.name, self.settings):
-            return HEALTHY if processes.healthy(service) else UNHEALTHY
-        return ENDED if processes.note_path(service.name, self.settings).exists() else STOPPED
-
-    def client_variables(self) -> dict[str, str]:
-        """What a client of the stack needs in its environment."""
-        settings = self.settings
-        return {
-            "DO_NOT_TRACK": "true",  # the libraries phone home otherwise
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_TRACKING_URI": settings.url("MLFLOW_PORT"),
-            "MLFLOW_TRACKING_USERNAME": "admin",
-            "MLFLOW_TRACKING_PASSWORD": settings["MLFLOW_ADMIN_PASSWORD"],
-            "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",  # through the server, which alone knows the way to S3
-            "PREFECT_API_URL": settings.url("PREFECT_PORT") + "/api",
-            "AWS_ENDPOINT_URL": f"http://{LOOPBACK}:{settings['S3_PORT']}",
-            "AWS_DEFAULT_REGION": settings["S3_REGION"],
-            "AWS_ACCESS_KEY_ID": settings["S3_ACCESS_KEY"],
-            "AWS_SECRET_ACCESS_KEY": settings["S3_SECRET_KEY"],
-        }
-
-    def write_client_env(self) -> None:
-        write_private(self.settings.client_env, self.client_variables(), prefix="export ")
+    def answers(self, name: str) -> bool:
+        try:
+            for address in ADDRESSES[name]:
+                urlopen(address.format_map(self.settings.values), timeout=5).close()
+            if name == "postgres":
+                postgres.run(self.settings, "pg_isready", "-d", "postgres")
+        except (OSError, HTTPException, UserError):
+            return False
+        return True

@@ -1,6 +1,5 @@
 """The stack's script is no package that is installed: its folder is found here."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -25,7 +25,8 @@ from tests.support.services import GRPC_OFFSET, free_ports
 DOCKER = CHECKOUT / "docker"
 sys.path.insert(0, str(DOCKER))
 
-from native.settings import Settings, read_env  # noqa: E402 - found by the line above
+from native import processes  # noqa: E402 - found by the line above
+from native.settings import Settings, read_env  # noqa: E402
 
 
 class Stack:
@@ -57,15 +58,20 @@ class Stack:
         return read_env_exports(self.home / "client.env")
 
     def processes(self) -> list[psutil.Process]:
-        """What the services are and started, told by a variable that every one of them inherits: STACK_HOME."""
+        """Return supervisord, the services and what they started: all of them inherit the variable STACK_HOME."""
         return [process for process in psutil.process_iter() if self.owns(process)]
 
+    def main_process(self, service: str) -> psutil.Process:
+        return psutil.Process(processes.processes(self.settings())[service]["pid"])
+
     def kill(self, service: str) -> None:
-        """At once, as when a machine loses power."""
-        main = psutil.Process(json.loads((self.home / "running" / f"{service}.json").read_text())["pid"])
+        """Kill a service at once, as when a machine loses power. It stays down until the next ``up``."""
+        main = self.main_process(service)
         family = [main, *main.children(recursive=True)]
+        processes.supervisor(self.settings()).stopProcess(service, False)  # else supervisor would start it again
         for process in family:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(family, timeout=10)
 
     def owns(self, process: psutil.Process) -> bool:

@@ -1,17 +1,21 @@
-"""compose.yaml holds together, as far as that shows without Docker."""
+"""compose.yaml is consistent, as far as that shows without Docker, and starts what supervisord.conf starts."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from native.services import load_services, read_compose
-from native.settings import VARIABLE, Settings, places, read_env
-from native.team import Team
+from native.processes import CONFIG
+from native.settings import Settings, read_env
+from native.team import WAVES
 
 from tests.stack.conftest import DOCKER
 
@@ -20,7 +24,10 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 TEXT = (DOCKER / "compose.yaml").read_text()
 SETTINGS = read_env(DOCKER / "stack.env")
 SECRETS = read_env(DOCKER / ".env.example")
-COMPOSE = read_compose()
+COMPOSE = yaml.safe_load(TEXT)
+PROGRAMS = ConfigParser(interpolation=None)
+PROGRAMS.read(CONFIG)
+VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?P<kind>:\?is missing)?\}")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 # https://github.com/compose-spec/compose-spec/blob/main/spec.md, as far as used
 TOP_KEYS = {"name", "services", "volumes"}
@@ -33,26 +40,18 @@ HEALTH_KEYS = {"test", "interval", "timeout", "retries", "start_period"}
 each_service = pytest.mark.parametrize("name", SERVICES)
 
 
-@pytest.fixture
-def settings(tmp_path: Any) -> Settings:
-    """As compose sees them: no STACK_ variable is set."""
-    return Settings(tmp_path, SETTINGS | dict.fromkeys(SECRETS, "s3cret"))
-
-
-def test_every_variable_is_a_setting_a_secret_or_a_place_and_all_are_used() -> None:
+def test_every_variable_is_a_setting_or_a_secret_and_all_are_used() -> None:
     used = {found["name"] for found in VARIABLE.finditer(TEXT)}
-    assert used == SETTINGS.keys() | SECRETS.keys() | places(DOCKER, SETTINGS).keys()
+    assert used == SETTINGS.keys() | SECRETS.keys()
 
 
-def test_no_dollar_is_left_that_only_compose_would_understand() -> None:
+def test_no_dollar_is_left_outside_of_a_variable() -> None:
     assert "$" not in VARIABLE.sub("", TEXT)
 
 
-def test_a_place_has_a_default_and_a_secret_has_none() -> None:
+def test_a_missing_secret_is_an_error() -> None:
     kinds = {(found["name"], found["kind"]) for found in VARIABLE.finditer(TEXT)}
-    assert {kind for name, kind in kinds if name.startswith("STACK_")} == {":-", "-"}
-    assert {kind for name, kind in kinds if name in SECRETS} == {":?"}
-    assert {kind for name, kind in kinds if name in SETTINGS} == {None}
+    assert all((kind is not None) == (name in SECRETS) for name, kind in kinds)
 
 
 def test_no_file_holds_a_secret() -> None:
@@ -102,20 +101,50 @@ def test_only_what_people_use_is_published_and_only_where_they_are_told() -> Non
     assert SETTINGS["BIND_ADDRESS"] == "127.0.0.1"
 
 
-def test_services_start_after_what_they_need(settings: Settings) -> None:
-    order = list(load_services(settings))
+def test_services_start_after_what_they_need_and_stop_before_it() -> None:
+    for wave, later in pairwise(WAVES):
+        assert max(map(priority, wave)) < min(map(priority, later))
+    waves = {name: number for number, wave in enumerate(WAVES) for name in wave}
     for name, service in SERVICES.items():
-        assert all(order.index(other) < order.index(name) for other in service.get("depends_on", {}))
+        assert all(waves[other] < waves[name] for other in service.get("depends_on", {}))
 
 
-def test_between_containers_services_have_names_and_outside_addresses(settings: Settings) -> None:
-    inside = load_services(settings)["worker"].environment
-    assert inside["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
-    assert inside["PREFECT_API_URL"] == "http://prefect:4200/api"
-    assert inside["AWS_ENDPOINT_URL"] == "http://seaweedfs:8333"
-    outside = Settings(settings.home, settings.values | places(settings.home, settings.values))
-    words = str(load_services(outside))
-    assert not re.search(r"http://[a-z]|=postgres|0\.0\.0\.0|'/data|/var/", words)
+def priority(name: str) -> int:
+    return PROGRAMS[f"program:{name}"].getint("priority")
+
+
+@each_service
+def test_both_ways_start_the_same_program_with_the_same_options(name: str) -> None:
+    native = re.sub(r"%\(ENV_(\w+)\)s", r"${\1}", PROGRAMS[f"program:{name}"]["command"])
+    assert shape(native) == shape(SERVICES[name]["command"])
+
+
+def shape(command: str) -> list[str]:
+    """Return a command without `env`, and without the addresses and folders that differ in containers."""
+    words = shlex.split(re.sub(r"^env (-u \w+\s+)+", "", command))
+    place = re.compile(
+        r"^(-dir|-ip\.bind|listen_addresses|unix_socket_directories)=.*|^0\.0\.0\.0$|^\$\{BIND_ADDRESS\}$"
+    )
+    return [place.sub(r"\1", word) for word in words]
+
+
+@each_service
+def test_both_ways_set_the_same_environment(name: str) -> None:
+    native = dict(re.findall(r'(\w+)="([^"]*)"', PROGRAMS[f"program:{name}"]["environment"]))
+    inherited = set(SETTINGS) | ({"POSTGRES_USER", "POSTGRES_PASSWORD"} if name == "postgres" else set())
+    compose = SERVICES[name]["environment"]
+    assert native.keys() - compose.keys() == set()
+    assert compose.keys() - native.keys() <= inherited
+    for key in native.keys() & compose.keys():
+        if (found := VARIABLE.fullmatch(compose[key])) is not None:
+            assert native[key] == f"%(ENV_{found['name']})s", key
+
+
+@each_service
+def test_both_ways_stop_a_service_alike(name: str) -> None:
+    program, service = PROGRAMS[f"program:{name}"], SERVICES[name]
+    assert f"{program['stopwaitsecs']}s" == service["stop_grace_period"]
+    assert f"SIG{program.get('stopsignal', 'TERM')}" == service.get("stop_signal", "SIGTERM")
 
 
 def test_deployments_go_to_the_pool_that_the_worker_serves() -> None:
@@ -123,13 +152,13 @@ def test_deployments_go_to_the_pool_that_the_worker_serves() -> None:
     assert {deployment["work_pool"]["name"] for deployment in deployments} == {SETTINGS["WORK_POOL"]}
 
 
-def test_nothing_phones_home(settings: Settings) -> None:
-    services = load_services(settings)
+def test_nothing_phones_home(tmp_path: Path) -> None:
+    assert SETTINGS["DO_NOT_TRACK"] == "true"  # mlflow takes this word alone
+    assert SETTINGS["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert "-master.telemetry=false" in SETTINGS["S3_OPTIONS"]
     for name in ("mlflow", "prefect", "worker"):
-        assert services[name].environment["DO_NOT_TRACK"] == "true"  # mlflow takes this word alone
-        assert services[name].environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
-    assert "-master.telemetry=false" in services["seaweedfs"].command
-    clients = Team(settings).client_variables()
+        assert SERVICES[name]["environment"]["DO_NOT_TRACK"] == "${DO_NOT_TRACK}"
+    clients = Settings(tmp_path, SETTINGS | SECRETS).client_variables()
     assert clients["DO_NOT_TRACK"] == clients["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 

@@ -1,143 +1,189 @@
-"""Services as processes, without the real ones."""
+"""supervisord and its real configuration, with stubs instead of the real programs."""
 
 import os
-import signal
 import socket
+import stat
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from native import postgres, processes
-from native.services import Service
-from native.settings import Settings
-from native.team import Team
+from native import postgres, processes, team
+from native.settings import SECRETS, Settings
+from native.team import SERVICES, Team
 
+from tests.pipeline.project import wait_for
+from tests.stack.conftest import Stack
 from tests.support.programs import require
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.files import read_json, write_json
 
-Make = Callable[..., Service]
-# prints the number of a child of its own that outlives it unless killed, and ignores SIGTERM
-STUBBORN = """
-import os, signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-print(child.pid, flush=True)
+PROGRAMS = ("postgres", "weed", "mlflow", "prefect")
+SERVER = "echo umask=$(umask); env; echo ready; exec sleep 600"
+# prints what it was told, after its child; with an argument, the child ignores SIGTERM
+WORKER = """
+import os, signal, sys, time
+def stop(*_):
+    print(who, "ended", flush=True)
+    sys.exit()
+who = "flow" if os.fork() == 0 else "worker"
+signal.signal(signal.SIGTERM, signal.SIG_IGN if who == "flow" and len(sys.argv) > 1 else stop)
+print(who, "ready", flush=True)
 time.sleep(600)
 """
 
 
-# says what it was told, after its child
-POLITE = """
-import signal, subprocess, sys, time
-def tell(who):
-    signal.signal(signal.SIGTERM, lambda *_: (print(who, "ended", flush=True), sys.exit()))
-tell("parent")
-if len(sys.argv) == 1:
-    subprocess.Popen([sys.executable, __file__, "child"])
-else:
-    tell("child")
-    print("ready", flush=True)
-time.sleep(600)
-"""
+class Stubs:
+    """A folder of programs that come before the real ones."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for name in PROGRAMS:
+            self.write(name, SERVER)
+
+    def write(self, name: str, script: str) -> None:
+        path = self.folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def write_worker(self, *arguments: str) -> None:
+        script = self.folder / "worker.py"
+        script.write_text(WORKER)
+        self.write("prefect", f'exec {sys.executable} "{script}" {" ".join(arguments)}')
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings.load(tmp_path)
+def stubs(home: Path, monkeypatch: pytest.MonkeyPatch) -> Stubs:
+    stubs = Stubs(home / "stubs")
+    real = processes.environment
+    path = os.pathsep.join([str(stubs.folder), "/usr/bin", "/bin"])
+    monkeypatch.setattr(processes, "environment", lambda settings: real(settings) | {"PATH": path})
+    monkeypatch.setattr(postgres, "search_path", lambda: path)
+    return stubs
 
 
 @pytest.fixture
-def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    monkeypatch.setattr(postgres, "program_folder", lambda: tmp_path)  # none of PostgreSQL's programs is run
-
-    def make(code: str, **changes: object) -> Service:
-        given = {"name": "demo", "environment": {}, "check": ["true"], "patience": 5.0, "after": [], "ports": {}}
-        given |= {"command": [sys.executable, "-c", code], "stop_signal": "SIGTERM", "grace": 0.5}
-        return Service(**(given | changes))
-
-    return make
+def settings(home: Path, stubs: Stubs) -> Iterator[Settings]:
+    """A running supervisord, in a folder whose name has what its configuration could misread."""
+    settings = Settings.load(home / "a b%20c;d")
+    processes.start_supervisor(settings)
+    yield settings
+    Team(settings).down()
 
 
-def wait_for(path: Path) -> str:
-    while not path.exists() or not path.read_text().endswith("\n"):
-        time.sleep(0.02)
-    return path.read_text()
+def log(name: str, settings: Settings) -> str:
+    path = settings.home / "logs" / f"{name}.log"
+    return path.read_text() if path.exists() else ""
 
 
-def test_what_ignores_the_signal_is_killed_with_all_that_it_started(settings: Settings, service: Make) -> None:
-    stubborn = service(STUBBORN)
-    parent = processes.start(stubborn, settings).process
-    child = psutil.Process(int(wait_for(processes.log_path("demo", settings))))
-    assert processes.stop(stubborn, settings)
-    assert not processes.lives(parent)
-    assert not processes.lives(child)
-    assert not processes.stop(stubborn, settings)
+def start(name: str, settings: Settings, until: str) -> str:
+    processes.start(name, settings)
+    wait_for(lambda: until in log(name, settings), f"{until} in the log of {name}")
+    return log(name, settings)
 
 
-def test_flows_are_ended_before_their_worker(settings: Settings, service: Make, tmp_path: Path) -> None:
-    """A worker that is asked first leaves them `Running` in Prefect's pages for ever."""
-    script = tmp_path / "polite.py"
-    script.write_text(POLITE)
-    worker = service("", name="worker", command=[sys.executable, str(script)], grace=5.0)
-    processes.start(worker, settings)
-    wait_for(processes.log_path("worker", settings))
-    assert processes.stop(worker, settings)
-    assert processes.log_path("worker", settings).read_text() == "ready\nchild ended\nparent ended\n"
+def pid(name: str, settings: Settings) -> int:
+    return int(processes.processes(settings)[name]["pid"])
 
 
-def test_a_number_that_went_to_another_process_is_not_ours(settings: Settings, service: Make) -> None:
-    sleeper = service("import time; time.sleep(600)")
-    processes.start(sleeper, settings)
-    note = read_json(processes.note_path("demo", settings))
-    write_json(processes.note_path("demo", settings), note | {"created": note["created"] - 60})
-    assert processes.running("demo", settings) is None
-    os.kill(note["pid"], signal.SIGKILL)
+def test_every_service_gets_its_own_secrets_in_any_folder(settings: Settings) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    seen = {name: start(name, settings, "ready") for name in SERVICES}
+    assert f"PGDATA={settings.home}/postgres\n" in seen["postgres"]
+    assert settings["POSTGRES_PASSWORD"] not in seen["postgres"] + seen["seaweedfs"] + seen["worker"]
+    assert f"AWS_SECRET_ACCESS_KEY={settings['S3_SECRET_KEY']}\n" in seen["seaweedfs"]
+    assert f"PGPASSWORD={settings['POSTGRES_PASSWORD']}\n" in seen["mlflow"]
+    assert settings["S3_SECRET_KEY"] not in seen["prefect"] + seen["postgres"]
+    assert f"MLFLOW_TRACKING_PASSWORD={settings['MLFLOW_ADMIN_PASSWORD']}\n" in seen["worker"]
+    assert f"PREFECT_HOME={settings.home}/worker\n" in seen["worker"]
+    assert settings["MLFLOW_FORM_KEY"] not in "".join(text for name, text in seen.items() if name != "mlflow")
+    assert "umask=0077\n" in seen["mlflow"]
+    assert f"umask={umask:04o}\n" in seen["worker"]
+    assert stat.S_IMODE((settings.home / "running/socket").stat().st_mode) == 0o700
 
 
-def test_a_service_that_ends_is_named_with_its_last_words(settings: Settings, service: Make) -> None:
-    team = Team(settings)
-    team.services = {"demo": service("print('no room on the disk'); raise SystemExit(3)", check=["false"])}
-    with pytest.raises(UserError, match=r"(?s)demo: ended by itself.*no room on the disk"):
-        team.up()
-    assert team.states() == {"demo": "ended by itself"}
+def test_a_service_that_dies_is_started_again(settings: Settings) -> None:
+    start("mlflow", settings, "ready")
+    first = pid("mlflow", settings)
+    psutil.Process(first).kill()
+    wait_for(lambda: pid("mlflow", settings) not in (0, first), "new process")
 
 
-def test_a_service_that_never_gets_healthy_is_given_up(settings: Settings, service: Make) -> None:
-    team = Team(settings)
-    sleeper = service("import time; time.sleep(600)", check=["false"], patience=0.5)
-    team.services = {"demo": sleeper}
-    with pytest.raises(UserError, match="demo: not healthy"):
-        team.up()
-    processes.stop(sleeper, settings)
+def test_flows_are_ended_before_their_worker(settings: Settings, stubs: Stubs) -> None:
+    """If the worker ended first, the flows would stay `Running` in Prefect's pages forever."""
+    stubs.write_worker()
+    start("worker", settings, "flow ready")
+    Team(settings).down()
+    assert log("worker", settings).splitlines()[-2:] == ["flow ended", "worker ended"]
 
 
-def test_a_taken_port_is_named_by_its_setting_before_anything_starts(settings: Settings, service: Make) -> None:
-    team = Team(settings)
+def test_flows_that_do_not_end_are_killed(settings: Settings, stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "FLOWS_END", 0.5)
+    stubs.write_worker("stubborn")
+    start("worker", settings, "flow ready")
+    (flow,) = psutil.Process(pid("worker", settings)).children()
+    Team(settings).down()
+    assert not flow.is_running()
+
+
+def test_a_service_that_ends_is_named_with_its_last_log_lines(settings: Settings, stubs: Stubs) -> None:
+    stubs.write("mlflow", "echo no room on the disk; exit 3")
+    processes.start("mlflow", settings)
+    with pytest.raises(UserError, match=r"(?s)mlflow: ended by itself.*no room on the disk"):
+        Team(settings).wait_until_healthy("mlflow")
+
+
+def test_a_missing_program_is_named(settings: Settings, stubs: Stubs) -> None:
+    (stubs.folder / "weed").unlink()
+    processes.start("seaweedfs", settings)
+    with pytest.raises(UserError, match=r"(?s)seaweedfs: ended by itself.*weed.*No such file"):
+        Team(settings).wait_until_healthy("seaweedfs")
+
+
+def test_a_service_that_is_never_healthy_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "PATIENCE", 0.5)
+    start("mlflow", settings, "ready")
+    monkeypatch.setitem(team.ADDRESSES, "mlflow", ["http://127.0.0.1:1/"])
+    with pytest.raises(UserError, match="mlflow: not healthy"):
+        Team(settings).wait_until_healthy("mlflow")
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_refused(home: Path, stubs: Stubs) -> None:
+    with pytest.raises(UserError, match="set STACK_HOME to a shorter path"):
+        processes.start_supervisor(Settings.load(home / ("x" * 100)))
+
+
+def test_a_taken_port_is_named_by_its_setting_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in Stack(tmp_path).environment.items():
+        monkeypatch.setenv(name, value)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        team.services = {"first": service("", name="first"), "demo": service("", ports={"MLFLOW_PORT": port})}
-        with pytest.raises(UserError, match=f"demo cannot have port {port} .* set MLFLOW_PORT to another"):
-            team.up()
-    assert set(team.states().values()) == {"stopped"}
+        monkeypatch.setenv("S3_FILER_PORT", str(port))
+        stack = Team(Settings.load(tmp_path))
+        with pytest.raises(UserError, match=f"seaweedfs cannot have port {port}, .* set S3_FILER_PORT to another"):
+            stack.up(["seaweedfs"])
+    assert {stack.state(name) for name in SERVICES} == {"stopped"}
+    assert {path.name for path in tmp_path.iterdir()} == {SECRETS}
 
 
-def test_two_commands_do_not_meet(settings: Settings) -> None:
-    with Team(settings).alone(), pytest.raises(UserError, match="another command is at work"), Team(settings).alone():
+def test_two_commands_do_not_meet(tmp_path: Path) -> None:
+    stack = Team(Settings.load(tmp_path))
+    with stack.alone(), pytest.raises(UserError, match="another command works on"), stack.alone():
         pass
 
 
-def test_the_users_own_servers_are_out_of_sight(service: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_servers_are_out_of_sight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "search_path", lambda: "")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
     monkeypatch.setenv("AWS_PROFILE", "work")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    seen = processes.environment(service("", environment={"AWS_ENDPOINT_URL": "http://here"}))
+    seen = processes.environment(Settings.load(tmp_path))
     assert "MLFLOW_TRACKING_URI" not in seen
     assert "AWS_PROFILE" not in seen
-    assert seen["AWS_ENDPOINT_URL"] == "http://here"
     assert seen["CUDA_VISIBLE_DEVICES"] == "1"
 
 
@@ -145,25 +191,31 @@ def test_without_postgresql_the_package_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(postgres, "DEBIAN", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="apt-get install postgresql"):
-        postgres.program_folder.__wrapped__()
+        postgres.search_path()
 
 
-def test_data_of_another_postgresql_are_left_alone(tmp_path: Path) -> None:
+def test_data_of_another_postgresql_are_left_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require("initdb")
-    (tmp_path / "PG_VERSION").write_text("9\n")
-    with pytest.raises(UserError, match="made by PostgreSQL 9"):
-        postgres.make_cluster({"PGDATA": str(tmp_path)})
+    monkeypatch.setenv("POSTGRES_PORT", Stack(home).environment["POSTGRES_PORT"])
+    settings = Settings.load(home / "stack")
+    postgres.make_cluster(settings)
+    (settings.home / "postgres/PG_VERSION").write_text("9\n")
+    processes.start_supervisor(settings)
+    processes.start("postgres", settings)
+    with pytest.raises(UserError, match=r"(?s)postgres: ended by itself.*initialized by PostgreSQL version 9"):
+        Team(settings).wait_until_healthy("postgres")
+    Team(settings).down()
 
 
-def test_root_is_told_where_postgresql_cannot_go(home: Path, settings: Settings) -> None:
-    """Everybody else runs it as themselves."""
+def test_root_is_told_where_postgresql_cannot_go(home: Path) -> None:
+    """For everybody else PostgreSQL runs as themselves."""
     require("initdb")
+    settings = Settings.load(home / "stack")
     home.chmod(0o700)
-    environment = {**Team(settings).services["postgres"].environment, "PGDATA": str(home / "postgres")}
     if os.geteuid() == 0:
-        with pytest.raises(UserError, match="set STACK_HOME to a folder"):
-            postgres.make_cluster(environment)
+        with pytest.raises(UserError, match=r"who must be able to enter .* \(STACK_HOME\)"):
+            postgres.make_cluster(settings)
     else:
         assert postgres.account() == {}
-        postgres.make_cluster(environment)
-    assert (home / "postgres").exists() == (os.geteuid() != 0)
+        postgres.make_cluster(settings)
+    assert (settings.home / "postgres").exists() == (os.geteuid() != 0)

@@ -2,32 +2,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from native.settings import SECRETS, Settings, interpolate, read_env, secret_names
+from native.settings import SECRETS, Settings, read_env, secret_names
 
 from tokenbridge.base.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("${SET}", "1"),
-        ("a ${SET}-${SET} b", "a 1-1 b"),
-        ("${EMPTY}", ""),
-        ("${EMPTY:-x}", "x"),
-        ("${EMPTY-x}", ""),
-        ("${NONE:-/x/y}", "/x/y"),
-        ("${NONE-x}", "x"),
-        ("${SET:?is missing}", "1"),
-    ],
-)
-def test_variables_are_filled_in_as_compose_does(text: str, value: str) -> None:
-    assert interpolate(text, {"SET": "1", "EMPTY": ""}) == value
-
-
-@pytest.mark.parametrize("text", ["${NONE}", "${NONE:?is missing}", "${EMPTY:?is missing}"])
-def test_a_missing_value_is_named(text: str) -> None:
-    with pytest.raises(UserError, match=r"(NONE|EMPTY) is not set"):
-        interpolate(text, {"EMPTY": ""})
 
 
 def test_secrets_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
@@ -75,4 +52,10 @@ def test_a_misspelt_setting_is_refused(tmp_path: Path) -> None:
 def test_a_line_that_sets_nothing_is_named_without_what_may_be_a_secret(tmp_path: Path) -> None:
     (tmp_path / SECRETS).write_text("POSTGRES_PASSWORD abc\n")
     with pytest.raises(UserError, match=r"POSTGRES_PASSWORD \.\.\.$"):
+        Settings.load(tmp_path)
+
+
+def test_a_secret_that_supervisor_cannot_pass_on_is_refused(tmp_path: Path) -> None:
+    (tmp_path / SECRETS).write_text('S3_SECRET_KEY=a"b\n')
+    with pytest.raises(UserError, match="S3_SECRET_KEY has a quotation mark"):
         Settings.load(tmp_path)

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from native import processes
-from native.backup import run_as_role
+from native import postgres, processes
 from native.settings import Settings
 from native.team import Team
 
@@ -40,12 +39,15 @@ def team(home: Path, monkeypatch: pytest.MonkeyPatch) -> Team:
 
 
 def downgrade(team: Team) -> None:
-    environment = processes.environment(team.services["mlflow"])
+    environment = processes.environment(team.settings) | postgres.connection(team.settings)
+    environment["PGDATABASE"] = team.settings["MLFLOW_DATABASE"]
     subprocess.run([sys.executable, "-c", DOWNGRADE], env=environment, check=True, capture_output=True)
 
 
 def psql(team: Team, query: str) -> str:
-    return run_as_role(team, ["psql", "--no-psqlrc", "-d", team.settings["MLFLOW_DATABASE"], "-tAqc", query]).strip()
+    return postgres.run(
+        team.settings, "psql", "--no-psqlrc", "-d", team.settings["MLFLOW_DATABASE"], "-tAqc", query
+    ).strip()
 
 
 def test_old_tables_are_refused_with_the_remedy_and_that_mends_them(team: Team) -> None:

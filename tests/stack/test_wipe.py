@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from native import backup
+from native import postgres
 from native.settings import SECRETS
 from native.team import Team
 
@@ -55,7 +55,7 @@ def test_a_backup_brings_everything_back_and_strangers_are_kept_out(
     stack.environment["MLFLOW_OPTIONS"] = "--app-name basic-auth"
     team = Team(stack.settings())
     team.up(["postgres", "seaweedfs", "mlflow"])
-    pools = backup.run_as_role(team, ["psql", "-d", "prefect", "-tAc", "SELECT name FROM work_pool"])
+    pools = postgres.run(team.settings, "psql", "-d", "prefect", "-tAc", "SELECT name FROM work_pool")
     assert team.settings["WORK_POOL"] in pools.splitlines()
     password = team.settings["MLFLOW_ADMIN_PASSWORD"]
     assert answer(experiments(stack)) == 401
