@@ -61,8 +61,12 @@ class Stack:
         """Return supervisord, the services and what they started: all of them inherit the variable STACK_HOME."""
         return [process for process in psutil.process_iter() if self.owns(process)]
 
+    def pid(self, service: str) -> int:
+        """Return the number of the service's main process; 0 if the service does not run."""
+        return int(processes.processes(self.settings())[service]["pid"])
+
     def main_process(self, service: str) -> psutil.Process:
-        return psutil.Process(processes.processes(self.settings())[service]["pid"])
+        return psutil.Process(self.pid(service))
 
     def kill(self, service: str) -> None:
         """Kill a service at once, as when a machine loses power. It stays down until the next ``up``."""

@@ -201,10 +201,12 @@ def test_data_of_another_postgresql_are_left_alone(home: Path, monkeypatch: pyte
     postgres.make_cluster(settings)
     (settings.home / "postgres/PG_VERSION").write_text("9\n")
     processes.start_supervisor(settings)
-    processes.start("postgres", settings)
-    with pytest.raises(UserError, match=r"(?s)postgres: ended by itself.*initialized by PostgreSQL version 9"):
-        Team(settings).wait_until_healthy("postgres")
-    Team(settings).down()
+    try:
+        processes.start("postgres", settings)
+        with pytest.raises(UserError, match=r"(?s)postgres: ended by itself.*initialized by PostgreSQL version 9"):
+            Team(settings).wait_until_healthy("postgres")
+    finally:
+        Team(settings).down()
 
 
 def test_root_is_told_where_postgresql_cannot_go(home: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_worker_runs_a_deployed_flow_with_the_servers_addresses(stack: Stack
 def test_a_service_that_died_is_started_again(stack: Stack) -> None:
     worker = stack.main_process("worker")
     worker.kill()
-    wait_for(lambda: stack.main_process("worker").pid not in (0, worker.pid), "new worker")
+    wait_for(lambda: stack.pid("worker") not in (0, worker.pid), "new worker")
     wait_for(lambda: stack("status").returncode == 0, "healthy worker")
     assert "starting" not in stack("up").stdout
 
