@@ -8,6 +8,7 @@ Data, logs and secrets are in .stack, or in the folder that STACK_HOME names.
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def status(team: Team) -> None:
     sys.exit(set(states.values()) != {HEALTHY})
 
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "up": (up, "start the services that are down; wait until all are healthy"),
     "status": (status, "the state of each service; 0 if all are healthy"),
     "down": (Team.down, "stop everything"),
