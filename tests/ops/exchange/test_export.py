@@ -176,7 +176,7 @@ def test_samples_of_an_earlier_model_are_left_out(project: Path) -> None:
     card = export()
     for path in ("reports/evaluate/tiny.json", "reports/samples/tiny.png"):
         assert f"`{path}` is left out: by `dvc.lock` it was not made from this model" in card
-    assert "- `generate@tiny`: not told" in card
+    assert "- `generate@tiny`: unknown, because" in card
     assert "guidance_scale=" not in card
     assert "| `quantized_psnr` | 26.5 |" in card
 
@@ -185,7 +185,7 @@ def test_a_vae_trained_anew_is_not_this_models(project: Path) -> None:
     make_anew(project, "models/vae", "vae")
     card = export()
     assert "`reports/reconstruct.json` is left out" in card
-    assert "- `vae`: not told" in card
+    assert "- `vae`: unknown, because" in card
     assert "license: other" in card
     assert "| `fd_efficientnet_lite0_32px` | 6.25 |" in card
 

@@ -74,7 +74,7 @@ def test_what_cannot_be_shown_is_named() -> None:
     assert "**Samples.** `reports/evaluate/tiny.json` was missing." in card
     assert "No picture." in card
     assert "samples.png" not in card
-    assert "- `vae`: not told" in card
+    assert "- `vae`: unknown, because" in card
 
 
 @pytest.mark.parametrize(
