@@ -83,14 +83,12 @@ class PeerChunks:
     """The files that other processes have to make."""
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
-        self.left = list(chunks)
+        self.left = {chunk.path: len(chunk.span) for chunk in chunks}
         self.looked = time.monotonic()
 
     def newly_done(self) -> int:
         """Return the number of images in the files that are new since the last check; check once a second at most."""
-        if not self.left or time.monotonic() - self.looked < LOOK_SECONDS:
+        if time.monotonic() - self.looked < LOOK_SECONDS:
             return 0
         self.looked = time.monotonic()
-        come = [chunk for chunk in self.left if chunk.path.exists()]
-        self.left = [chunk for chunk in self.left if chunk not in come]
-        return _images(come)
+        return sum(self.left.pop(path) for path in list(self.left) if path.exists())
