@@ -74,7 +74,7 @@ def test_two_at_once_take_turns_and_leave_dvc_whole(project: Project) -> None:
     stage.suspend()  # so that it surely lives when the next one starts
     second = project.start("python", "-m", "flows.retrain", *project.overrides, "evaluate.kid_subsets=9")
     assert second.stdout is not None
-    assert any("another pipeline is at work in this folder: waiting" in line for line in second.stdout)
+    assert any("another process is using the pipeline" in line for line in second.stdout)
     stage.resume()
     for process in (first, second):
         output, _ = process.communicate(timeout=PATIENCE)

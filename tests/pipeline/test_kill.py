@@ -81,7 +81,7 @@ def test_a_stage_that_outlives_its_dvc_is_waited_for(project: Project) -> None:
     second = project.start_repro()
     assert second.stdout is not None
     waiting = next(line for line in second.stdout if "waiting for it" in line)
-    assert "another process is at work" in waiting
+    assert "another process is using" in waiting
     orphan.resume()
     output = finish(second)
     assert second.returncode == 0, output

@@ -99,7 +99,7 @@ def test_a_second_writer_waits(repository: Path) -> None:
         write_moments(run)
         second = subprocess.Popen([sys.executable, "-c", SECOND], stdout=subprocess.PIPE, text=True, cwd=repository)
         assert second.stdout is not None
-        assert "another process is at work" in second.stdout.readline()
+        assert "another process is using" in second.stdout.readline()
         assert run.work.exists()
     assert second.stdout.read() == "inside\n"
     assert second.wait() == 0

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text, explain_full_disk, read_json, sha256_tree
+from tokenbridge.base.locks import locked
 from tokenbridge.config import Config, ConfigError
 from tokenbridge.config.params import load_params
 from tokenbridge.infra.dvc import StageSpec, is_code, read_stages
@@ -89,13 +89,22 @@ def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
     dvc = _dvc_above()
     work = root / WORK / name / spec.key
     pipeline = os.environ.get(PARENT_VARIABLE)
-    with _sync(root, pipeline), _only_writer(work):
+    with _sync(root, pipeline), locked(Path(f"{work}.lock"), str(work)):
+        work.mkdir(exist_ok=True)
         with _tracker(spec, root, work, pipeline) as tracker:
             tracker.params(spec.params)
             tracker.tags({f"dep.{path}": digest for path, digest in spec.deps.items() if not is_code(path)})
             yield StageRun(spec, config, root, work, tracker, dvc)
             _log_outs(tracker, spec, root)
         shutil.rmtree(work)  # last, when nothing can fail any more
+
+
+def only_pipeline(root: Path) -> AbstractContextManager[None]:
+    """Let one pipeline at a time run. DVC's own locks are not enough, because all share params.yaml and the outs.
+
+    A process that reads these files for longer must take the lock too.
+    """
+    return locked(root / WORK / "pipeline.lock", f"the pipeline in {root}")
 
 
 def _dvc_above() -> psutil.Process | None:
@@ -129,22 +138,6 @@ def _tracker(spec: StageSpec, root: Path, work: Path, pipeline: str | None) -> T
     tracker = Tracker.open(spec.name, spec.key, root, pipeline, resumed_from)
     atomic_write_text(marker, tracker.id)
     return tracker
-
-
-@contextmanager
-def _only_writer(work: Path) -> Iterator[None]:
-    work.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{work}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another process is at work on {work}: waiting for it", flush=True)
-        lock.acquire()
-    try:
-        work.mkdir(exist_ok=True)
-        yield
-    finally:
-        lock.release()
 
 
 def _log_outs(tracker: Tracker, spec: StageSpec, root: Path) -> None:

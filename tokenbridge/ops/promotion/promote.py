@@ -1,13 +1,12 @@
 """``tokenbridge promote`` and ``tokenbridge rollback``: decide, move the aliases, and record why."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from tokenbridge.base.files import atomic_write_text, write_json
+from tokenbridge.base.locks import locked
 from tokenbridge.config.params import flatten, load_params
 from tokenbridge.infra.tracking.registry import CHAMPION, PREVIOUS, VETO, open_registry
 from tokenbridge.infra.tracking.spool import Tracker
@@ -17,8 +16,7 @@ from tokenbridge.ops.promotion.decision import PROMOTED, REFUSED, Decision
 from tokenbridge.ops.promotion.gates import veto_gate
 from tokenbridge.ops.promotion.registration import registered_name
 from tokenbridge.ops.promotion.trial import Trial
-from tokenbridge.stages.runtime import WORK
-from tokenbridge.stages.workspace_lock import only_pipeline
+from tokenbridge.stages.runtime import WORK, only_pipeline
 
 DECISION_TAG = "promotion"  # tag of a version: the decision about it as a candidate
 
@@ -103,13 +101,9 @@ def rollback(root: Path, model: str, veto: str | None = None) -> str:
         return done
 
 
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def _alone(root: Path) -> AbstractContextManager[None]:
     """Allow one promotion at a time: two would measure the same versions twice, and distort each other's timings."""
-    folder = root / WORK / "promotion"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        yield
+    return locked(root / WORK / "promotion/lock", "the promotions")
 
 
 def _record(tracker: Tracker, decision: Decision, folder: Path) -> None:

@@ -13,7 +13,7 @@ from tokenbridge.infra.tracking.sync import LiveSync
 from tokenbridge.ops.promotion.figures import sample_grid
 from tokenbridge.ops.promotion.measurement import Bench
 from tokenbridge.ops.promotion.registration import registered_name
-from tokenbridge.stages.workspace_lock import only_pipeline
+from tokenbridge.stages.runtime import only_pipeline
 
 STAGE = "evaluation"
 

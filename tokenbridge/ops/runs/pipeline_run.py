@@ -40,8 +40,7 @@ from tokenbridge.ops.runs.forecast import Forecast, forecast
 from tokenbridge.ops.runs.freshness import is_of, is_stale, note_fetched
 from tokenbridge.ops.runs.precision_check import check_precision
 from tokenbridge.sources.state import source_state
-from tokenbridge.stages.runtime import PARENT_VARIABLE
-from tokenbridge.stages.workspace_lock import only_pipeline
+from tokenbridge.stages.runtime import PARENT_VARIABLE, only_pipeline
 
 LONGEST_TITLE = 200  # characters
 RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"

@@ -11,10 +11,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text, write_json
+from tokenbridge.base.locks import locked
 from tokenbridge.base.machine import installed_packages, processor
 from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.config.params import PARAMS_FILE
@@ -98,8 +97,7 @@ def reproduce_run(
     """
     recorded = read_recorded(root, run_id)
     lock = root / FOLDER / f"{recorded.run_id}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock), LiveSync(root), Tracker.open(STAGE, recorded.run_id, root) as tracker:
+    with locked(lock, f"run {run_id}"), LiveSync(root), Tracker.open(STAGE, recorded.run_id, root) as tracker:
         folder = prepare(root, recorded)
         tracker.tags({"reproduces": recorded.run_id, "recomputed": str(recompute).lower()})
         run = PipelineRun(folder, tracker)
