@@ -3,16 +3,13 @@
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
-from urllib.request import urlopen
-
-from filelock import FileLock, Timeout
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from native import postgres, processes
 from native.settings import Settings
 from tokenbridge.base.errors import UserError
+from tokenbridge.base.locks import locked
 from tokenbridge.base.progress import clock
 
 POLL = 0.3  # seconds between two looks at a starting service
@@ -38,14 +35,9 @@ class Team:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Let only one command at a time change what runs; raise a UserError for a second one."""
-        try:
-            with FileLock(self.settings.home / "lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise UserError(f"another command works on {self.settings.home}: wait until it has ended") from error
+    def alone(self) -> AbstractContextManager[None]:
+        """One command at a time may change what runs."""
+        return locked(self.settings.home / "lock", str(self.settings.home), wait=False)
 
     def up(self, names: Collection[str] = SERVICES) -> None:
         """Start those of these services that do not run; wait until they are healthy.

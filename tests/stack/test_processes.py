@@ -170,9 +170,8 @@ def test_a_taken_port_is_named_by_its_setting_before_anything_starts(
     assert {path.name for path in tmp_path.iterdir()} == {SECRETS}
 
 
-def test_two_commands_do_not_meet(tmp_path: Path) -> None:
-    stack = Team(Settings.load(tmp_path))
-    with stack.alone(), pytest.raises(UserError, match="another command works on"), stack.alone():
+def test_two_commands_do_not_meet(settings: Settings) -> None:
+    with Team(settings).alone(), pytest.raises(UserError, match="another process is using"), Team(settings).alone():
         pass
 
 
