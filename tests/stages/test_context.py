@@ -9,17 +9,17 @@ import pytest
 from tests.pipeline.project import wait_for
 from tokenbridge.base.protocols import MetricSink
 from tokenbridge.stages import context
-from tokenbridge.stages.runtime import StageRun
 
 
 def test_what_workers_write_is_recorded_while_they_work_and_whole_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(context, "LOG_SECONDS", 0.01)
+    monkeypatch.setattr(context, "LISTEN_SECONDS", 0.01)
     recorded: list[tuple[str, str]] = []
     tracker = SimpleNamespace(artifact=lambda path, folder: recorded.append((path.read_text(), folder)))
     log = tmp_path / "workers-7.log"
-    with context._output_passed_on(cast(StageRun, SimpleNamespace(work=tmp_path, tracker=tracker))):
+    with context._passed_on(tmp_path, cast(MetricSink, tracker)):
         log.write_text("one\n")
         wait_for(lambda: ("one\n", "workers") in recorded, "first line")
         monkeypatch.setattr(context, "LOG_SECONDS", 3600)
@@ -42,7 +42,7 @@ def test_what_a_worker_measures_and_its_files_reach_the_driver_wherever_the_fold
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples/grid.png").write_text("a picture")
     sink = context.MetricFile(tmp_path / context.METRICS)
-    with context._metrics_passed_on(sink.path, cast(MetricSink, tracker)):
+    with context._passed_on(tmp_path, cast(MetricSink, tracker)):
         sink.metrics({"loss": 2.0}, step=3)
         sink.tags({"precision": "fp32"})
         sink.artifact(tmp_path / "samples/grid.png", "samples")

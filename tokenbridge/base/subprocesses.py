@@ -31,6 +31,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
             start_new_session=True,  # dvc alone would leave its stage running
         )
         self._over = threading.Event()

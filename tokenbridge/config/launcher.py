@@ -1,4 +1,4 @@
-"""Settings of where and how stages run: on this machine, on Slurm, or on Kubernetes.
+"""Settings of where and how stages run: on this machine or on Slurm.
 
 They are never stage parameters, because a move to another machine must not retrain a model.
 """
@@ -11,10 +11,9 @@ from pydantic import Field
 
 from tokenbridge.config.types import Count, Positive, PositiveNumber, Settings, refuse
 
-LOCAL, SLURM, KUBERNETES = "local", "slurm", "kubernetes"
+LOCAL, SLURM = "local", "slurm"
 DDP, FSDP = "ddp", "fsdp"
 SLURM_TIME = r"(\d+-)?\d+:\d{2}(:\d{2})?|\d+-\d+"
-KUBERNETES_NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 
 
 class SlurmConfig(Settings):
@@ -37,36 +36,16 @@ class SlurmConfig(Settings):
         refuse(mistakes | {message: re.fullmatch(SLURM_TIME, self.time) is None})
 
 
-class KubernetesConfig(Settings):
-    """The image and resources of a job on Kubernetes, which has one pod for each node."""
-
-    image: str  # holds this project's environment; docker/Dockerfile builds it
-    namespace: str
-    volume_claim: str  # a ReadWriteMany claim that holds the project
-    mount: str  # the claim's path in the pods; the project has the same path in the pods as here
-    gpus: Count  # of each pod; 0: none
-    cpus: Positive  # of each pod
-    memory: str  # of each pod, such as 64Gi
-    shared_memory: str  # size of /dev/shm in each pod, which the GPUs of a node use to communicate
-    node_selector: dict[str, str] = Field(default_factory=dict)  # labels that a machine must have
-
-    def __post_init__(self) -> None:
-        mistakes = {f"mount is {self.mount!r}: must be an absolute path": not self.mount.startswith("/")}
-        for name, value in (("namespace", self.namespace), ("volume_claim", self.volume_claim)):
-            bad = re.fullmatch(KUBERNETES_NAME, value) is None
-            mistakes[f"{name} is {value!r}: use lower-case letters, digits and dashes"] = bad
-        refuse(mistakes)
-
-
-class LauncherConfig(Settings):
+@dataclass
+class LauncherConfig:
     """The number of processes that train one model, where they run, and which checkpoints they keep."""
 
-    kind: Literal["local", "slurm", "kubernetes"]
-    nodes: Positive
-    processes: Positive  # on each node: one per GPU
-    max_restarts: Count  # how often all processes may restart after one of them died
-    strategy: Literal["ddp", "fsdp"]  # fsdp: FSDP2
-    accumulation: Positive  # parts of a process's share of a batch, computed one after the other
+    kind: str  # local | slurm
+    nodes: int
+    processes: int  # on each node: one per GPU
+    max_restarts: int  # how often all processes may restart after one of them died
+    strategy: str  # ddp | fsdp (FSDP2)
+    accumulation: int  # parts of a process's share of a batch, computed one after the other
     checkpoint_activations: bool  # saves memory, costs a third more work
     compile: bool  # use torch.compile on the repeated blocks
     keep_checkpoints: Positive  # the number of newest checkpoints that stay
@@ -78,25 +57,31 @@ class LauncherConfig(Settings):
     checkpoint_share: PositiveNumber  # share of the time that a training may stand still for checkpoints
     gpu_group: str  # flows of the same group train one at a time
     slurm: SlurmConfig | None = None
-    kubernetes: KubernetesConfig | None = None
 
     def __post_init__(self) -> None:
-        slurm, kubernetes = self.kind == SLURM, self.kind == KUBERNETES
-        node_gpus = self.slurm.gpus_per_node if slurm and self.slurm else 0
-        pod_gpus = self.kubernetes.gpus if kubernetes and self.kubernetes else 0
-        start, why = f"processes is {self.processes}: must be at most", "because each needs a GPU of its own"
-        refuse(
-            {
-                f"nodes is {self.nodes}: must be 1 with launcher=local": self.kind == LOCAL and self.nodes > 1,
-                "slurm is null, and launcher.kind is slurm: set launcher=slurm": slurm and not self.slurm,
-                "kubernetes is null: set launcher=kubernetes": kubernetes and not self.kubernetes,
-                f"{start} launcher.slurm.gpus_per_node ({node_gpus}), {why}": 0 < node_gpus < self.processes,
-                f"{start} launcher.kubernetes.gpus ({pod_gpus}), {why}": 0 < pod_gpus < self.processes,
-            }
-        )
+        require_choice("launcher.kind", self.kind, (LOCAL, SLURM))
+        require_choice("launcher.strategy", self.strategy, (DDP, FSDP))
+        counts = ("nodes", "processes", "accumulation", "keep_checkpoints", "batch_size")
+        names = (*counts, "log_seconds", "checkpoint_seconds", "checkpoint_share")
+        require_positive("launcher", **{name: getattr(self, name) for name in names})
+        for name in ("max_restarts", "keep_every", "threads"):
+            require(getattr(self, name) >= 0, f"launcher.{name} is {getattr(self, name)}: 0 is the least")
+        self._check_place()
 
     def for_one(self) -> "LauncherConfig":
         """Return these settings changed for one process, with one GPU if there are any."""
         slurm = self.slurm and replace(self.slurm, gpus_per_node=min(1, self.slurm.gpus_per_node))
-        kubernetes = self.kubernetes and replace(self.kubernetes, gpus=min(1, self.kubernetes.gpus))
-        return replace(self, nodes=1, processes=1, slurm=slurm, kubernetes=kubernetes)
+        return replace(self, nodes=1, processes=1, slurm=slurm)
+
+    def _check_place(self) -> None:
+        require(self.kind != LOCAL or self.nodes == 1, f"launcher.nodes is {self.nodes}: launcher=local has 1")
+        if self.kind == SLURM:
+            require(self.slurm is not None, "launcher.kind is slurm without launcher.slurm: say launcher=slurm")
+            assert self.slurm is not None
+            self._check_gpus("slurm.gpus_per_node", self.slurm.gpus_per_node)
+
+    def _check_gpus(self, name: str, gpus: int) -> None:
+        require(
+            gpus == 0 or self.processes <= gpus,
+            f"launcher.processes is {self.processes}, more than launcher.{name} ({gpus}): each needs a GPU of its own",
+        )

@@ -7,9 +7,10 @@ or in each process that the launcher starts (``tokenbridge.stages.worker``).
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from tokenbridge.base.protocols import MetricSink, Stop, never
 from tokenbridge.config import Config
 from tokenbridge.config.launcher import LOCAL
 from tokenbridge.infra.launching import launch
+from tokenbridge.infra.launching.following import GrowingFile
 from tokenbridge.infra.launching.work import LOGS
 from tokenbridge.stages.runtime import StageRun
 
@@ -106,7 +108,7 @@ def compute(run: StageRun, work: Callable[[StageContext], None], *, alone: bool 
     if launcher.kind == LOCAL and launcher.processes == 1:
         work(StageContext(run.spec.name, run.config, run.root, run.work, run.tracker, pick_device(launcher)))
         return
-    with _metrics_passed_on(run.work / METRICS, run.tracker), _output_passed_on(run):
+    with _passed_on(run.work, run.tracker):
         launch([run.spec.name, str(run.root), str(run.work)], root=run.root, work=run.work, launcher=launcher)
 
 
@@ -131,11 +133,14 @@ class MetricFile:
 
 
 @contextmanager
-def _meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run ``work`` in a thread while the body runs. Its event is set when the body has ended."""
+def _passed_on(work: Path, tracker: MetricSink) -> Iterator[None]:
+    """Send what workers measure to ``tracker`` while the body runs, and their output every ``LOG_SECONDS``.
+
+    The file of metrics may already hold some that workers measured for a driver that was killed. They are sent too.
+    """
     ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(work, ended)
+        done = pool.submit(_pass_on, work, tracker, ended)
         try:
             yield
         finally:
@@ -143,29 +148,19 @@ def _meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
             done.result()
 
 
-def _metrics_passed_on(path: Path, tracker: MetricSink) -> AbstractContextManager[None]:
-    """Send the metrics in the file, and those added meanwhile, to ``tracker``.
-
-    The file may already hold metrics that workers measured for a driver that was killed. They are sent too.
-    """
-    path.touch()
-
-    def listen(ended: threading.Event) -> None:
-        with path.open() as file:
-            rest = ""
-            while True:
-                last_time = ended.is_set()
-                *lines, rest = (rest + file.read()).split("\n")
-                for record in filter(None, map(_record, lines)):
-                    _pass_on(record, path.parent, tracker)
-                if last_time:
-                    return
-                ended.wait(LISTEN_SECONDS)
-
-    return _meanwhile(listen)
+def _pass_on(work: Path, tracker: MetricSink, ended: threading.Event) -> None:
+    measured, logged, last_time = GrowingFile(work / METRICS), time.monotonic(), False
+    while not last_time:
+        last_time = ended.wait(LISTEN_SECONDS)
+        for record in filter(None, map(_record, measured.lines())):
+            _send(record, work, tracker)
+        if last_time or time.monotonic() - logged >= LOG_SECONDS:
+            for log in work.glob(LOGS):
+                tracker.artifact(log, "workers")
+            logged = time.monotonic()
 
 
-def _pass_on(record: dict[str, Any], work: Path, tracker: MetricSink) -> None:
+def _send(record: dict[str, Any], work: Path, tracker: MetricSink) -> None:
     match record.pop("type"):
         case "metrics":
             tracker.metrics(**record)
@@ -173,20 +168,6 @@ def _pass_on(record: dict[str, Any], work: Path, tracker: MetricSink) -> None:
             tracker.tags(**record)
         case "artifact":
             tracker.artifact(work / record["path"], record["folder"])
-
-
-def _output_passed_on(run: StageRun) -> AbstractContextManager[None]:
-    """Log the workers' output to MLflow every ``LOG_SECONDS`` while they run, and once more at the end."""
-
-    def pass_on(ended: threading.Event) -> None:
-        while True:
-            last_time = ended.wait(LOG_SECONDS)
-            for log in run.work.glob(LOGS):
-                run.tracker.artifact(log, "workers")
-            if last_time:
-                return
-
-    return _meanwhile(pass_on)
 
 
 def _record(line: str) -> dict[str, Any] | None:

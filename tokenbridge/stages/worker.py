@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from tokenbridge.base.device import pick_device
 from tokenbridge.base.distributed import Processes, joined
@@ -22,10 +23,10 @@ from tokenbridge.base.protocols import Stop
 from tokenbridge.config.params import load_params
 from tokenbridge.engine.loop import InterruptedTrainingError
 from tokenbridge.engine.optim import NonFiniteError
+from tokenbridge.infra.launching.agent import end_with_parent
 from tokenbridge.infra.launching.work import COMPLETE, FAILED
 from tokenbridge.stages.context import METRICS, MetricFile, StageContext
 
-WATCH_SECONDS = 1.0
 IN_VAIN = (UserError, NonFiniteError)  # errors that a restart would raise again
 
 
@@ -39,9 +40,10 @@ class Silent:
     def artifact(self, path: Path, folder: str = "") -> None: ...
 
 
+@record  # torchrun reads the error of the worker that failed first
 def main(arguments: list[str]) -> None:
     name, root, work = arguments[0], Path(arguments[1]), Path(arguments[2])
-    end_with_parent()
+    end_with_parent(signal.SIGKILL, os.getppid())  # workers have their own sessions: nothing else would end them
     asked = threading.Event()
     signal.signal(signal.SIGUSR2, lambda *_: asked.set())
     try:
@@ -67,18 +69,6 @@ def share_work(name: str, root: Path, work: Path, processes: Processes, stop: St
         return
     if processes.first:
         (work / COMPLETE).touch()
-
-
-def end_with_parent() -> None:
-    """End this process when torchrun ends. Workers have their own sessions, so nothing else would end them."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from tokenbridge.base.distributed import joined
 from tokenbridge.base.files import read_json, write_json
@@ -36,6 +37,7 @@ def undisturbed(processes: int = 2) -> float:
     return number
 
 
+@record
 def main() -> None:
     warned: list[int] = []
     signal.signal(signal.SIGUSR2, lambda *_: warned.append(1))

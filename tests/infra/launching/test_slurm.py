@@ -44,7 +44,7 @@ def test_a_driver_that_was_killed_and_repeated_follows_the_same_job(slurm: Slurm
     before = read_until(first, "[rank 1] starts at step 0")
     first.kill()
     second = slurm.start(*driver)
-    after = read_until(second, "is at work on this already")
+    after = read_until(second, "is running this already")
     assert f"Slurm job {job_id(before)} is" in after
     (tmp_path / "hold").unlink()
     after += rest(second)

@@ -1,4 +1,4 @@
-"""Start worker processes here, on Slurm or on Kubernetes, follow their output, and end them when we end."""
+"""Start worker processes here or on Slurm, follow their output, and end them when we end."""
 
 import signal
 import sys
@@ -7,26 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from tokenbridge.config.launcher import KUBERNETES, LOCAL, SLURM, LauncherConfig
-from tokenbridge.infra.launching import kubernetes, local, slurm
-from tokenbridge.infra.launching.output import Output
-from tokenbridge.infra.launching.work import Ending, LaunchError, ParallelWork
+from tokenbridge.config.launcher import LOCAL, SLURM, LauncherConfig
+from tokenbridge.infra.launching import local, slurm
+from tokenbridge.infra.launching.work import Ending, LaunchError, Output, ParallelWork
 
 __all__ = ["LaunchError", "launch"]
 
 WORKER = "tokenbridge.stages.worker"
-STARTERS: dict[str, Callable[[ParallelWork, Output], Ending]] = {
-    LOCAL: local.run,
-    SLURM: slurm.run,
-    KUBERNETES: kubernetes.run,
-}
+STARTERS: dict[str, Callable[[ParallelWork, Output], Ending]] = {LOCAL: local.run, SLURM: slurm.run}
 
 
 def launch(arguments: Sequence[str], *, root: Path, work: Path, launcher: LauncherConfig, module: str = WORKER) -> None:
     """Run ``python -m module arguments`` in ``nodes`` times ``processes`` workers of torchrun, until they end.
 
     Each line that they write goes to stdout. SIGTERM and Ctrl-C end the workers, or cancel their job. If an
-    earlier call was killed and left a job on Slurm or Kubernetes, that job is followed and no other one is started.
+    earlier call was killed and left a job on Slurm, that job is followed and no other one is started.
 
     Args:
         root: the workers' current folder.
@@ -36,8 +31,8 @@ def launch(arguments: Sequence[str], *, root: Path, work: Path, launcher: Launch
     Raises:
         UserError: with the text of ``failed.txt`` if the workers wrote it, or with the message of the scheduler
             if it refuses.
-        LaunchError: if the workers ended for another reason before the work was done. The message begins with the last
-            lines of the failing rank.
+        LaunchError: if the workers ended for another reason before the work was done. The message begins with the
+            traceback of the rank that failed first, or with its last lines.
     """
     parallel = ParallelWork(tuple(arguments), root.resolve(), work.resolve(), launcher, module)
     if parallel.is_complete():

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text
-from tokenbridge.infra.launching.following import JobState, LogFiles, follow
-from tokenbridge.infra.launching.output import Output
+from tokenbridge.infra.launching.following import GrowingFile, JobState, follow
 from tokenbridge.infra.launching.slurm_script import render, sbatch_options
-from tokenbridge.infra.launching.work import Ending, LaunchError, ParallelWork
+from tokenbridge.infra.launching.work import Ending, LaunchError, Output, ParallelWork
 
 COMPLETED = "COMPLETED"
 ENDED = {
@@ -49,13 +48,13 @@ def run(work: ParallelWork, output: Output) -> Ending:
     job = _running(work)
     if job is None:
         job = _submit(work)
-        logs = LogFiles(work.log(job), recall=False)
+        log = GrowingFile(work.log(job))
     else:
-        print(f"Slurm job {job} is at work on this already: following it", flush=True)
-        logs = LogFiles(work.log(job), recall=True)
+        print(f"Slurm job {job} is running this already: following it; its output: {work.log(job)}", flush=True)
+        log = GrowingFile(work.log(job), from_end=True)
     name = f"Slurm job {job}"
     try:
-        state = follow(name, logs, lambda: _state(job), output)
+        state = follow(name, log, lambda: _state(job), output)
     except BaseException:
         _cancel(job)
         raise

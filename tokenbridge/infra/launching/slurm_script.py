@@ -4,6 +4,7 @@ import shlex
 from string import Template
 
 from tokenbridge.config.launcher import SlurmConfig
+from tokenbridge.infra.launching.failure import NOTES
 from tokenbridge.infra.launching.work import ParallelWork
 
 # The rendezvous port on the first node depends on the job, so that jobs can share a node.
@@ -14,6 +15,7 @@ SCRIPT = Template(r"""#!/bin/bash
 # sbatch $options
 $exports
 $setup
+rm -f $notes
 export SRUN_CPUS_PER_TASK="$$SLURM_CPUS_PER_TASK"  # which srun does not take from sbatch
 
 # Slurm warns this shell before it takes the nodes away; the workers then save a checkpoint and end.
@@ -76,6 +78,7 @@ def render(work: ParallelWork, slurm: SlurmConfig) -> str:
         options=shlex.join(sbatch_options(work, slurm)),
         exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
         setup="\n".join(slurm.setup),
+        notes=f"{shlex.quote(str(work.folder))}/{NOTES}",
         warn_seconds=WARN_SECONDS,
         first_port=FIRST_PORT,
         ports=PORTS,

@@ -1,24 +1,45 @@
-"""One piece of work for many processes: its command under torchrun, its environment, and whether it is done."""
+"""One piece of work for many processes: its command under torchrun, its output, and whether it is done."""
 
 import hashlib
 import os
 import sys
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 import tokenbridge
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.launcher import LauncherConfig
-from tokenbridge.infra.launching.output import RANK_PREFIX, Output
+from tokenbridge.infra.launching.failure import NOTES, first_failure
 
 PROJECT = Path(tokenbridge.__file__).parents[1]
 LOGS = "workers-*.log"  # the output of all workers of a job
 COMPLETE, FAILED = "complete", "failed.txt"  # left by workers: the work is done, or no restart can help
-TORCHRUN = "torch.distributed.run"
+AGENT = "tokenbridge.infra.launching.agent"
+DRIVER_VARIABLE = "TOKENBRIDGE_DRIVER"  # tells an agent the process id of the driver if that is its parent
+RANK_PREFIX = "[rank ${rank}] "  # torchrun puts this in front of each worker's line
+REMEMBERED, QUOTED = 500, 20  # last lines of all workers, and those of one worker that a message quotes
 
 
 class LaunchError(RuntimeError):
     """The workers ended before their work was done. The message says how, with the failing worker's last lines."""
+
+
+class Output:
+    """Print lines to stdout, and remember the last ones."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=REMEMBERED)
+
+    def take(self, line: str) -> None:
+        """Print one line, given without its line end."""
+        print(line, flush=True)
+        self._lines.append(line)
+
+    def last_lines(self, prefix: str = "") -> list[str]:
+        """Return the last lines that begin with ``prefix``, without it."""
+        return [line.removeprefix(prefix) for line in self._lines if line.startswith(prefix)][-QUOTED:]
 
 
 @dataclass(frozen=True)
@@ -56,10 +77,10 @@ class ParallelWork:
         """Return the path of the job's output."""
         return self.folder / LOGS.replace("*", job)
 
-    def torchrun(self, *rendezvous: str, agent: str = TORCHRUN, python: str = sys.executable) -> list[str]:
+    def torchrun(self, *rendezvous: str) -> list[str]:
         """Return the command of one node. ``rendezvous`` holds torchrun's options for finding the other nodes."""
         return [
-            *(python, "-m", agent),
+            *(sys.executable, "-m", AGENT, str(self.folder)),
             f"--nnodes={self.launcher.nodes}",
             f"--nproc-per-node={self.launcher.processes}",
             f"--max-restarts={self.launcher.max_restarts}",
@@ -87,7 +108,8 @@ class ParallelWork:
     def prepare(self) -> None:
         """Make the folder ready for new workers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.failed.unlink(missing_ok=True)
+        for left in (self.failed, *self.folder.glob(NOTES)):
+            left.unlink(missing_ok=True)
 
     def is_complete(self) -> bool:
         return self.complete.exists()
@@ -105,4 +127,8 @@ class ParallelWork:
             raise UserError(self.failed.read_text(encoding="utf-8").strip())
         if ending.ok:
             raise LaunchError(f"{ending.words} before the work was done; what is done is kept: repeat to go on")
-        raise LaunchError("\n".join([*output.last_lines(), ending.words]))
+        failure = first_failure(self.folder)
+        if failure is None:
+            raise LaunchError("\n".join([*output.last_lines(), ending.words]))
+        lines = failure.traceback.splitlines() or output.last_lines(Template(RANK_PREFIX).substitute(rank=failure.rank))
+        raise LaunchError("\n".join([*lines, failure.ending, ending.words]))
