@@ -91,5 +91,5 @@ def joined() -> Iterator[Processes]:
 def _take_gpu(number: int, processes: int) -> None:
     there = torch.cuda.device_count()
     if there < processes:
-        raise UserError(f"launcher.processes is {processes}, and this machine has {there} GPUs: say so many")
+        raise UserError(f"launcher.processes is {processes}, but this machine has {there} GPUs: set at most {there}")
     torch.cuda.set_device(number)
