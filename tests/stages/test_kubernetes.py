@@ -49,11 +49,10 @@ def test_a_pods_workers_work_in_the_stages_folder(repository: Path, tmp_path: Pa
     [container] = MANIFEST["Job"]["spec"]["template"]["spec"]["containers"]
     programs = tmp_path / "programs"
     programs.mkdir()
-    (programs / "python").symlink_to(sys.executable)
     (programs / "torchrun").write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
     (programs / "torchrun").chmod(0o755)
     settings = environment_of(container) | {"STAGE": "encode", "PYTHONPATH": str(CHECKOUT)}
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [*container["command"], *container["args"]]
     pod = subprocess.run(
         command, cwd=repository, env=os.environ | settings | {"PATH": path}, capture_output=True, text=True, check=False
