@@ -35,7 +35,7 @@ def launch(arguments: Sequence[str], *, root: Path, work: Path, launcher: Launch
             traceback of the rank that failed first, or with its last lines.
     """
     parallel = ParallelWork(tuple(arguments), root.resolve(), work.resolve(), launcher, module)
-    if parallel.is_complete():
+    if parallel.complete.exists():
         return
     output = Output()
     with _sigterm_unwinds():

@@ -16,17 +16,7 @@ from tokenbridge.infra.launching.slurm_script import render, sbatch_options
 from tokenbridge.infra.launching.work import Ending, LaunchError, Output, ParallelWork
 
 COMPLETED = "COMPLETED"
-ENDED = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    COMPLETED,
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "TIMEOUT",
-}
+FAILURES = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 COMPLETING = "COMPLETING"  # the job's processes are being ended, also before it is requeued
 FORGOTTEN = "Invalid job id"  # Slurm's answer some minutes after a job's end
 UNREACHABLE = re.compile(r"unable to contact|timed out|connection refused|connection failure", re.IGNORECASE)
@@ -45,20 +35,18 @@ def run(work: ParallelWork, output: Output) -> Ending:
         UserError: if Slurm is not installed here, or refuses the job.
         LaunchError: if Slurm does not answer.
     """
-    job = _running(work)
-    if job is None:
-        job = _submit(work)
-        log = GrowingFile(work.log(job))
-    else:
-        print(f"Slurm job {job} is running this already: following it; its output: {work.log(job)}", flush=True)
-        log = GrowingFile(work.log(job), from_end=True)
+    running = _running(work)
+    job = running or _submit(work)
+    log = GrowingFile(work.log(job), from_end=running is not None)
+    if running is not None:
+        print(f"Slurm job {job} is running this already: following it; its output: {log.path}", flush=True)
     name = f"Slurm job {job}"
     try:
         state = follow(name, log, lambda: _state(job), output)
     except BaseException:
         _cancel(job)
         raise
-    return Ending(state.ok, f"{name} ended as {state.words}; its output: {work.log(job)}")
+    return Ending(state.ok, f"{name} ended as {state.words}; its output: {log.path}")
 
 
 def _running(work: ParallelWork) -> str | None:
@@ -102,13 +90,13 @@ def _state(job: str) -> JobState:
         return JobState("forgotten by Slurm" if gone else f"not known now: {error}", ended=gone)
     state, reason = fields["JobState"], fields["Reason"]
     notes = [] if reason == NO_REASON else [reason]
-    if state in ENDED and state != COMPLETED:
+    if state in FAILURES:
         code, signum = fields["ExitCode"].split(":")
         notes += [f"exit code {code}"] + ([f"signal {signum}"] if signum != "0" else [])
     if state == "RUNNING":
         notes.append(f"on {fields['NodeList']}")
     words = f"{state} ({', '.join(notes)})" if notes else state
-    return JobState(words, ended=state in ENDED, ok=state == COMPLETED)
+    return JobState(words, ended=state in {COMPLETED, *FAILURES}, ok=state == COMPLETED)
 
 
 def _cancel(job: str) -> None:

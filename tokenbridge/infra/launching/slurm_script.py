@@ -27,8 +27,7 @@ meeting=(--rdzv-backend=c10d --rdzv-id="$$SLURM_JOB_ID-$${SLURM_RESTART_COUNT:-0
     --rdzv-endpoint="$$head:$$(($first_port + SLURM_JOB_ID % $ports))")
 # the agents ignore USR2, which is not meant for them
 srun --kill-on-bad-exit=1 --export=ALL bash -c 'trap "" USR2; exec "$$@"' agent \
-    $agent "$${meeting[@]}" \
-    $worker &
+    $torchrun &
 step=$$!
 wait $$step
 while kill -0 $$step 2>/dev/null; do wait $$step; done  # a signal ends `wait`, not the step
@@ -69,9 +68,7 @@ def sbatch_options(work: ParallelWork, slurm: SlurmConfig) -> list[str]:
 
 def render(work: ParallelWork, slurm: SlurmConfig) -> str:
     """Return the script for sbatch."""
-    between = "::"  # placeholder for the rendezvous options, which are known only inside the job
-    command = work.torchrun(between)
-    place = command.index(between)
+    between = "@MEETING@"  # placeholder for the rendezvous options, which are known only inside the job
     environment = work.environment(slurm.cpus_per_task)
     files = {"complete": shlex.quote(str(work.complete)), "failed": shlex.quote(str(work.failed))}
     return SCRIPT.substitute(
@@ -82,7 +79,6 @@ def render(work: ParallelWork, slurm: SlurmConfig) -> str:
         warn_seconds=WARN_SECONDS,
         first_port=FIRST_PORT,
         ports=PORTS,
-        agent=shlex.join(command[:place]),
-        worker=shlex.join(command[place + 1 :]),
+        torchrun=shlex.join(work.torchrun(between)).replace(between, '"${meeting[@]}"'),
         requeue=REQUEUE.format(**files) if slurm.requeue else "",
     )

@@ -111,9 +111,6 @@ class ParallelWork:
         for left in (self.failed, *self.folder.glob(NOTES)):
             left.unlink(missing_ok=True)
 
-    def is_complete(self) -> bool:
-        return self.complete.exists()
-
     def judge(self, ending: Ending, output: Output) -> None:
         """Return if the work is done.
 
@@ -121,7 +118,7 @@ class ParallelWork:
             UserError: with the text of ``failed.txt``.
             LaunchError: if the work is not done for another reason.
         """
-        if self.is_complete():  # how the processes ended after that does not matter
+        if self.complete.exists():  # how the processes ended after that does not matter
             return
         if self.failed.exists():
             raise UserError(self.failed.read_text(encoding="utf-8").strip())
