@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from tokenbridge.cli import main
-from tokenbridge.config.model import MOST_DEFAULT_STEPS, SamplingSettings
+from tokenbridge.config.model import MAX_DEFAULT_STEPS, SamplingSettings
 
 
 @pytest.mark.parametrize("command", ["sample", "edit"])

@@ -11,11 +11,11 @@ from PIL.Image import Image
 from tokenbridge.base.device import pick_device
 from tokenbridge.base.protocols import Discard
 from tokenbridge.config import Config
+from tokenbridge.config.model import SamplingSettings
 from tokenbridge.infra.dvc import md5_as_dvc
 from tokenbridge.ops.promotion.measurement import Bench
 from tokenbridge.ops.serving.draw import draw_grid
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
-from tokenbridge.sampling.sampler import SamplingSettings
 from tokenbridge.stages.context import StageContext
 from tokenbridge.stages.train import work as train_stage
 

@@ -3,8 +3,10 @@
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import AbstractContextManager
+from http.client import HTTPException
+from urllib.request import urlopen
 
 from native import postgres, processes
 from native.settings import Settings
@@ -36,7 +38,7 @@ class Team:
         self.settings = settings
 
     def alone(self) -> AbstractContextManager[None]:
-        """One command at a time may change what runs."""
+        """Let only one command at a time change what runs; raise a UserError for a second one."""
         return locked(self.settings.home / "lock", str(self.settings.home), wait=False)
 
     def up(self, names: Collection[str] = SERVICES) -> None:

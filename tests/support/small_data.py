@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,7 +30,11 @@ def write_moments(folder: Path, vae_latents: torch.Tensor) -> Moments:
 
 
 def store_tokens(
-    folder: Path, moments: Moments, quantizer: DimensionwiseQuantizer, packing: str = "bits", batch_size: int = 8
+    folder: Path,
+    moments: Moments,
+    quantizer: DimensionwiseQuantizer,
+    packing: Literal["bits", "uint8"] = "bits",
+    batch_size: int = 8,
 ) -> StoredTokens:
     """``SAMPLES`` samples of ``moments`` in folder/tokens, beside the quantizer; a rerun goes on."""
     quantizer.save_pretrained(folder / "quantizer")

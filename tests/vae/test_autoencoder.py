@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -80,7 +81,9 @@ def test_it_learns_and_its_discriminator_plays(images: np.ndarray, tmp_path: Pat
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_same_seed_gives_the_same_bits(images: np.ndarray, tmp_path: Path, optimizer: str) -> None:
+def test_the_same_seed_gives_the_same_bits(
+    images: np.ndarray, tmp_path: Path, optimizer: Literal["adamw", "muon"]
+) -> None:
     config = replace(CONFIG, optimizer=optimizer)
     first, second = (train(config, images, tmp_path / f"{i}.pt")[0] for i in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -8,22 +8,13 @@ before any work starts.
 # mypy: implicit-reexport
 # ruff: noqa: F401
 
-from tokenbridge.base.checks import AUTO, BF16, FP32, ConfigError, require, require_choice
-from tokenbridge.config.data import IMAGENET, ClassifierConfig, DataConfig, HubConfig, MirrorConfig
-from tokenbridge.config.launcher import DDP, FSDP, LOCAL, LauncherConfig, SlurmConfig
-from tokenbridge.config.model import (
-    GUIDANCE_SCHEDULES,
-    HEADS,
-    REVEAL_ORDERS,
-    EvaluateConfig,
-    GenerateConfig,
-    ModelConfig,
-    TrainConfig,
-    check_sampling,
-)
-from tokenbridge.config.planning import GpuConfig, PlanConfig
-from tokenbridge.config.promotion import PromotionConfig
-from tokenbridge.config.storage import StorageConfig
+from pydantic import Field
+
+from tokenbridge.base.checks import FP32, ConfigError, require
+from tokenbridge.config.data import IMAGENET, ClassifierConfig, DataConfig, MirrorConfig
+from tokenbridge.config.launcher import FSDP, LauncherConfig
+from tokenbridge.config.model import HEADS, EvaluateConfig, GenerateConfig, ModelConfig, TrainConfig
+from tokenbridge.config.operations import PlanConfig, PromotionConfig, StorageConfig
 from tokenbridge.config.tokenizer import (
     NORM_GROUPS,
     EncodeConfig,
@@ -36,50 +27,7 @@ from tokenbridge.config.types import Integer, Settings, refuse
 
 MOMENTS = "moments"  # models are trained on moments unless tokens are stored
 MAX_CLASSES = 70_000  # limit for the classes of one prediction of the head: levels ** head_group
-
-__all__ = [
-    "AUTO",
-    "BF16",
-    "DDP",
-    "FP32",
-    "FSDP",
-    "GUIDANCE_SCHEDULES",
-    "HEADS",
-    "IMAGENET",
-    "LOCAL",
-    "MAX_CLASSES",
-    "MOMENTS",
-    "NORM_GROUPS",
-    "PACKINGS",
-    "QUANTIZER_FAMILIES",
-    "REVEAL_ORDERS",
-    "ClassifierConfig",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "DiscriminatorConfig",
-    "EncodeConfig",
-    "EvaluateConfig",
-    "GenerateConfig",
-    "GpuConfig",
-    "HubConfig",
-    "LauncherConfig",
-    "MirrorConfig",
-    "ModelConfig",
-    "PlanConfig",
-    "PromotionConfig",
-    "QuantizerConfig",
-    "ReconstructConfig",
-    "SlurmConfig",
-    "StorageConfig",
-    "TokenizeConfig",
-    "TrainConfig",
-    "VaeConfig",
-    "VaeLossConfig",
-    "check_sampling",
-    "require",
-    "require_choice",
-]
+FOLDERS = {"vae", "quantizer", "classifier"}  # of models/ that are no autoregressive models
 
 
 class Config(Settings):

@@ -36,16 +36,15 @@ class SlurmConfig(Settings):
         refuse(mistakes | {message: re.fullmatch(SLURM_TIME, self.time) is None})
 
 
-@dataclass
-class LauncherConfig:
+class LauncherConfig(Settings):
     """The number of processes that train one model, where they run, and which checkpoints they keep."""
 
-    kind: str  # local | slurm
-    nodes: int
-    processes: int  # on each node: one per GPU
-    max_restarts: int  # how often all processes may restart after one of them died
-    strategy: str  # ddp | fsdp (FSDP2)
-    accumulation: int  # parts of a process's share of a batch, computed one after the other
+    kind: Literal["local", "slurm"]
+    nodes: Positive
+    processes: Positive  # on each node: one per GPU
+    max_restarts: Count  # how often all processes may restart after one of them died
+    strategy: Literal["ddp", "fsdp"]  # fsdp: FSDP2
+    accumulation: Positive  # parts of a process's share of a batch, computed one after the other
     checkpoint_activations: bool  # saves memory, costs a third more work
     compile: bool  # use torch.compile on the repeated blocks
     keep_checkpoints: Positive  # the number of newest checkpoints that stay
@@ -59,29 +58,18 @@ class LauncherConfig:
     slurm: SlurmConfig | None = None
 
     def __post_init__(self) -> None:
-        require_choice("launcher.kind", self.kind, (LOCAL, SLURM))
-        require_choice("launcher.strategy", self.strategy, (DDP, FSDP))
-        counts = ("nodes", "processes", "accumulation", "keep_checkpoints", "batch_size")
-        names = (*counts, "log_seconds", "checkpoint_seconds", "checkpoint_share")
-        require_positive("launcher", **{name: getattr(self, name) for name in names})
-        for name in ("max_restarts", "keep_every", "threads"):
-            require(getattr(self, name) >= 0, f"launcher.{name} is {getattr(self, name)}: 0 is the least")
-        self._check_place()
+        slurm = self.kind == SLURM
+        node_gpus = self.slurm.gpus_per_node if slurm and self.slurm else 0
+        too_many = f"processes is {self.processes}: must be at most launcher.slurm.gpus_per_node ({node_gpus})"
+        refuse(
+            {
+                f"nodes is {self.nodes}: must be 1 with launcher=local": self.kind == LOCAL and self.nodes > 1,
+                "slurm is null, and launcher.kind is slurm: set launcher=slurm": slurm and not self.slurm,
+                f"{too_many}, because each needs a GPU of its own": 0 < node_gpus < self.processes,
+            }
+        )
 
     def for_one(self) -> "LauncherConfig":
         """Return these settings changed for one process, with one GPU if there are any."""
         slurm = self.slurm and replace(self.slurm, gpus_per_node=min(1, self.slurm.gpus_per_node))
         return replace(self, nodes=1, processes=1, slurm=slurm)
-
-    def _check_place(self) -> None:
-        require(self.kind != LOCAL or self.nodes == 1, f"launcher.nodes is {self.nodes}: launcher=local has 1")
-        if self.kind == SLURM:
-            require(self.slurm is not None, "launcher.kind is slurm without launcher.slurm: say launcher=slurm")
-            assert self.slurm is not None
-            self._check_gpus("slurm.gpus_per_node", self.slurm.gpus_per_node)
-
-    def _check_gpus(self, name: str, gpus: int) -> None:
-        require(
-            gpus == 0 or self.processes <= gpus,
-            f"launcher.processes is {self.processes}, more than launcher.{name} ({gpus}): each needs a GPU of its own",
-        )

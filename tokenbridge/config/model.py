@@ -15,7 +15,7 @@ HEADS: tuple[str, ...] = get_args(Head)
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
 Decay = Annotated[Number, Field(ge=0, le=0.999999)]
-MOST_DEFAULT_STEPS = 16
+MAX_DEFAULT_STEPS = 16
 
 
 class TrainConfig(Settings):
@@ -74,7 +74,7 @@ class SamplingSettings(Settings, frozen=True):
     """Settings of how tokens are drawn.
 
     Attributes:
-        steps: None: one for each position to draw, at most ``MOST_DEFAULT_STEPS``.
+        steps: None: one for each position to draw, at most ``MAX_DEFAULT_STEPS``.
         guidance_scale: 1: no guidance.
         guidance_interval: guidance acts while the share of revealed positions lies in [from, to).
         temperature: of the logits; 0 takes the likeliest level.
@@ -100,7 +100,7 @@ class SamplingSettings(Settings, frozen=True):
 
     def steps_for(self, positions: int) -> int:
         """Return the number of steps in which to draw ``positions`` positions."""
-        return min(positions, MOST_DEFAULT_STEPS) if self.steps is None else self.steps
+        return min(positions, MAX_DEFAULT_STEPS) if self.steps is None else self.steps
 
 
 class GenerateConfig(SamplingSettings, frozen=True, kw_only=True):

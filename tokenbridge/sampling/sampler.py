@@ -20,7 +20,7 @@ from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model.transformer import TokenBridgeTransformer, gather, split_order
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
-MOST_LOGITS = 2**25  # held at once: bounds memory when dimensions are predicted jointly
+MAX_LOGITS = 2**25  # held at once: bounds memory when dimensions are predicted jointly
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as can be
 
 

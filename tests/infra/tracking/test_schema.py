@@ -43,7 +43,7 @@ def mark(database: Path, name: str) -> None:
         connection.execute("UPDATE alembic_version SET version_num = ?", [name])
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_an_older_one_is_upgraded_and_a_copy_kept(root: Path) -> None:
     record(root, "before")
     old = make_old(root)

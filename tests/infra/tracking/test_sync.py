@@ -247,7 +247,7 @@ def test_a_syncer_killed_at_any_moment_loses_and_doubles_nothing(root: Path, sto
     assert sorted(steps) == list(range(20_000))
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_a_spool_of_version_0_1_is_delivered(root: Path, store: Store) -> None:
     """A pipeline, a fetch that logged a model, a registration, and a training that was killed while it wrote a line."""
     shutil.copytree(CHECKOUT / "tests/assets/spool_0.1", root / ".spool", dirs_exist_ok=True)

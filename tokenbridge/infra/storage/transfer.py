@@ -7,9 +7,9 @@ from threading import Lock
 from typing import Any
 
 from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
-from filelock import FileLock, Timeout
 
 from tokenbridge.base.files import explain_full_disk
+from tokenbridge.base.locks import locked
 from tokenbridge.base.progress import Progress
 from tokenbridge.config import StorageConfig
 from tokenbridge.infra.storage import StorageError
@@ -67,13 +67,9 @@ def download(uri: str, folder: Path, config: StorageConfig) -> None:
         print(f"download {folder}: is there already, as in {place}", flush=True)
         return
     aside = folder.with_name(f".{folder.name}.download")
-    aside.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(aside / "lock", timeout=0), explain_full_disk(folder):
-            _receive(place, aside / "files", entries, f"download {folder}")
-            (aside / "files").replace(folder)
-    except Timeout as error:
-        raise StorageError(f"another download is running in {aside}: wait until it ends") from error
+    with locked(aside / "lock", str(aside), wait=False), explain_full_disk(folder):
+        _receive(place, aside / "files", entries, f"download {folder}")
+        (aside / "files").replace(folder)
     shutil.rmtree(aside)
     print(f"download {folder}: {len(entries):,} files, all with the right digest", flush=True)
 
