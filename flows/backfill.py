@@ -11,10 +11,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.artifacts import titled
+from flows.failures import failing_with_its_message
 from flows.slots import training_slot
-from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json
-from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.config.params import compose_config, expand_sweep, validate
 from tokenbridge.ops.runs.pipeline_run import reproduce_in_worktree
 
@@ -23,22 +22,17 @@ REPORTS = Path("reports/evaluate")
 
 
 @task(task_run_name="{label}", cache_policy=NO_CACHE)
+@failing_with_its_message
 def run_combination(label: str, overrides: Sequence[str], root: Path, gpu_group: str) -> State[Any]:
     """One pipeline; its state holds the metrics of every model, as ``<model>/<metric>``."""
-    try:
-        with training_slot(gpu_group):
-            worktree = reproduce_in_worktree(root, WORKTREE, overrides, get_run_logger().info)
-    except StageFailedError as error:
-        return Failed(message=str(error))
-    return Completed(data=_metrics(worktree))
-
-
-def _metrics(worktree: Path) -> dict[str, Any]:
+    with training_slot(gpu_group):
+        worktree = reproduce_in_worktree(root, WORKTREE, overrides, get_run_logger().info)
     reports = {path.stem: read_json(path) for path in sorted((worktree / REPORTS).glob("*.json"))}
-    return {f"{model}/{name}": value for model, report in reports.items() for name, value in report.items()}
+    return Completed(data={f"{model}/{name}": v for model, report in reports.items() for name, v in report.items()})
 
 
 @flow(name="backfill", flow_run_name=titled("sweep"))
+@failing_with_its_message
 def backfill(sweep: Sequence[str], root: str = ".") -> State[Any]:
     """Run the pipeline for every combination, one after the other, in a worktree of the last commit.
 
@@ -50,12 +44,9 @@ def backfill(sweep: Sequence[str], root: str = ".") -> State[Any]:
         root: the repository.
     """
     folder = Path(root).resolve()
-    try:
-        combinations = expand_sweep(sweep)
-        # all of them, before the first one starts
-        configs = [validate(compose_config(combination, folder / "conf")) for combination in combinations]
-    except UserError as error:
-        return Failed(message=str(error))
+    combinations = expand_sweep(sweep)
+    # all of them, before the first one starts
+    configs = [validate(compose_config(combination, folder / "conf")) for combination in combinations]
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
     for combination, config in zip(combinations, configs, strict=True):

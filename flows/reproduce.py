@@ -9,13 +9,14 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.failures import failing_with_its_message
 from flows.slots import training_slot
-from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import load_params
 from tokenbridge.ops.runs.reproduction import report, reproduce_run
 
 
 @flow(name="reproduce", flow_run_name="reproduce {run_id}")
+@failing_with_its_message
 def reproduce(run_id: str, recompute: bool = False, root: str = ".") -> State[Any]:
     """Restore a run of MLflow in a worktree, or compute it anew and compare.
 
@@ -28,11 +29,8 @@ def reproduce(run_id: str, recompute: bool = False, root: str = ".") -> State[An
         A failed state if the result is another than the run's; the artifact `reproduction` tells what differs.
     """
     folder = Path(root).resolve()
-    try:
-        with training_slot(load_params(folder).launcher.gpu_group) if recompute else nullcontext():
-            result = reproduce_run(folder, run_id, recompute, on_line=get_run_logger().info)
-    except UserError as error:
-        return Failed(message=str(error))
+    with training_slot(load_params(folder).launcher.gpu_group) if recompute else nullcontext():
+        result = reproduce_run(folder, run_id, recompute, on_line=get_run_logger().info)
     text = report(result)
     create_markdown_artifact(key="reproduction", markdown=text, description=f"Run {run_id} rebuilt")
     verdict = text.splitlines()[0]

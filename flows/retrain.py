@@ -18,19 +18,20 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from flows.artifacts import link_run, publish_run, titled
+from flows.failures import failing_with_its_message
 from flows.server import wait_for_server
 from flows.slots import training_slot
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.subprocesses import StageFailedError
-from tokenbridge.config.params import compose_config, load_params
-from tokenbridge.infra.dvc import read_graph
-from tokenbridge.ops.runs.freshness import nothing_new
-from tokenbridge.ops.runs.pipeline_run import CACHED, ENDED, RAN, SKIPPED, PipelineRun, pipeline_run
+from tokenbridge.config.params import load_params
+from tokenbridge.infra.dvc import CACHED, RAN, SKIPPED, read_stages
+from tokenbridge.ops.runs.freshness import nothing_new, planned_settings
+from tokenbridge.ops.runs.pipeline_run import ENDED, PipelineRun, pipeline_run
 from tokenbridge.stages.runtime import MISTAKE_CODE
 
 RETRIES = 2
@@ -51,15 +52,12 @@ def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
     retry_condition_fn=worth_retrying,
     cache_policy=NO_CACHE,
 )
+@failing_with_its_message
 def run_stage(stage: str, run: PipelineRun, gpu_group: str) -> State[Any]:
     """Bring one stage up to date with DVC; its state is named after what DVC did."""
-    logger = get_run_logger()
-    try:
-        # --wait-for-lock: dvc holds its lock while it hashes, and another stage may be starting
-        with training_slot(gpu_group) if stage.startswith(TRAINING) else nullcontext():
-            run.dvc(["--wait-for-lock", "repro", "--single-item", stage], logger.info)
-    except StageFailedError as error:
-        return Failed(message=str(error))  # returned: a traceback through our code would hide what the stage says
+    # --wait-for-lock: dvc holds its lock while it hashes, and another stage may be starting
+    with training_slot(gpu_group) if stage.startswith(TRAINING) else nullcontext():
+        run.dvc(["--wait-for-lock", "repro", "--single-item", stage], get_run_logger().info)
     outcome = run.outcomes.get(stage, RAN)
     name = {RAN: "Completed", SKIPPED: "Skipped", CACHED: "Cached"}[outcome]
     return Completed(name=name, message=f"{stage}: {outcome}", data=outcome)
@@ -70,6 +68,7 @@ def run_stage(stage: str, run: PipelineRun, gpu_group: str) -> State[Any]:
     flow_run_name=titled("overrides"),
     task_runner=ONE_STAGE_AT_A_TIME,  # type: ignore[arg-type]  # its own type says less than it can
 )
+@failing_with_its_message
 def retrain(overrides: Sequence[str] = (), only_if_new: bool = False, root: str = ".") -> dict[str, str] | State[Any]:
     """Run every stage that changed, under one parent run in MLflow. New data in the source is fetched first.
 
@@ -83,14 +82,11 @@ def retrain(overrides: Sequence[str] = (), only_if_new: bool = False, root: str 
         complete.
     """
     folder = Path(root).resolve()
-    try:
-        if only_if_new and (reason := nothing_new(folder, overrides)):
-            return Completed(name="Skipped", message=f"nothing new: {reason}")
-        with ExitStack() as afterwards, pipeline_run(folder, overrides) as run:
-            afterwards.callback(link_run, run)
-            _run_stages(folder, run)
-    except (UserError, StageFailedError) as error:
-        return Failed(message=str(error))
+    if only_if_new and (reason := nothing_new(folder, overrides)):
+        return Completed(name="Skipped", message=f"nothing new: {reason}")
+    with ExitStack() as afterwards, pipeline_run(folder, overrides) as run:
+        afterwards.callback(link_run, run)
+        _run_stages(folder, run)
     return run.outcomes
 
 
@@ -100,13 +96,13 @@ def _run_stages(root: Path, run: PipelineRun) -> None:
     run.fetch_if_changed(get_run_logger().info)
     futures: dict[str, PrefectFuture[Any]] = {}
     gpu_group = load_params(root).launcher.gpu_group
-    for stage, needed in read_graph(root).items():
+    for stage, spec in read_stages(root).items():
         futures[stage] = run_stage.submit(
             stage=stage,
             run=quote(run),  # quoted: prefect shall not look into it
             gpu_group=gpu_group,
             return_state=False,
-            wait_for=[futures[name] for name in needed],
+            wait_for=[futures[name] for name in spec.needed],
         )
     for future in futures.values():
         future.wait()
@@ -122,7 +118,7 @@ def _run_stages(root: Path, run: PipelineRun) -> None:
 def main(overrides: Sequence[str]) -> None:
     """Run the flow; a mistake in the settings ends with one line, before Prefect starts."""
     try:
-        _ = compose_config(overrides) if overrides else load_params()
+        planned_settings(Path(), overrides)
     except UserError as error:
         sys.exit(f"retrain: {error}")
     state = retrain(overrides, return_state=True)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.support.checkout import CHECKOUT
-from tokenbridge.infra.dvc import read_graph, read_stages, repair_lock_file, stale_stages
+from tokenbridge.infra.dvc import read_stages, repair_lock_file, stale_stages
 
 DVC_YAML = {
     "stages": {
@@ -30,7 +30,8 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_dependencies_come_first(repository: Path) -> None:
-    assert read_graph(repository) == {"first": [], "middle": ["first"], "last": ["middle"]}
+    needed = {name: stage.needed for name, stage in read_stages(repository).items()}
+    assert list(needed.items()) == [("first", []), ("middle", ["first"]), ("last", ["middle"])]
 
 
 def test_a_stage_knows_its_own_parameters_and_outs(repository: Path) -> None:
@@ -96,7 +97,7 @@ def test_the_projects_own_graph_starts_with_fetch(tmp_path: Path) -> None:
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(CHECKOUT / name, tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
-    graph = read_graph(tmp_path)
-    assert next(iter(graph)) == "fetch"
-    assert graph["evaluate@tiny"] == ["classifier", "fetch", "generate@tiny"]
-    assert graph["train@tiny"] == ["encode", "fetch", "fit_quantizer", "vae"]
+    stages = read_stages(tmp_path)
+    assert next(iter(stages)) == "fetch"
+    assert stages["evaluate@tiny"].needed == ["classifier", "fetch", "generate@tiny"]
+    assert stages["train@tiny"].needed == ["encode", "fetch", "fit_quantizer", "vae"]

@@ -15,8 +15,8 @@ import yaml
 from mlflow.entities import Run
 
 from tokenbridge.base.files import sha256_tree
+from tokenbridge.infra.dvc import read_outcome
 from tokenbridge.infra.tracking.store import connect
-from tokenbridge.ops.runs.pipeline_run import read_outcome
 
 T = TypeVar("T")
 PATIENCE = 300  # seconds; a test that waits longer has hung

@@ -1,30 +1,37 @@
-"""The pipeline as DVC sees it: stages, their order, and their dependencies.
-
-Only this module and storage/remote.py import dvc.
-"""
+"""The pipeline as DVC sees it: stages, their order, dependencies and outcomes. No other module imports dvc."""
 
 import hashlib
 import json
-import shutil
+import os
+import re
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import yaml
+from dvc.config import merge
 from dvc.dependency.param import ParamsDependency
+from dvc.dvcfile import LOCK_FILE as LOCK_FILE
+from dvc.env import DVC_ROOT
 from dvc.exceptions import DvcException
+from dvc.fs import LocalFileSystem
 from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
-from omegaconf import OmegaConf
+from dvc_data.hashfile.build import build
+from dvc_data.hashfile.db import HashFileDB
 
-from tokenbridge.base.files import sha256_tree
 from tokenbridge.config.params import PARAMS_FILE
 
-LOCK_FILE = "dvc.lock"
 CODE = "tokenbridge/"  # prefix of the paths of code among a stage's dependencies
-BYTECODE = "__pycache__"  # listed in .dvcignore
+RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
+OUTCOMES = {
+    r"Running stage '(.+)':": RAN,
+    r"Stage '(.+)' didn't change, skipping": SKIPPED,
+    r"Stage '(.+)' is cached - skipping run": CACHED,
+    r"ERROR: failed to reproduce '(.+?)'": FAILED,
+}
 
 
 @dataclass(frozen=True)
@@ -33,15 +40,16 @@ class StageSpec:
 
     Attributes:
         params: declared parameters by dotted name, with their values in params.yaml.
-        deps: path -> digest: the md5 of dvc.lock for another stage's out, DVC's md5 for code, SHA-256 for other files,
-            or ``absent``.
+        deps: path -> DVC's md5: of dvc.lock for another stage's out, else of the file or folder, or ``absent``.
         outs: paths, including metrics and plots.
+        needed: the stages that it directly depends on.
     """
 
     name: str
     params: dict[str, Any]
     deps: dict[str, str]
     outs: list[str]
+    needed: list[str]
 
     @property
     def key(self) -> str:
@@ -68,16 +76,21 @@ class LockedStage:
 def read_stages(root: Path) -> dict[str, StageSpec]:
     """Return every stage of root/dvc.yaml by name, dependencies first."""
     with Repo(str(root)) as repo:
-        order = _dependencies_first(repo.index.graph)
-        locked = locked_outs(root)
-        return {stage.name: _spec(stage, root, locked) for stage in order}
+        graph, locked = repo.index.graph, locked_outs(root)
+        return {stage.name: _spec(stage, graph, locked) for stage in nx.dfs_postorder_nodes(graph)}
 
 
-def read_graph(root: Path) -> dict[str, list[str]]:
-    """Map each stage to the stages that it directly needs, dependencies first."""
-    with Repo(str(root)) as repo:
-        graph = repo.index.graph
-        return {s.name: sorted(d.name for d in graph.successors(s)) for s in _dependencies_first(graph)}
+def _spec(stage: Any, graph: Any, locked: dict[str, str]) -> StageSpec:
+    params: dict[str, Any] = {}
+    deps: dict[str, str] = {}
+    for dep in stage.deps:
+        if isinstance(dep, ParamsDependency):
+            params |= dep.read_params()
+        else:
+            here = locked.get(dep.def_path) or (dep.get_hash().value if dep.exists else "absent")
+            deps[dep.def_path] = here
+    needed = sorted(other.name for other in graph.successors(stage))
+    return StageSpec(stage.name, params, deps, [out.def_path for out in stage.outs], needed)
 
 
 def stale_stages(root: Path) -> list[str]:
@@ -87,16 +100,19 @@ def stale_stages(root: Path) -> list[str]:
     """
     with Repo(str(root)) as repo:
         graph = repo.index.graph
-        order = _dependencies_first(graph)
+        order = list(nx.dfs_postorder_nodes(graph))
         try:
-            changed = set(repo.status())
+            status = repo.status()
         except DvcException:
             return [stage.name for stage in order]
-        stale: list[str] = []
-        for stage in order:
-            if stage.addressing in changed or any(needed.name in stale for needed in graph.successors(stage)):
-                stale.append(stage.name)
-        return stale
+        changed = {stage for stage in order if stage.addressing in status}
+        return [stage.name for stage in order if changed & {stage, *nx.descendants(graph, stage)}]
+
+
+def read_outcome(line: str) -> dict[str, str]:
+    """Return {stage: outcome} if dvc's line reports one, else {}."""
+    matches = {outcome: re.match(pattern, line) for pattern, outcome in OUTCOMES.items()}
+    return {match[1]: outcome for outcome, match in matches.items() if match}
 
 
 def read_lock(root: Path) -> dict[str, LockedStage]:
@@ -121,16 +137,10 @@ def is_code(dependency: str) -> bool:
 
 
 def md5_as_dvc(path: Path) -> str:
-    """Return the digest that dvc.lock has for an out or for code: of a file, or of a folder's list of files."""
-    if path.is_file():
-        return _md5(path)
-    files = {
-        file.relative_to(path).as_posix(): file
-        for file in path.rglob("*")
-        if file.is_file() and BYTECODE not in file.parts
-    }
-    listed = [{"md5": _md5(file), "relpath": name} for name, file in sorted(files.items())]
-    return hashlib.md5(json.dumps(listed).encode()).hexdigest() + ".dir"
+    """Return the digest that dvc.lock has for a file or folder of data."""
+    files = LocalFileSystem()
+    _, _, found = build(HashFileDB(files, ""), str(path.resolve()), files, "md5", dry_run=True)
+    return str(found.hash_info.value)
 
 
 def repair_lock_file(root: Path) -> None:
@@ -153,18 +163,17 @@ def repair_lock_file(root: Path) -> None:
 
 def share_cache(root: Path, worktree: Path) -> None:
     """Let another checkout use the cache and the remotes of ``root``."""
-    local = Path(".dvc/config.local")
-    if (root / local).exists():
-        shutil.copyfile(root / local, worktree / local)
-    with Repo(str(root)) as repo:
-        cache = repo.cache.local_cache_dir
-    with Repo(str(worktree)) as repo, repo.config.edit("local") as config:
-        config["cache"]["dir"] = cache
+    with Repo(str(root)) as ours, Repo(str(worktree)) as theirs, theirs.config.edit("local") as config:
+        merge(config, ours.config.read("local"))
+        config["cache"]["dir"] = ours.cache.local_cache_dir
 
 
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+def checkout_of(root: Path) -> Path:
+    """Return the checkout of a stage that DVC runs in ``root``.
+
+    That is another folder if ``root`` is a temporary copy, which ``dvc exp run --temp`` and ``--queue`` remove later.
+    """
+    return Path(os.environ.get(DVC_ROOT, root))
 
 
 def _locked(entry: dict[str, Any]) -> LockedStage:
@@ -172,30 +181,3 @@ def _locked(entry: dict[str, Any]) -> LockedStage:
         kind: {item["path"]: item["md5"] for item in entry.get(kind, []) if "md5" in item} for kind in ("deps", "outs")
     }
     return LockedStage(params=entry.get("params", {}).get(PARAMS_FILE, {}), **digests)
-
-
-def _dependencies_first(graph: Any) -> list[Any]:
-    needed = {stage: sorted(graph.successors(stage), key=lambda s: s.name) for stage in graph}
-    return list(TopologicalSorter(needed).static_order())
-
-
-def _spec(stage: Any, root: Path, locked: dict[str, str]) -> StageSpec:
-    settings = OmegaConf.load(root / PARAMS_FILE)
-    params: dict[str, Any] = {}
-    deps: dict[str, str] = {}
-    for dep in stage.deps:
-        if isinstance(dep, ParamsDependency):
-            for name in dep.params:
-                value = OmegaConf.select(settings, name)
-                params[name] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        else:
-            deps[dep.def_path] = _digest(dep.def_path, root, locked)
-    return StageSpec(stage.name, params, deps, [out.def_path for out in stage.outs])
-
-
-def _digest(path: str, root: Path, locked: dict[str, str]) -> str:
-    if path in locked:
-        return locked[path]
-    if not (root / path).exists():
-        return "absent"
-    return md5_as_dvc(root / path) if is_code(path) else sha256_tree(root / path)

@@ -19,7 +19,8 @@ from tokenbridge.base.files import atomic_write_text, explain_full_disk, read_js
 from tokenbridge.base.locks import locked
 from tokenbridge.config import Config, ConfigError
 from tokenbridge.config.params import load_params
-from tokenbridge.infra.dvc import StageSpec, is_code, read_stages
+from tokenbridge.infra.dvc import StageSpec, checkout_of, is_code, read_stages
+from tokenbridge.infra.git import git_tags
 from tokenbridge.infra.launching import LaunchError
 from tokenbridge.infra.launching.work import COMPLETE
 from tokenbridge.infra.tracking.spool import Tracker
@@ -89,9 +90,11 @@ def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
     dvc = _dvc_above()
     work = root / WORK / name / spec.key
     pipeline = os.environ.get(PARENT_VARIABLE)
-    with _sync(root, pipeline), locked(Path(f"{work}.lock"), str(work)):
-        work.mkdir(exist_ok=True)
-        with _tracker(spec, root, work, pipeline) as tracker:
+    checkout = checkout_of(root)  # records outlive the temporary folder of an experiment
+    with _sync(checkout, pipeline), _only_writer(work):
+        with _tracker(spec, checkout, work, pipeline) as tracker:
+            if checkout != root:
+                tracker.tags(git_tags(root))  # of the experiment's code
             tracker.params(spec.params)
             tracker.tags({f"dep.{path}": digest for path, digest in spec.deps.items() if not is_code(path)})
             yield StageRun(spec, config, root, work, tracker, dvc)

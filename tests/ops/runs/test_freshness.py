@@ -15,13 +15,14 @@ from tokenbridge.base.files import sha256_file
 from tokenbridge.config import Config
 from tokenbridge.config.params import PARAMS_FILE, write_params
 from tokenbridge.images.shards import read_manifest
+from tokenbridge.infra.dvc import RAN, SKIPPED
 from tokenbridge.infra.git import git
 from tokenbridge.infra.tracking.recorded import PIPELINE, SOURCE_STATE
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import connect
 from tokenbridge.infra.tracking.sync import sync_all
 from tokenbridge.ops.runs.freshness import is_of, is_stale, note_fetched, nothing_new
-from tokenbridge.ops.runs.pipeline_run import FETCH, RAN, SKIPPED, pipeline_run
+from tokenbridge.ops.runs.pipeline_run import FETCH, pipeline_run
 from tokenbridge.sources.state import source_state
 
 CONF = CHECKOUT / "conf"

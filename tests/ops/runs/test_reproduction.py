@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,10 +12,13 @@ import pytest
 import yaml
 
 from tokenbridge.base.machine import installed_packages, processor
+from tokenbridge.infra.dvc import RAN
+from tokenbridge.infra.git import git
 from tokenbridge.infra.tracking.recorded import RecordedRun
 from tokenbridge.infra.tracking.spool import Tracker
-from tokenbridge.ops.runs.pipeline_run import RAN, PipelineRun
-from tokenbridge.ops.runs.reproduction import Difference, Reproduction, compare, report
+from tokenbridge.infra.tracking.store import connect
+from tokenbridge.ops.runs.pipeline_run import PipelineRun
+from tokenbridge.ops.runs.reproduction import Difference, Reproduction, compare, report, reproduce_run
 
 METRIC = "measure/distance"
 TOLERANCE = 0.1
@@ -113,3 +117,57 @@ def test_other_packages_are_another_machine(run: PipelineRun, recorded: Recorded
 def test_the_verdict_is_told_first() -> None:
     result = Reproduction("r1", "/there", True, outs=3, metrics=2, machine=[], changed=[], drifted=[])
     assert report(result).splitlines()[0] == "Run r1 computed anew in /there: the same bits."
+
+
+@pytest.fixture
+def old_run(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """A project, and the id of a run of it with the tags and artifacts of version 0.1, under their literal names."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "project"
+    root.mkdir()
+    shutil.copy2(empty_database, root / "mlflow.db")
+    command = """python -c "import os; os.makedirs('data', exist_ok=True); open('{}', 'w').write('{}')" """
+    stages = {
+        "fetch": {"cmd": command.format("data/images", "pixels"), "outs": ["data/images"]},
+        "measure": {
+            "cmd": command.format("measure.json", '{\\"distance\\": 5.0}'),
+            "deps": ["data/images"],
+            "params": ["seed"],
+            "metrics": ["measure.json"],
+        },
+    }
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (root / "params.yaml").write_text("seed: 0\n")
+    (root / ".gitignore").write_text("/data/\n/measure.json\n/.spool\n/.work\n/mlflow.db*\n/mlartifacts\n")
+    git(root, "init", "--quiet")
+    for key in ("user.name", "user.email"):
+        git(root, "config", key, "test@example.org")
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q"], cwd=root, check=True)
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "first")
+    subprocess.run([*dvc, "repro", "-q"], cwd=root, check=True)
+    packages = "".join(f"{name}=={version}\n" for name, version in installed_packages().items())
+    patch = "--- /dev/null\n+++ b/note.txt\n@@ -0,0 +1 @@\n+never committed\n"
+    store = connect(root)
+    tags = {"stage": "pipeline", "git.commit": git(root, "rev-parse", "HEAD"), "git.dirty": "true"}
+    run_id = store.client.create_run(store.experiment, tags=tags | {"processor": processor()}).info.run_id
+    store.client.log_metric(run_id, METRIC, 5.0)
+    for name, text in {"packages.txt": packages, "uncommitted.patch": patch}.items():
+        store.client.log_text(run_id, text, name)
+    for name in ("params.yaml", "dvc.lock"):
+        store.client.log_artifact(run_id, str(root / name))
+    store.client.set_terminated(run_id)
+    (root / "params.yaml").write_text("seed: 1\n")
+    return root, run_id
+
+
+@pytest.mark.slow
+def test_a_run_that_version_0_1_recorded_is_reproduced(old_run: tuple[Path, str]) -> None:
+    root, run_id = old_run
+    for recompute in (False, True):
+        result = reproduce_run(root, run_id, recompute, on_line=lambda _: None)
+        assert (result.exact, result.machine, result.outs, result.metrics) == (True, [], 2, int(recompute))
+    rebuilt = root / ".work/reproduce" / run_id
+    assert (rebuilt / "note.txt").read_text() == "never committed\n"
+    assert (rebuilt / "params.yaml").read_text() == "seed: 0\n"

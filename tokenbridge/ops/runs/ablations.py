@@ -8,6 +8,7 @@ import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text, read_json, write_csv
@@ -30,7 +31,17 @@ METRICS = (  # columns from reports/evaluate; on the validation images, because 
     "validation_recall_efficientnet_lite0_32px",
     "class_accuracy",
 )
-Row = dict[str, object]
+SHOWN = {  # column of the page -> column of the table, digits
+    "seeds": ("seed", 0),
+    "validation loss": ("validation_loss", 3),
+    "Fréchet distance": (METRICS[0], 2),
+    "class accuracy": ("class_accuracy", 3),
+    "precision": (METRICS[2], 2),
+    "recall": (METRICS[3], 2),
+    "parameters": ("parameters", 0),
+    "minutes": ("minutes", 1),
+}
+Row = dict[str, Any]
 
 
 def ablation_names(root: Path) -> list[str]:
@@ -51,11 +62,9 @@ def run_ablations(root: Path, names: Sequence[str], seeds: Sequence[int]) -> Non
         raise UserError(f"no such ablation: {', '.join(unknown)}. Choose from {', '.join(known)}")
     wanted = [(name, seed) for seed in seeds for name in (names or known)]
     table = read_table(root)
-    done = {(str(row["ablation"]), int(str(row["seed"]))) for row in table}
+    done = {(row["ablation"], int(row["seed"])) for row in table}
     missing = [row for row in wanted if row not in done]
     print(f"ablations: {len(wanted) - len(missing)} of {len(wanted)} rows are in {TABLE}", flush=True)
-    if not missing:
-        return
     for position, (name, seed) in enumerate(missing, 1):
         print(f"\nablations: row {position} of {len(missing)}: {name}, seed {seed}", flush=True)
         table.append(_run_row(root, name, seed))
@@ -107,28 +116,14 @@ def write_page(root: Path, table: Sequence[Row]) -> None:
 
 def markdown_table(root: Path, table: Sequence[Row]) -> str:
     """Return one line for each ablation, in the order of ``ablation_names``, with the values of all its seeds."""
-    lines = [
-        "| ablation | what is changed | seeds | validation loss | Fréchet distance | class accuracy | precision "
-        "| recall | parameters | minutes |",
-        "|" + "---|" * 10,
-    ]
+    lines = [f"| ablation | what is changed | {' | '.join(SHOWN)} |", "|" + "---|" * (len(SHOWN) + 2)]
     for name in ablation_names(root):
         rows = [row for row in table if row["ablation"] == name]
+        cells = [" / ".join(f"{float(row[column]):,.{digits}f}" for row in rows) for column, digits in SHOWN.values()]
         if rows:
-            lines.append(_markdown_line(name, _description(root / EXPERIMENTS / f"{name}.yaml"), rows))
+            changed = _description(root / EXPERIMENTS / f"{name}.yaml")
+            lines.append(f"| {' | '.join([f'`{name}`', changed, *cells])} |")
     return "\n".join(lines)
-
-
-def _markdown_line(name: str, description: str, rows: Sequence[Row]) -> str:
-    def values(column: str, digits: int) -> str:
-        return " / ".join(f"{float(str(row[column])):,.{digits}f}" for row in rows)
-
-    fd, _, precision, recall, accuracy = METRICS
-    columns = [(fd, 2), (accuracy, 3), (precision, 2), (recall, 2)]
-    cells = [f"`{name}`", description, values("seed", 0), values("validation_loss", 3)]
-    cells += [values(column, digits) for column, digits in columns]
-    cells += [f"{int(str(rows[0]['parameters'])):,}", values("minutes", 1)]
-    return f"| {' | '.join(cells)} |"
 
 
 def _description(path: Path) -> str:

@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from tokenbridge.base.files import atomic_write_text
 from tokenbridge.config import Config
-from tokenbridge.config.params import PARAMS_FILE, compose_config, validate
+from tokenbridge.config.params import PARAMS_FILE, compose_config, load_params, validate
 from tokenbridge.infra.git import git_tags
 from tokenbridge.infra.tracking.recorded import PIPELINE, SOURCE_STATE
 from tokenbridge.infra.tracking.store import connect
@@ -40,6 +40,18 @@ def note_fetched(root: Path, state: str) -> None:
     atomic_write_text(root / FETCHED, state)
 
 
+def planned_settings(root: Path, overrides: Sequence[str]) -> tuple[Config, str]:
+    """Return the settings of a pipeline with these overrides, and the text of its params.yaml.
+
+    Raises:
+        ConfigError: if they are invalid.
+    """
+    if not overrides:
+        return load_params(root), (root / PARAMS_FILE).read_text(encoding="utf-8")
+    composed = compose_config(overrides, root / "conf")
+    return validate(composed), OmegaConf.to_yaml(composed)
+
+
 def nothing_new(root: Path, overrides: Sequence[str]) -> str | None:
     """Return why a run would only repeat a finished one with the same source, settings and code, or None.
 
@@ -48,13 +60,13 @@ def nothing_new(root: Path, overrides: Sequence[str]) -> str | None:
     Raises:
         UserError: if the source cannot be reached.
     """
-    code, settings = git_tags(root), _settings(root, overrides)
+    config, settings = planned_settings(root, overrides)
+    code = git_tags(root)
     if code.get("git.dirty") != "false":
         return None
-    config = validate(settings)
     same = {
         "stage": PIPELINE,
-        "stage.key": hashlib.sha256(OmegaConf.to_yaml(settings).encode()).hexdigest(),  # digest of params.yaml
+        "stage.key": hashlib.sha256(settings.encode()).hexdigest(),
         SOURCE_STATE: source_state(config.data, config.storage),
         "git.commit": code["git.commit"],
     }
@@ -64,12 +76,3 @@ def nothing_new(root: Path, overrides: Sequence[str]) -> str | None:
     except Exception:  # whatever MLflow raises when it is down
         return None
     return f"run {run} had the same source, settings and code" if run else None
-
-
-def _settings(root: Path, overrides: Sequence[str]) -> DictConfig:
-    """Return the settings that params.yaml would hold for a pipeline with these overrides."""
-    if overrides:
-        return compose_config(overrides, root / "conf")
-    loaded = OmegaConf.load(root / PARAMS_FILE)
-    assert isinstance(loaded, DictConfig)
-    return loaded

@@ -3,7 +3,6 @@
 A bare ``dvc repro`` runs no code of this project for skipped stages or after the last stage. This module does.
 """
 
-import re
 import sys
 import tempfile
 import textwrap
@@ -11,16 +10,27 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json, sha256_file
 from tokenbridge.base.machine import installed_packages, processor
 from tokenbridge.base.subprocesses import Command, StageFailedError
-from tokenbridge.config import Config
-from tokenbridge.config.params import PARAMS_FILE, compose_config, flatten, load_params, validate, write_params
-from tokenbridge.infra.dvc import LOCK_FILE, read_stages, repair_lock_file, share_cache
+from tokenbridge.config.params import PARAMS_FILE, flatten, load_params, write_params
+from tokenbridge.infra.dvc import (
+    CACHED,
+    FAILED,
+    LOCK_FILE,
+    RAN,
+    SKIPPED,
+    StageSpec,
+    read_outcome,
+    read_stages,
+    repair_lock_file,
+    share_cache,
+    stale_stages,
+)
 from tokenbridge.infra.git import RepositoryError, checkout, git, uncommitted
 from tokenbridge.infra.tracking.pages import DISTANCES, HEADLINES
 from tokenbridge.infra.tracking.recorded import (
@@ -36,22 +46,14 @@ from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import tracking_uri
 from tokenbridge.infra.tracking.sync import LiveSync
 from tokenbridge.ops.promotion.registration import register_models
-from tokenbridge.ops.runs.forecast import Forecast, forecast
-from tokenbridge.ops.runs.freshness import is_of, is_stale, note_fetched
-from tokenbridge.ops.runs.precision_check import check_precision
+from tokenbridge.ops.runs.forecast import DURATIONS, Forecast
+from tokenbridge.ops.runs.freshness import is_of, is_stale, note_fetched, planned_settings
 from tokenbridge.sources.state import source_state
 from tokenbridge.stages.runtime import PARENT_VARIABLE, only_pipeline
 
 LONGEST_TITLE = 200  # characters
-RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
 FETCH = "fetch"
 ENDED = "the pipeline has ended"
-OUTCOMES = {
-    r"Running stage '(.+)':": RAN,
-    r"Stage '(.+)' didn't change, skipping": SKIPPED,
-    r"Stage '(.+)' is cached - skipping run": CACHED,
-    r"ERROR: failed to reproduce '(.+?)'": FAILED,
-}
 
 
 @dataclass
@@ -73,17 +75,16 @@ class PipelineRun:
         Raises:
             StageFailedError: if the command fails.
         """
-        coming = self.forecast = self.forecast or forecast(self.root)
+        coming = self.forecast = self.forecast or Forecast(self.root / DURATIONS, stale_stages(self.root))
 
         def note(line: str) -> None:
-            progress_line = coming.listen(line)
+            coming.listen(line)
+            on_line(line)
             for stage, outcome in read_outcome(line).items():
                 if (self.outcomes.get(stage), outcome) != (RAN, SKIPPED):  # a later command skips what this run ran
                     self.outcomes[stage] = outcome
-                progress_line = foresee(coming, stage, outcome)
-            on_line(line)
-            if progress_line:
-                on_line(progress_line)
+                if progress_line := coming.note(stage, outcome):
+                    on_line(progress_line)
 
         environment = {PARENT_VARIABLE: self.tracker.id}
         with self._starting:
@@ -93,7 +94,7 @@ class PipelineRun:
         try:
             self._command.follow(note)
         except BaseException:
-            coming.fail()
+            coming.running = None  # it still has to run
             raise
         if progress_line := coming.end():
             on_line(progress_line)
@@ -118,23 +119,24 @@ class PipelineRun:
             return  # if fetch has to run, it reports the error
         if is_stale(self.root, config, state):
             on_line("the source of the images is not what it was, or nobody noted what it was: fetching it anew")
-            self.forecast = forecast(self.root, everything=True)
+            self.forecast = Forecast(self.root / DURATIONS, list(self._stages))
             self.dvc(["--wait-for-lock", "repro", "--force", "--single-item", FETCH], on_line)
         self.source_state = state
 
     def outs(self) -> dict[str, list[Path]]:
         """Return stage -> outs, for the stages of this run that did not fail."""
-        declared = self._declared_outs
-        finished = [name for name in self.outcomes if name in declared and self.outcomes[name] != FAILED]
-        return {name: [self.root / out for out in declared[name]] for name in finished}
+        stages = self._stages
+        finished = [name for name in self.outcomes if name in stages and self.outcomes[name] != FAILED]
+        return {name: [self.root / out for out in stages[name].outs] for name in finished}
 
     @cached_property
-    def _declared_outs(self) -> dict[str, list[str]]:
-        """The outs of every stage, read once.
+    def _stages(self) -> dict[str, StageSpec]:
+        """The stages before the run, read once: dvc takes a second to read its files."""
+        return read_stages(self.root)
 
-        dvc takes a second to read its files, and they do not change during a run.
-        """
-        return {name: stage.outs for name, stage in read_stages(self.root).items()}
+    def evaluated(self) -> list[str]:
+        """Return the models whose evaluation did not fail."""
+        return [name.removeprefix("evaluate@") for name in self.outs() if name.startswith("evaluate@")]
 
     def metrics(self) -> dict[str, float]:
         """Return every metric of the stages in ``outs``, as ``<stage>/<metric>``."""
@@ -152,11 +154,9 @@ class PipelineRun:
         """
         metrics = self.metrics()
         found: dict[str, dict[str, float]] = {}
-        for key, value in metrics.items():
-            stage, _, name = key.partition("/")
-            kind, _, model = stage.partition("_")
-            if kind in ("evaluate", "train") and name in HEADLINES:
-                found.setdefault(model, {})[name] = value
+        for model in self.evaluated():
+            keys = {f"{stage}_{model}/{name}": name for stage in ("evaluate", "train") for name in HEADLINES}
+            found[model] = {name: metrics[key] for key, name in keys.items() if key in metrics}
         distances = {model: values[name] for model, values in found.items() for name in DISTANCES if name in values}
         best = min(distances, key=distances.__getitem__, default=None)
         return (best, found[best]) if best else None
@@ -171,26 +171,6 @@ def title(what: str, overrides: Sequence[str]) -> str:
     return textwrap.shorten(" ".join([what, *overrides]), LONGEST_TITLE, placeholder=" ...")
 
 
-def read_outcome(line: str) -> dict[str, str]:
-    """Return {stage: outcome} if dvc's line reports one, else {}."""
-    for pattern, outcome in OUTCOMES.items():
-        if match := re.match(pattern, line):
-            return {match[1]: outcome}
-    return {}
-
-
-def foresee(coming: Forecast, stage: str, outcome: str) -> str | None:
-    """Pass the outcome of a stage to the forecast; return the line to show if the stage starts to run."""
-    if outcome == RAN:
-        return coming.start(stage)
-    if outcome == FAILED:
-        coming.fail()
-    else:
-        coming.finish()
-        coming.skip(stage)
-    return None
-
-
 @contextmanager
 def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[PipelineRun]:
     """Open the parent run. At the end, even after an error, record stages, lock file and metrics in it.
@@ -200,7 +180,7 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
     Raises:
         ConfigError: if the settings are invalid, before anything runs.
     """
-    config = _check(root, overrides)  # before a possibly long wait for the lock
+    config, _ = planned_settings(root, overrides)  # before a possibly long wait for the lock
     with only_pipeline(root):
         if overrides:
             write_params(overrides, root)
@@ -212,15 +192,10 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
             _record_origin(tracker, root)
             run = PipelineRun(root, tracker)
             try:
-                check_precision(root, config)
                 yield run
             finally:
                 run.end()
                 _record(run)
-
-
-def _check(root: Path, overrides: Sequence[str]) -> Config:
-    return validate(compose_config(overrides, root / "conf")) if overrides else load_params(root)
 
 
 def _record_origin(tracker: Tracker, root: Path) -> None:
@@ -260,21 +235,17 @@ def _record(run: PipelineRun) -> None:
         note_fetched(run.root, run.source_state)
     if run.source_state and is_of(run.root, load_params(run.root), run.source_state):
         run.tracker.tags({SOURCE_STATE: run.source_state})
-    evaluated = [name.removeprefix("evaluate@") for name in run.outs() if name.startswith("evaluate@")]
-    register_models(run.root, evaluated, run.tracker.id)
+    register_models(run.root, run.evaluated(), run.tracker.id)
 
 
 def reproduce(root: Path, overrides: Sequence[str] = ()) -> None:
     """Run ``dvc repro`` under a parent run."""
+    on_line = partial(print, flush=True)
     with pipeline_run(root, overrides) as run:
-        run.fetch_if_changed(_print)
-        run.dvc(["repro"], _print)
+        run.fetch_if_changed(on_line)
+        run.dvc(["repro"], on_line)
     if run.outcomes and set(run.outcomes.values()) <= {SKIPPED, CACHED}:
         print("\nEverything is up to date: no stage had anything to do.")
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
 
 
 def reproduce_in_worktree(root: Path, folder: Path, overrides: Sequence[str], on_line: Callable[[str], None]) -> Path:

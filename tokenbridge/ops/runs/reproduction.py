@@ -17,7 +17,7 @@ from tokenbridge.base.locks import locked
 from tokenbridge.base.machine import installed_packages, processor
 from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.config.params import PARAMS_FILE
-from tokenbridge.infra.dvc import LOCK_FILE, md5_as_dvc, parse_lock, read_graph, share_cache
+from tokenbridge.infra.dvc import LOCK_FILE, md5_as_dvc, parse_lock, read_stages, share_cache
 from tokenbridge.infra.git import apply_patch, checkout, git
 from tokenbridge.infra.tracking.recorded import PROCESSOR, RecordedRun, read_recorded
 from tokenbridge.infra.tracking.spool import SPOOL_FOLDER, Tracker
@@ -130,7 +130,7 @@ def _bring(run: PipelineRun, recompute: bool, on_line: OnLine) -> None:
     with suppress(ReproductionError):  # if the images cannot be restored, fetch runs again
         _restore(run, [IMAGES], on_line)  # preferred, because their source may have grown since
     run.dvc(["repro", "--single-item", FETCH], on_line)
-    computed = [stage for stage in read_graph(run.root) if stage != FETCH]
+    computed = [stage for stage in read_stages(run.root) if stage != FETCH]
     run.dvc(["repro", "--force", "--single-item", *computed], on_line)
 
 
@@ -154,10 +154,13 @@ def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool, tolerance
     machine = _differences(recorded.packages, installed_packages())
     machine += _differences({PROCESSOR: recorded.processor}, {PROCESSOR: processor()})
     machine += [Difference(file, "too large to be recorded", ABSENT) for file in recorded.left_out]
-    outs = _locked_outs(recorded, run.root)
+    stages = read_stages(run.root)  # the lock file may hold more, and the metrics have copies for tables
+    locked = [stage for name, stage in parse_lock(recorded.lock).items() if name in stages]
+    outs = {path: md5 for stage in locked for path, md5 in stage.outs.items()}
     found = {path: md5_as_dvc(run.root / path) for path in outs if (run.root / path).exists()}
     here, allowed = run.metrics(), tolerance if machine else 0.0
-    metrics = _metrics_of(recorded, run.root) if recomputed else {}
+    names = {stage.replace("@", "_") for stage in stages} if recomputed else set()
+    metrics = {name: value for name, value in recorded.metrics.items() if name.partition("/")[0] in names}
     drifted = [name for name, value in metrics.items() if name not in here or not _close(here[name], value, allowed)]
     return Reproduction(
         run_id=recorded.run_id,
@@ -169,19 +172,6 @@ def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool, tolerance
         changed=_differences(outs, found),
         drifted=[Difference(name, repr(metrics[name]), repr(here.get(name, ABSENT))) for name in drifted],
     )
-
-
-def _locked_outs(recorded: RecordedRun, folder: Path) -> dict[str, str]:
-    """Return out -> md5 for the stages in dvc.yaml of ``folder``; the lock file may hold more stages."""
-    stages = read_graph(folder)
-    locked = parse_lock(recorded.lock)
-    return {path: md5 for name, stage in locked.items() if name in stages for path, md5 in stage.outs.items()}
-
-
-def _metrics_of(recorded: RecordedRun, folder: Path) -> dict[str, float]:
-    """Return the recorded metrics of the stages in dvc.yaml of ``folder``; the others are copies for tables."""
-    stages = {stage.replace("@", "_") for stage in read_graph(folder)}
-    return {name: value for name, value in recorded.metrics.items() if name.partition("/")[0] in stages}
 
 
 def _differences(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[Difference]:
