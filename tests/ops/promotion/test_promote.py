@@ -19,7 +19,7 @@ from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json, write_json
 from tokenbridge.config.params import load_params
 from tokenbridge.images.shards import MANIFEST
-from tokenbridge.infra.dvc import md5_as_dvc
+from tokenbridge.infra.dvc import md5_as_dvc, read_stages
 from tokenbridge.infra.tracking.registry import VETO, Registry, RegistryError
 from tokenbridge.infra.tracking.store import StoreError
 from tokenbridge.ops.promotion import PromotionError
@@ -39,6 +39,10 @@ def files_of(folder: Path) -> dict[Path, int]:
 def measured(project: Project) -> dict[Path, int]:
     """What was drawn and measured."""
     return {path: time for path, time in files_of(project.root / ".work/promotion").items() if NAME not in str(path)}
+
+
+def bench_of(project: Project, *changes: str) -> Bench:
+    return Bench(project.root, load_params(project.root, changes), project.registry, "tiny")
 
 
 def test_the_first_champion_passes_the_absolute_gates(arena: Project) -> None:
@@ -90,13 +94,13 @@ def test_the_difference_is_that_of_the_metrics(arena: Project) -> None:
 
 
 def test_each_model_is_timed_in_every_round(arena: Project) -> None:
-    bench = Bench(arena.root, load_params(arena.root, ["promotion.timing_rounds=3"]))
+    bench = bench_of(arena, "promotion.timing_rounds=3")
     new, old = bench.seconds_per_image([small(1), small(2)])
     assert len(new) == len(old) == 3
     assert min(new + old) > 0
 
 
-def test_nothing_is_computed_twice(arena: Project) -> None:
+def test_nothing_is_drawn_twice(arena: Project) -> None:
     arena.promote(number=1)
     arena.promote(dry_run=True)
     before = measured(arena)
@@ -217,37 +221,38 @@ def test_weights_that_are_not_finite_are_refused(arena: Project) -> None:
 
 def test_the_workspaces_samples_are_taken_if_they_are_this_models(arena: Project) -> None:
     """As dvc.lock records them, with these settings and by this code; a copy of what would be drawn stands in."""
-    md5 = arena.registry.version(NAME, 1).md5
-    workspace = arena.root / "data/samples/tiny"
+    version, workspace = arena.registry.version(NAME, 1), arena.root / "data/samples/tiny"
+    here = arena.root / "reports/samples/tiny.png"
 
-    def samples_from(*changes: str) -> Path:
-        return Bench(arena.root, load_params(arena.root, changes)).measure(small(1), md5).samples.paths[0].parent
+    def picture(*changes: str) -> Path:
+        return bench_of(arena, *changes).measure(version).picture
 
-    drawn = samples_from()
-    shutil.copytree(drawn, workspace)
-    record_samples(arena.root, md5)
-    assert samples_from() == workspace
-    assert samples_from("seed=3") != workspace
+    drawn = picture()
+    shutil.copytree(drawn.parent / "samples", workspace)
+    here.parent.mkdir(parents=True)
+    shutil.copy(drawn, here)
+    record_samples(arena.root, version.md5)
+    assert picture() == here
+    assert picture("seed=3") != here
     (workspace / "note").write_text("another folder now")
-    assert samples_from() == drawn
+    assert picture() == drawn
     write_json(workspace / MANIFEST, read_json(workspace / MANIFEST) | {"precision": "another"})
-    record_samples(arena.root, md5)
-    assert samples_from() == drawn
+    record_samples(arena.root, version.md5)
+    assert picture() == drawn
     shutil.rmtree(workspace)
     (arena.root / "dvc.lock").unlink()
 
 
 def record_samples(root: Path, md5: str) -> None:
     """dvc.lock as it is after ``generate@tiny``."""
-    code, out = "tokenbridge/sampling/samples.py", "data/samples/tiny"
-    settings = yaml.safe_load((root / "params.yaml").read_text())
-    stage = {
+    stage = read_stages(root)["generate@tiny"]
+    record = {
         "cmd": "python",
-        "deps": [{"path": "models/tiny", "md5": md5}, {"path": code, "md5": md5_as_dvc(root / code)}],
-        "params": {"params.yaml": {name: settings[name] for name in ("seed", "generate")}},
-        "outs": [{"path": out, "md5": md5_as_dvc(root / out)}],
+        "deps": [{"path": path, "md5": found} for path, found in (stage.deps | {"models/tiny": md5}).items()],
+        "params": {"params.yaml": stage.params},
+        "outs": [{"path": out, "md5": md5_as_dvc(root / out)} for out in stage.outs],
     }
-    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"generate@tiny": stage}}))
+    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"generate@tiny": record}}))
 
 
 def command(*arguments: str) -> None:

@@ -1,7 +1,7 @@
 """Promotion: a candidate is measured against the champion on the same data, seeds and extractor, and may replace it.
 
 - ``registration``: the models that a pipeline run registers, and their facts.
-- ``measurement``: samples, features and metrics of one version, kept under ``.work/promotion``.
+- ``measurement``: samples, features and metrics of one version; the samples are kept under ``.work/promotion``.
 - ``comparison``: intervals of the difference of two versions; works on tensors only.
 - ``gates``: the conditions that a candidate must pass.
 - ``decision``, ``figures``: the outcome with its reasons, in words and in pictures.

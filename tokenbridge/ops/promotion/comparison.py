@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenbridge.base.seeding import generator
+from tokenbridge.config import PromotionConfig
 
 KERNEL_SAMPLES = 10_000  # at most: each of the two sets needs a float64 matrix of N x N, one set after the other
 KERNEL_ROWS = 500  # rows of the kernel against the reference that are computed at a time
@@ -41,12 +42,16 @@ class Difference:
     resampled: Floats
 
     @classmethod
-    def of(cls, observed: float, resampled: Floats, confidence: float) -> "Difference":
-        """Build the percentile interval of ``resampled``, re-centred on ``observed``."""
+    def of(cls, values: Floats, confidence: float) -> "Difference":
+        """Build the percentile interval of ``values[1:]``, the resamples' differences, re-centred on ``values[0]``."""
+        observed, resampled = float(values[0]), values[1:]
         centred = resampled - resampled.mean() + observed
         tail = (1 - confidence) / 2
         low, high = np.quantile(centred, [tail, 1 - tail])
         return cls(observed, float(low), float(high), centred)
+
+    def interval(self) -> dict[str, float]:
+        return {"observed": self.observed, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True)
@@ -104,36 +109,12 @@ def _smaller_gram(rows: Tensor) -> Tensor:
     return rows.T @ rows if len(rows) > rows.shape[1] else rows @ rows.T
 
 
-def compare_frechet(
-    candidate: Tensor, champion: Tensor, reference: Tensor, counts: Iterator[Tensor], confidence: float
-) -> Difference:
-    """Return the difference of the Fréchet distances of features [N, D] to the reference's [M, D], for all counts."""
-    distance = FrechetDistance(reference)
-    new, old = distance.of(candidate), distance.of(champion)
-    once = torch.ones(len(candidate), dtype=torch.long)
-    resampled = np.array([new(count) - old(count) for count in counts])
-    return Difference.of(new(once) - old(once), resampled, confidence)
-
-
-def compare_kid(
-    candidate: Tensor, champion: Tensor, reference: Tensor, counts: Tensor, confidence: float
-) -> Difference:
-    """Return the difference of the kernel distances (KID: squared MMD, kernel (x.y / D + 1)^3) for counts [R, N].
+def kernel_distances(features: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
+    """Return the part of KID (squared MMD, kernel (x.y / D + 1)^3) that depends on features [N, D], for weights [R, N].
 
     The estimate is unbiased for resamples too: pairs of an image with itself, which are more frequent in a resample,
-    are left out. The reference's term with itself cancels in the difference. If there are more than ``KERNEL_SAMPLES``
-    samples, only the first ones are used.
+    are left out. The reference's term with itself cancels in a difference.
     """
-    used = slice(min(len(candidate), KERNEL_SAMPLES))
-    once = torch.ones(1, len(candidate), dtype=torch.long)
-    weights = torch.cat([once, counts])[:, used].double()
-    new, old = (kernel_distances(features[used], reference, weights) for features in (candidate, champion))
-    values = (new - old).numpy()
-    return Difference.of(float(values[0]), values[1:], confidence)
-
-
-def kernel_distances(features: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
-    """Return the part of KID that depends on features [N, D], for each row of weights [R, N]."""
     rows, other = features.double(), reference.double()
     across = torch.cat([_kernel(part, other).mean(1) for part in rows.split(KERNEL_ROWS)])
     within = _kernel(rows, rows).fill_diagonal_(0)
@@ -146,61 +127,33 @@ def _kernel(left: Tensor, right: Tensor) -> Tensor:
     return (left @ right.T / left.shape[1] + 1) ** 3
 
 
-def compare_accuracy(
-    candidate: NDArray[np.bool_], champion: NDArray[np.bool_], counts: Tensor, confidence: float
-) -> Difference:
-    """Return the paired difference of the shares of correct samples, for counts [R, N]."""
-    differences = torch.from_numpy(candidate.astype(float) - champion.astype(float))
-    resampled = (counts.double() @ differences / len(differences)).numpy()
-    return Difference.of(float(differences.mean()), resampled, confidence)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The differences, candidate minus champion, each with its interval from the same resamples."""
-
-    frechet: Difference
-    kid: Difference
-    accuracy: Difference
-    resamples: int
-
-    def intervals(self) -> dict[str, dict[str, float]]:
-        """Return kind -> observed, low, high."""
-        kinds = {"fd": self.frechet, "kid": self.kid, "class_accuracy": self.accuracy}
-        return {kind: {"observed": d.observed, "low": d.low, "high": d.high} for kind, d in kinds.items()}
-
-
 def compare(
-    candidate: SampleSet,
-    champion: SampleSet,
-    reference: Tensor,
-    *,
-    confidence: float,
-    resamples: int,
-    min_resamples: int,
-    seconds: float,
-) -> Comparison:
-    """Compare two sets of N samples against the features [M, D] of one reference.
+    candidate: SampleSet, champion: SampleSet, reference: Tensor, limits: PromotionConfig
+) -> dict[str, Difference]:
+    """Compare two sets of N samples against the features [M, D] of one reference, all from the same resamples.
 
-    Args:
-        resamples: the largest number to make. Resampling stops earlier after ``seconds``, but not before
-            ``min_resamples``. The first k resamples do not depend on this number.
+    The first k resamples do not depend on their number.
+
+    Returns:
+        ``fd``, ``kid`` (of the first ``KERNEL_SAMPLES`` samples at most) and ``class_accuracy``.
     """
-    started, drawn = time.monotonic(), []
-
-    def counts() -> Iterator[Tensor]:
-        for number in range(resamples):
-            if number >= min_resamples and time.monotonic() - started > seconds:
-                return
-            drawn.append(resample_counts(len(candidate.features), number))
-            yield drawn[-1]
-
+    started, samples = time.monotonic(), len(candidate.features)
+    counts, frechet = [torch.ones(samples, dtype=torch.long)], []
     with _one_thread():
-        frechet = compare_frechet(candidate.features, champion.features, reference, counts(), confidence)
-    stacked = torch.stack(drawn)
-    kid = compare_kid(candidate.features, champion.features, reference, stacked, confidence)
-    accuracy = compare_accuracy(candidate.correct, champion.correct, stacked, confidence)
-    return Comparison(frechet, kid, accuracy, len(drawn))
+        distance = FrechetDistance(reference)
+        new, old = distance.of(candidate.features), distance.of(champion.features)
+        frechet.append(new(counts[0]) - old(counts[0]))
+        for number in range(limits.resamples):
+            if number >= limits.min_resamples and time.monotonic() - started > limits.seconds:
+                break
+            counts.append(resample_counts(samples, number))
+            frechet.append(new(counts[-1]) - old(counts[-1]))
+    weights, used = torch.stack(counts).double(), slice(KERNEL_SAMPLES)
+    kid = kernel_distances(candidate.features[used], reference, weights[:, used])
+    kid -= kernel_distances(champion.features[used], reference, weights[:, used])
+    accuracy = weights @ torch.from_numpy(candidate.correct.astype(float) - champion.correct) / samples
+    values = {"fd": np.array(frechet), "kid": kid.numpy(), "class_accuracy": accuracy.numpy()}
+    return {kind: Difference.of(found, limits.confidence) for kind, found in values.items()}
 
 
 @contextmanager

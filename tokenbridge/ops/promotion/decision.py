@@ -1,10 +1,12 @@
 """The outcome of a promotion with its reasons: as data, as JSON, and in words."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+from pydantic import TypeAdapter
 
 from tokenbridge.ops.promotion.gates import Gate
 
@@ -30,7 +32,7 @@ class Decision:
     champion: int | None
     outcome: str
     reason: str
-    dry_run: bool
+    dry_run: bool = False
     gates: list[Gate] = field(default_factory=list)
     candidate_metrics: Mapping[str, float] = field(default_factory=dict)
     champion_metrics: Mapping[str, float] = field(default_factory=dict)
@@ -38,10 +40,9 @@ class Decision:
     settings: Mapping[str, Any] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the decision for JSON, with null for NaN and infinity."""
-        content: dict[str, Any] = _finite(asdict(self) | {"pictures": [picture.name for picture in self.pictures]})
-        return content
+    def as_json(self) -> str:
+        """Return the decision as JSON without its pictures, with null for NaN and infinity."""
+        return TypeAdapter(Decision).dump_json(self, indent=2, exclude={"pictures"}).decode() + "\n"
 
     def summary(self) -> str:
         """Return the outcome and its reason in one line."""
@@ -51,53 +52,17 @@ class Decision:
     def report(self) -> str:
         """Return the decision as Markdown, for people."""
         against = f"version {self.champion}, the champion" if self.champion else "no champion"
-        parts = [f"# {self.summary()}", f"Measured against {against}.", _gates(self.gates), self._metrics()]
-        if self.differences:
-            parts.append(_differences(self.differences))
+        metrics = {"candidate": self.candidate_metrics, "champion": self.champion_metrics}
+        tables = {
+            "Gates:": pd.DataFrame([asdict(gate) for gate in self.gates]),
+            "Metrics:": pd.DataFrame({role: found for role, found in metrics.items() if found}).rename_axis("metric"),
+            "Candidate minus champion, by a paired bootstrap:": pd.DataFrame(self.differences).T,
+        }
+        parts = [f"# {self.summary()}", f"Measured against {against}."]
+        for title, table in tables.items():
+            if not table.empty:
+                parts += [title, str(table.to_markdown(index=title != "Gates:", floatfmt=".5g"))]
         if self.settings:
             told = ", ".join(f"{name} {value}" for name, value in self.settings.items())
             parts.append(f"Both were drawn and measured with: {told}.")
-        return "\n\n".join(part for part in parts if part) + "\n"
-
-    def _metrics(self) -> str:
-        if not self.candidate_metrics:
-            return ""
-        rows = [
-            f"| `{name}` | {value:.5g} | {_number(self.champion_metrics.get(name))} |"
-            for name, value in self.candidate_metrics.items()
-        ]
-        return "\n".join(["| metric | candidate | champion |", "|---|---|---|", *rows])
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _gates(gates: list[Gate]) -> str:
-    rows = [
-        f"| {gate.name} | {_number(gate.value)} | {gate.limit:g} | {'yes' if gate.passed else '**no**'} | "
-        f"{gate.reason} |"
-        for gate in gates
-    ]
-    return "\n".join(["| gate | value | limit | passed | why |", "|---|---|---|---|---|", *rows]) if gates else ""
-
-
-def _differences(differences: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [
-        f"| {name} | {d['observed']:+.4g} | {d['low']:+.4g} | {d['high']:+.4g} |" for name, d in differences.items()
-    ]
-    head = [
-        "Candidate minus champion, by a paired bootstrap:",
-        "",
-        "| of | observed | low | high |",
-        "|---|---|---|---|",
-    ]
-    return "\n".join([*head, *rows])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5g}"
+        return "\n\n".join(parts) + "\n"

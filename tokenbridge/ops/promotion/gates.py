@@ -4,36 +4,27 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tokenbridge.config.operations import PromotionConfig
-from tokenbridge.ops.promotion.comparison import Comparison, Difference
+from tokenbridge.config import PromotionConfig
+from tokenbridge.ops.promotion.comparison import Difference
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition.
-
-    Attributes:
-        value: None if it is not finite.
-    """
+    """One condition."""
 
     name: str
-    value: float | None
+    value: float
     limit: float
     passed: bool
     reason: str
 
 
 def at_most(name: str, value: float, limit: float, what: str) -> Gate:
-    return _gate(name, value, limit, value <= limit, what, "at most")
+    return Gate(name, value, limit, value <= limit, f"{what} {value:.4g}: at most {limit:g} is asked for")
 
 
 def at_least(name: str, value: float, limit: float, what: str) -> Gate:
-    return _gate(name, value, limit, value >= limit, what, "at least")
-
-
-def _gate(name: str, value: float, limit: float, passed: bool, what: str, demand: str) -> Gate:
-    kept = value if math.isfinite(value) else None
-    return Gate(name, kept, limit, passed, f"{what} {value:.4g}: {demand} {limit:g} is asked for")
+    return Gate(name, value, limit, value >= limit, f"{what} {value:.4g}: at least {limit:g} is asked for")
 
 
 def veto_gate(reason: str | None) -> Gate:
@@ -60,9 +51,9 @@ def absolute_gates(config: PromotionConfig, accuracy: float, precision: float, r
     ]
 
 
-def relative_gates(config: PromotionConfig, found: Comparison, slowdown: float) -> list[Gate]:
+def relative_gates(config: PromotionConfig, found: Mapping[str, Difference], slowdown: float) -> list[Gate]:
     """Return the gates against the champion; the worse end of each interval counts."""
-    frechet, loss = found.frechet, -found.accuracy.low
+    frechet, accuracy = found["fd"], found["class_accuracy"]
     return [
         at_most(
             "fd_increase",
@@ -72,9 +63,9 @@ def relative_gates(config: PromotionConfig, found: Comparison, slowdown: float) 
         ),
         at_most(
             "class_accuracy_decrease",
-            loss,
+            -accuracy.low,
             config.max_class_accuracy_decrease,
-            f"class accuracy minus the champion's is {_interval(found.accuracy, config)}, so it may have fallen by",
+            f"class accuracy minus the champion's is {_interval(accuracy, config)}, so it may have fallen by",
         ),
         at_most("slowdown", slowdown, config.max_slowdown, "time per image over the champion's is"),
     ]

@@ -1,12 +1,12 @@
 """``tokenbridge promote`` and ``tokenbridge rollback``: decide, move the aliases, and record why."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from tokenbridge.base.files import atomic_write_text, write_json
-from tokenbridge.base.locks import locked
+from filelock import FileLock
+
+from tokenbridge.base.files import atomic_write_text
 from tokenbridge.config.params import flatten, load_params
 from tokenbridge.infra.tracking.registry import CHAMPION, PREVIOUS, VETO, open_registry
 from tokenbridge.infra.tracking.spool import Tracker
@@ -101,9 +101,11 @@ def rollback(root: Path, model: str, veto: str | None = None) -> str:
         return done
 
 
-def _alone(root: Path) -> AbstractContextManager[None]:
+def _alone(root: Path) -> FileLock:
     """Allow one promotion at a time: two would measure the same versions twice, and distort each other's timings."""
-    return locked(root / WORK / "promotion/lock", "the promotions")
+    folder = root / WORK / "promotion"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "lock")
 
 
 def _record(tracker: Tracker, decision: Decision, folder: Path) -> None:
@@ -119,7 +121,8 @@ def _record(tracker: Tracker, decision: Decision, folder: Path) -> None:
         "gate": {gate.name: gate.passed for gate in decision.gates},
     }
     tracker.metrics(flatten(measured))
-    write_json(folder / "decision.json", decision.as_json())
-    atomic_write_text(folder / "report.md", decision.report())
-    for path in [folder / "decision.json", folder / "report.md", *decision.pictures]:
-        tracker.artifact(path)
+    for name, text in {"decision.json": decision.as_json(), "report.md": decision.report()}.items():
+        atomic_write_text(folder / name, text)
+        tracker.artifact(folder / name)
+    for picture in decision.pictures:
+        tracker.artifact(picture)

@@ -24,6 +24,8 @@ from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.ops.exchange.model_card import CARD, PICTURE, render_card
 from tokenbridge.ops.promotion import PromotionError
 
+REPORT = "reports/evaluate/{}.json"
+
 
 @dataclass(frozen=True)
 class EvaluatedModel:
@@ -35,30 +37,14 @@ class EvaluatedModel:
 
     key: str
     root: Path
-    name: str
+    name: str  # of the registered model
     tags: dict[str, str]
     metrics: dict[str, float]
-
-    @property
-    def folder(self) -> Path:
-        return self.root / "models" / self.key
-
-    @property
-    def report(self) -> Path:
-        return self.root / report_path(self.key)
-
-    @property
-    def picture(self) -> Path:
-        return self.root / f"reports/samples/{self.key}.png"
 
 
 def registered_name(data: str, model: str) -> str:
     """Return ``tokenbridge-<data>-<model>``, with - for each character that MLflow does not accept."""
     return re.sub(r"[^\w.-]", "-", f"tokenbridge-{data}-{model}", flags=re.ASCII)
-
-
-def report_path(model: str) -> str:
-    return f"reports/evaluate/{model}.json"
 
 
 def register_models(root: Path, models: Iterable[str], parent: str) -> None:
@@ -86,15 +72,16 @@ def read_evaluated(root: Path, model: str) -> EvaluatedModel:
     if train not in lock or not belong_together(lock, evaluate, train):
         raise PromotionError(f"{LOCK_FILE} records no evaluation of it: `tokenbridge repro` makes one")
     outs = lock[train].outs | lock[evaluate].outs
-    for path in (f"models/{model}", report_path(model)):
+    folder, report_file = f"models/{model}", REPORT.format(model)
+    for path in (folder, report_file):
         if not (root / path).exists() or md5_as_dvc(root / path) != outs[path]:
             raise PromotionError(f"{path} is not what {LOCK_FILE} records: `dvc checkout` restores it")
-    report = read_json(root / report_path(model))
+    report = read_json(root / report_file)
     metrics = {name: float(value) for name, value in report.items() if isinstance(value, int | float)}
     data = read_manifest(root / "data/images")
     tags = {
-        MODEL_MD5: outs[f"models/{model}"],
-        EVALUATION: outs[report_path(model)],
+        MODEL_MD5: outs[folder],
+        EVALUATION: outs[report_file],
         "data.name": data["name"],
         "data.digest": data["digest"],
         LOCK_DIGEST: sha256_file(root / LOCK_FILE),
@@ -111,19 +98,19 @@ def record_version(model: EvaluatedModel, parent: str) -> None:
     Spools are sent oldest first, so the training run, which logs the model, is sent before this one.
     Its artifacts are the model card, the picture of the samples and the report.
     """
-    stage = f"register@{model.key}"
-    with Tracker.open(stage, model.tags[MODEL_MD5], model.root, parent, system_interval=0) as tracker:
+    stage, root, picture = f"register@{model.key}", model.root, model.root / f"reports/samples/{model.key}.png"
+    with Tracker.open(stage, model.tags[MODEL_MD5], root, parent, system_interval=0) as tracker:
         tracker.tags({name: value for name, value in model.tags.items() if not name.startswith(METRIC)})
-        tracker.artifact(model.report)
+        tracker.artifact(root / REPORT.format(model.key))
         with tempfile.TemporaryDirectory() as scratch:
             card, description = _cards(model)
             (Path(scratch) / CARD).write_text(card, encoding="utf-8", newline="\n")
             tracker.artifact(Path(scratch) / CARD)
-            if model.picture.exists():
-                shutil.copyfile(model.picture, Path(scratch) / PICTURE)
+            if picture.exists():
+                shutil.copyfile(picture, Path(scratch) / PICTURE)
                 tracker.artifact(Path(scratch) / PICTURE)
         tracker.version(
-            model.folder,
+            root / "models" / model.key,
             name=model.name,
             model=f"tokenbridge-{model.key}",
             tags=model.tags,

@@ -1,6 +1,6 @@
 """The trial of a candidate against the champion: both are measured, and the gates decide."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -10,7 +10,7 @@ from tokenbridge.base.files import atomic_path
 from tokenbridge.config import Config
 from tokenbridge.config.params import flatten
 from tokenbridge.infra.tracking.registry import VETO, Registry, Version
-from tokenbridge.ops.promotion.comparison import Comparison, compare
+from tokenbridge.ops.promotion.comparison import Difference, compare
 from tokenbridge.ops.promotion.decision import PROMOTED, REFUSED, UNCHANGED, Decision
 from tokenbridge.ops.promotion.figures import differences_figure, side_by_side
 from tokenbridge.ops.promotion.gates import Gate, absolute_gates, finite_gate, relative_gates, veto_gate, weights_gate
@@ -53,8 +53,8 @@ class Trial:
         gates = [veto_gate(self.candidate.tags.get(VETO))]
         if not gates[0].passed:
             return self._decision(gates)
-        bench = Bench(self.root, self.config)
-        pipeline = bench.load_version(self.registry, self.model, self.candidate)
+        bench = Bench(self.root, self.config, self.registry, self.model)
+        pipeline = bench.load(self.candidate)
         gates.append(weights_gate(is_finite(pipeline)))
         if not gates[-1].passed:
             return self._decision(gates)
@@ -62,42 +62,36 @@ class Trial:
 
     def _measure(self, bench: Bench, pipeline: TokenBridgePipeline, gates: list[Gate]) -> Decision:
         versions = [version for version in (self.candidate, self.champion) if version is not None]
-        pipelines = [pipeline, *(bench.load_version(self.registry, self.model, version) for version in versions[1:])]
-        measured = [bench.measure(p, version.md5) for p, version in zip(pipelines, versions, strict=True)]
-        found = self._compare(bench, *measured) if self.champion else None
+        pipelines = [pipeline, *(bench.load(version) for version in versions[1:])]
+        measured = [bench.measure(version) for version in versions]
+        found = self._compare(bench, *measured) if self.champion else {}
         seconds = bench.seconds_per_image(pipelines)
         figures = [m.metrics | {SECONDS: median(taken)} for m, taken in zip(measured, seconds, strict=True)]
-        differences = found.intervals() if found else {}
+        differences = {kind: difference.interval() for kind, difference in found.items()}
         gates = [*gates, finite_gate(figures[0] | flatten(differences)), *self._floors(measured[0])]
+        settings = bench.settings_record()
         if found:
             slowdown = median(new / old for new, old in zip(*seconds, strict=True))
             gates += relative_gates(self.config.promotion, found, slowdown)
+            settings["resamples"] = len(found["fd"].resampled)
         return self._decision(
             gates,
             candidate_metrics=figures[0],
             champion_metrics=figures[1] if found else {},
             differences=differences,
-            settings=bench.settings_record() | ({"resamples": found.resamples} if found else {}),
-            pictures=self._pictures(versions, measured, found),
+            settings=settings,
+            pictures=self._pictures(measured, found),
         )
 
     def _floors(self, measured: Measurement) -> list[Gate]:
         figures = (measured.metrics[ACCURACY], measured.figure("precision"), measured.figure("recall"))
         return absolute_gates(self.config.promotion, *figures)
 
-    def _compare(self, bench: Bench, candidate: Measurement, champion: Measurement) -> Comparison:
+    def _compare(self, bench: Bench, candidate: Measurement, champion: Measurement) -> dict[str, Difference]:
         limits = self.config.promotion
         least, most = limits.min_resamples, limits.resamples
         print(f"promotion: resampling for {limits.seconds:g} s, {least} times at least, {most} at most", flush=True)
-        return compare(
-            candidate.compared,
-            champion.compared,
-            bench.reference["pooled"],
-            confidence=limits.confidence,
-            resamples=most,
-            min_resamples=least,
-            seconds=limits.seconds,
-        )
+        return compare(candidate.compared, champion.compared, bench.reference["pooled"], limits)
 
     def _decision(self, gates: list[Gate], outcome: str = "", reason: str = "", **measured: Any) -> Decision:
         """Build the decision. Unless ``outcome`` is given, it is PROMOTED if every gate is passed, else REFUSED."""
@@ -109,20 +103,17 @@ class Trial:
             self.champion.number if self.champion else None,
             outcome or (REFUSED if failed else PROMOTED),
             reason or failed or passed,
-            dry_run=False,
             gates=gates,
             **measured,
         )
 
-    def _pictures(
-        self, versions: Sequence[Version], measured: Sequence[Measurement], found: Comparison | None
-    ) -> list[Path]:
-        titles = [f"{role}: version {v.number}" for role, v in zip(("candidate", "champion"), versions, strict=False)]
-        shown = {title: m.samples for title, m in zip(titles, measured, strict=True)}
+    def _pictures(self, measured: Sequence[Measurement], found: Mapping[str, Difference]) -> list[Path]:
+        versions = zip(("candidate", "champion"), (self.candidate, self.champion), measured, strict=False)
+        shown = {f"{role}: {version}": each.picture for role, version, each in versions}
         pictures = [self.folder / "samples.png"]
         with atomic_path(pictures[0]) as target:
-            side_by_side(shown, self.config.generate.grid_per_class).save(target, "PNG")
-        if found is not None:
+            side_by_side(shown).save(target, "PNG")
+        if found:
             pictures.append(self.folder / "differences.png")
             with atomic_path(pictures[-1]) as target:
                 differences_figure(found).savefig(target)
