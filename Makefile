@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 UV := $(BIN)/uv pip install --python $(BIN)/python --no-deps $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 export PATH := $(abspath $(BIN)):$(PATH)
 # tests start many processes: threads that spin while they wait would slow down the others
-PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadscope
+PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --durations 20
 # no usage statistics are sent
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
@@ -57,18 +57,19 @@ stack-down: env ## stop the servers; their data stay
 system: env ## install the programs that tests need (PostgreSQL, Chromium, Slurm), as root and with apt-get
 	@python -m tests.support.programs
 
-test: env system ## run every test, also the slow ones (small pipelines, real servers): about 30 minutes
-	@$(PYTEST)
+test: env system ## run every test, also with whole pipelines and real servers: about 30 minutes
+	@$(PYTEST) --dist loadgroup --no-loadscope-reorder
 
 test-fast: env ## run the tests that need no server and no download: about 4 minutes
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) --dist worksteal -m "not pipeline and not cluster"
 
-lint: env ## check style and types
-	@ruff check .
-	@ruff format --check .
+check: lint test-fast ## run what a commit needs: style, types, fast tests
+
+lint: env ## check style, spelling and types
+	@pre-commit run --all-files
 	@mypy
 
-docs: env ## the documentation as a site with an API reference: site/index.html; fails on a dead link
+docs: env ## build the documentation as a site: site/index.html; fails on a dead link
 	@zensical build --strict
 
 format: env ## apply the formatter
@@ -83,7 +84,7 @@ lock: env ## write requirements.lock from pyproject.toml; OPTIONS=--upgrade rene
 		$(OPTIONS) -o requirements.lock pyproject.toml
 
 clean: ## remove work in progress and caches; models, data and runs stay
-	@rm -rf .work .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots
+	@rm -rf .work .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots site
 
 clean-all: clean ## remove everything that is not in git: environment, data, models, runs
 	@echo "This deletes $(VENV), data, models, reports, DVC's cache and all MLflow runs of this folder."

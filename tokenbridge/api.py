@@ -4,19 +4,24 @@ Each function calls what the stages, the flows and the command line call. Nothin
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL.Image import Image
 
 from tokenbridge.base.device import pick_device
+from tokenbridge.base.files import read_json
 from tokenbridge.base.protocols import Discard
 from tokenbridge.config import Config
 from tokenbridge.config.model import SamplingSettings
-from tokenbridge.infra.dvc import md5_as_dvc
-from tokenbridge.ops.promotion.measurement import Bench
+from tokenbridge.evaluation.checks import check_counts
+from tokenbridge.images.shards import image_counts, read_manifest
 from tokenbridge.ops.serving.draw import draw_grid
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.stages.context import StageContext
+from tokenbridge.stages.evaluate import work as evaluate_stage
+from tokenbridge.stages.generate import work as generate_stage
+from tokenbridge.stages.runtime import WORK
 from tokenbridge.stages.train import work as train_stage
 
 
@@ -60,15 +65,30 @@ def sample(
 
 
 def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict[str, float]:
-    """Return the metrics of a pipeline's samples against the validation images, as a promotion measures them.
+    """Return the metrics of a pipeline, as the stages ``generate`` and ``evaluate`` measure them.
+
+    Choose by the metrics that begin with ``validation_``. The others are against the test images.
 
     Args:
         folder: a saved pipeline, such as ``models/tiny``.
         config: ``generate`` and ``evaluate`` say how many samples, how they are drawn and how they are measured.
-        root: the project's folder, with the images and the classifier. Results are kept below ``root``/.work.
+        root: the project's folder, with the images and the classifier.
 
     Raises:
         UserError: with a message that says what to change.
     """
-    bench, folder = Bench(Path(root).resolve(), config), Path(folder)
-    return bench.measure(bench.load(folder), md5_as_dvc(folder)).metrics
+    root, device = Path(root).resolve(), pick_device(config.launcher)
+    check_counts(config.evaluate, config.generate.samples, image_counts(read_manifest(root / "data/images")))
+    (root / WORK).mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=root / WORK) as scratch:
+        place = Path(scratch)  # with the inputs where the stages look for them
+        links = {"data/images": root / "data/images", "models/classifier": root / "models/classifier"}
+        for name, target in (links | {"models/it": Path(folder).resolve()}).items():
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).symlink_to(target)
+        generate_stage(StageContext("generate@it", config, place, place, Discard(), device))
+        (place / "data/samples").mkdir()
+        (place / "samples").rename(place / "data/samples/it")
+        evaluate_stage(StageContext("evaluate@it", config, place, place, Discard(), device))
+        metrics: dict[str, float] = read_json(place / "metrics.json")
+    return metrics

@@ -14,7 +14,10 @@ from tokenbridge.base.checks import AUTO, BF16, FP32
 from tokenbridge.base.device import autocast, emulation_cost, has_bf16, resolve_precision
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import compose_config, validate
+from tokenbridge.infra.dvc import read_stages
+from tokenbridge.ops.runs.precision_check import check_precision, precision_settings, setting_of
 from tokenbridge.stages.context import PRECISION, StageContext
+from tokenbridge.stages.runtime import WORK
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ANSWER = "import torch; from tokenbridge.base.device import has_bf16; print(has_bf16(torch.device('cpu')))"
@@ -130,6 +133,39 @@ def test_a_stage_begun_in_bfloat16_is_not_resumed_where_that_is_emulated(
         context_in(tmp_path).precision(AUTO)
     assert context_in(tmp_path).precision(BF16) == BF16
     assert "precision is bf16, which" in capsys.readouterr().out
+
+
+@pytest.fixture
+def emulating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that only emulates bfloat16."""
+    for module in ("base.device", "ops.runs.precision_check", "stages.context"):
+        monkeypatch.setattr(f"tokenbridge.{module}.has_bf16", lambda _: False)
+
+
+@pytest.mark.usefixtures("emulating")
+def test_the_cost_of_emulation_is_said_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    check_precision(CHECKOUT, validate(compose_config(["vae.precision=bf16"], CHECKOUT / "conf")))
+    assert capsys.readouterr().out.count("note: vae.precision is bf16, which") == 1
+
+
+@pytest.mark.usefixtures("emulating")
+def test_what_cannot_be_resumed_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_bytes((CHECKOUT / name).read_bytes())
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    work = tmp_path / WORK / "vae" / read_stages(tmp_path)["vae"].key
+    work.mkdir(parents=True)
+    (work / PRECISION).write_text(BF16)
+    config = validate(compose_config([], CHECKOUT / "conf"))
+    with pytest.raises(UserError, match="was begun in bf16"):
+        check_precision(tmp_path, config)
+
+
+def test_every_stage_that_computes_in_a_precision_has_a_setting_for_it() -> None:
+    settings = precision_settings(validate(compose_config([], CHECKOUT / "conf")))
+    computing = {"classifier", "vae", "encode", "reconstruct", "train@tiny", "generate@tiny", "evaluate@tiny"}
+    assert {setting_of(stage) for stage in computing} == set(settings)
+    assert {name for name, value in settings.items() if value != AUTO} == {"evaluate.precision"}
 
 
 def test_nothing_else_names_bfloat16() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tokenbridge.base.progress import FINEST, Progress, Rate, clock, rate_words
+from tokenbridge.base.progress import FINEST, Progress, Rate, clock, rate_words, read_left
 
 
 def test_clock() -> None:
@@ -110,3 +110,13 @@ def test_nothing_done_for_long_has_no_time_left() -> None:
     now.seconds += 100
     progress.advance(0)
     assert out.getvalue().splitlines()[-1].endswith("nothing in the last 1:00")
+
+
+@pytest.mark.parametrize(("pause", "left"), [(0.5, 50), (30.0, 3000), (3600.0, 360_000)])
+def test_the_time_left_can_be_read_back(pause: float, left: float) -> None:
+    assert read_left(shown([pause], total=101)[0]) == left
+
+
+@pytest.mark.parametrize("line", ["Running stage 'vae':", shown([1.0], total=1)[0], "he left", ""])
+def test_other_lines_tell_no_time_left(line: str) -> None:
+    assert read_left(line) is None

@@ -14,7 +14,7 @@ from tokenbridge.config.params import write_params
 from tokenbridge.infra.git import git
 from tokenbridge.infra.tracking.store import connect
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pipeline
 IGNORED = "/data/*\n/models\n/reports\n/.spool\n/.work\n/mlflow.db*\n/mlartifacts\n__pycache__\n"
 
 

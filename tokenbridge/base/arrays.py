@@ -86,7 +86,7 @@ class LabelledArrays:
         return len(self.labels)
 
     def read(self, rows: np.ndarray, *inner: np.ndarray) -> np.ndarray:
-        """Return the elements [rows[i], inner[0][i], ...], stacked over i; each has the remaining axes of a row."""
+        """Return the elements ``[rows[i], inner[0][i], ...]``, stacked over i; each has the remaining axes of a row."""
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty((len(rows), *self.row_shape[len(inner) :]), dtype=self._shards[0].dtype)
         places = zip((rows - self._starts[shard_of]).tolist(), *(index.tolist() for index in inner), strict=True)

@@ -1,5 +1,6 @@
 """Progress as plain lines (done, rate, time left) that read the same in a terminal, a log and a flow."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,17 @@ FINEST = 100  # about this many moments of the last ``recent`` seconds are kept
 def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def read_left(line: str) -> float | None:
+    """Return the seconds that a progress line says are left, or None for any other line."""
+    match = re.search(r"(?:/s|each)  (\d+(?::\d\d)+) left", line)
+    if match is None:
+        return None
+    seconds = 0
+    for part in match[1].split(":"):
+        seconds = 60 * seconds + int(part)
+    return float(seconds)
 
 
 class Rate:

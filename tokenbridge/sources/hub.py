@@ -56,7 +56,7 @@ def refusal(address: str) -> str:
 
 
 def hub_files(address: str) -> Iterator[tuple[Entry, partial[bytes]]]:
-    """Yield every file below hf://datasets/owner/name[@revision][/folder], and a function that reads (start, size).
+    """Yield every file below ``hf://datasets/owner/name[@revision][/folder]``, and a function that reads (start, size).
 
     All files are of the commit that the revision names now. So a later push does not mix two versions.
     """

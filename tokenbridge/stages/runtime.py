@@ -91,7 +91,8 @@ def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
     work = root / WORK / name / spec.key
     pipeline = os.environ.get(PARENT_VARIABLE)
     checkout = checkout_of(root)  # records outlive the temporary folder of an experiment
-    with _sync(checkout, pipeline), _only_writer(work):
+    with _sync(checkout, pipeline), locked(Path(f"{work}.lock"), str(work)):
+        work.mkdir(exist_ok=True)
         with _tracker(spec, checkout, work, pipeline) as tracker:
             if checkout != root:
                 tracker.tags(git_tags(root))  # of the experiment's code

@@ -58,6 +58,19 @@ def test_what_dvc_skips_takes_no_time(pipeline: Pipeline, outcome: str) -> None:
     )
 
 
+def test_the_running_stage_is_told_by_its_own_progress_once_a_minute(pipeline: Pipeline) -> None:
+    coming = pipeline.forecast("vae", "encode")
+    coming.note("vae", RAN)
+    assert coming.listen("vae: 10/1,000 steps  2/s  8:15 left  loss 1") is None
+    pipeline.seconds += 60
+    assert coming.listen("vae: 130/1,000 steps  2/s  7:15 left  loss 1") == (
+        "pipeline: 0 of 2 stages done; still to come: vae (7:15 left), encode (not timed here yet); "
+        "about 7:15 for those timed"
+    )
+    pipeline.seconds += 30
+    assert coming.listen("vae: 190/1,000 steps  2/s  6:45 left  loss 1") is None
+
+
 def test_the_end_is_told_once(pipeline: Pipeline) -> None:
     coming = pipeline.forecast("vae", "encode")
     coming.note("vae", RAN)
@@ -94,7 +107,7 @@ def test_a_stage_that_nobody_expected_is_counted(pipeline: Pipeline) -> None:
     assert "0 of 2 stages done; still to come: vae (not timed here yet), encode (" in line
 
 
-@pytest.mark.parametrize("damaged", ["{", "3"])
+@pytest.mark.parametrize("damaged", ["{", "3", '{"vae": {"a digest of version 0.1": 5.0}}'])
 def test_a_damaged_file_is_as_good_as_none(pipeline: Pipeline, damaged: str) -> None:
     pipeline.run(1, "vae")
     pipeline.path.write_text(damaged)

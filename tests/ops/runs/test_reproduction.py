@@ -162,7 +162,7 @@ def old_run(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
     return root, run_id
 
 
-@pytest.mark.slow
+@pytest.mark.pipeline
 def test_a_run_that_version_0_1_recorded_is_reproduced(old_run: tuple[Path, str]) -> None:
     root, run_id = old_run
     for recompute in (False, True):

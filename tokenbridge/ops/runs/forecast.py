@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenbridge.base.files import read_json, write_json
-from tokenbridge.base.progress import RESUMING, clock
+from tokenbridge.base.progress import RESUMING, clock, read_left
 from tokenbridge.infra.dvc import FAILED, RAN
 
 DURATIONS = Path(".work/durations.json")  # stage -> seconds of its last complete execution
+REPORT_SECONDS = 60.0  # between lines while a stage runs
 
 
 class Forecast:
@@ -22,11 +23,13 @@ class Forecast:
         self.path, self.left, self.now = path, list(left), now
         self.planned = len(left)
         try:
-            self.durations: dict[str, float] = dict(read_json(path))
+            known = dict(read_json(path))
         except (OSError, ValueError, TypeError):  # no file yet, or not a file of durations
-            self.durations = {}
+            known = {}
+        self.durations = {stage: seconds for stage, seconds in known.items() if isinstance(seconds, int | float)}
         self.running: str | None = None
-        self.began = 0.0
+        self.began = self.reported = 0.0
+        self.ends: float | None = None  # by the running stage's own progress
         self.resumed = False
 
     def note(self, stage: str, outcome: str) -> str | None:
@@ -41,12 +44,24 @@ class Forecast:
         if stage not in self.left:  # DVC runs it although it was not expected to
             self.left.insert(0, stage)
             self.planned += 1
-        self.running, self.began, self.resumed = stage, self.now(), False
+        self.running, self.ends, self.resumed = stage, None, False
+        self.began = self.reported = self.now()
         return self.line()
 
-    def listen(self, line: str) -> None:
-        """Read the running stage's output: a resumed stage runs only the rest of its work, and is not timed."""
+    def listen(self, line: str) -> str | None:
+        """Read the running stage's progress, and return a line to show at most every ``REPORT_SECONDS``.
+
+        A resumed stage runs only the rest of its work, so it is not timed.
+        """
         self.resumed = self.resumed or RESUMING in line
+        left = read_left(line)
+        if self.running is None or left is None:
+            return None
+        self.ends = self.now() + left
+        if self.now() - self.reported < REPORT_SECONDS:
+            return None
+        self.reported = self.now()
+        return self.line()
 
     def finish(self) -> None:
         """Note that the running stage, if any, has ended, and keep its duration."""
@@ -72,6 +87,9 @@ class Forecast:
             return done
         known = {stage: self.durations[stage] for stage in self.left if stage in self.durations}
         words = {stage: f"about {clock(seconds)}" for stage, seconds in known.items()}
+        if self.running is not None and self.ends is not None:
+            known[self.running] = max(self.ends - self.now(), 0.0)
+            words[self.running] = f"{clock(known[self.running])} left"
         coming = ", ".join(f"{stage} ({words.get(stage, 'not timed here yet')})" for stage in self.left)
         return f"{done}; still to come: {coming}; about {clock(sum(known.values()))} for those timed"
 

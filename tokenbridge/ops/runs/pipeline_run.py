@@ -48,6 +48,7 @@ from tokenbridge.infra.tracking.sync import LiveSync
 from tokenbridge.ops.promotion.registration import register_models
 from tokenbridge.ops.runs.forecast import DURATIONS, Forecast
 from tokenbridge.ops.runs.freshness import is_of, is_stale, note_fetched, planned_settings
+from tokenbridge.ops.runs.precision_check import check_precision
 from tokenbridge.sources.state import source_state
 from tokenbridge.stages.runtime import PARENT_VARIABLE, only_pipeline
 
@@ -78,8 +79,10 @@ class PipelineRun:
         coming = self.forecast = self.forecast or Forecast(self.root / DURATIONS, stale_stages(self.root))
 
         def note(line: str) -> None:
-            coming.listen(line)
+            progress_line = coming.listen(line)
             on_line(line)
+            if progress_line:
+                on_line(progress_line)
             for stage, outcome in read_outcome(line).items():
                 if (self.outcomes.get(stage), outcome) != (RAN, SKIPPED):  # a later command skips what this run ran
                     self.outcomes[stage] = outcome
@@ -192,6 +195,7 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
             _record_origin(tracker, root)
             run = PipelineRun(root, tracker)
             try:
+                check_precision(root, config)
                 yield run
             finally:
                 run.end()
