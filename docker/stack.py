@@ -16,6 +16,7 @@ from native import backup, processes
 from native.settings import CHECKOUT, Settings
 from native.team import ENDED, HEALTHY, SERVICES, UNHEALTHY, Team
 
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.errors import UserError
 
 
@@ -52,6 +53,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 
 
 def main(arguments: list[str]) -> None:
+    log_to_console()
     parser = argparse.ArgumentParser(prog="stack", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {name: commands.add_parser(name, help=text) for name, (_, text) in COMMANDS.items()}

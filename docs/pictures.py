@@ -35,11 +35,10 @@ BLUE, ORANGE, GREEN, RED, PURPLE = "#1f6f9f", "#d9822b", "#3b8f5a", "#b8403a", "
 INK, GREY, PALE = "#333333", "#8c8c8c", "#e6e6e6"
 BLOCKS_FILL, INPUT_FILL, OUTPUT_FILL = "#dce9f2", "#f6e6d2", "#dcefe2"
 
-matplotlib.use("Agg")
-matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-
 
 def main() -> None:
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     default, released = (validate(compose_config(choice, ROOT / "conf")) for choice in ([], ["experiment=imagenet_l"]))
     pictures = {
         "families": families_figure(default.quantizer),

@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.subprocesses import StageFailedError
 
@@ -19,6 +20,7 @@ def failing_with_its_message(function: Callable[P, R]) -> Callable[P, R | State[
 
     @wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> R | State[Any]:
+        log_to_console()
         try:
             return function(*arguments, **named)
         except (UserError, StageFailedError) as error:

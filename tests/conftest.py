@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tokenbridge.base.checks import BF16, FP32
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.device import has_bf16
 from tokenbridge.config import LauncherConfig, ModelConfig, QuantizerConfig, TrainConfig
 from tokenbridge.model import TokenBridgeTransformer
@@ -40,6 +41,11 @@ LAUNCHER = LauncherConfig(
     checkpoint_share=1e9,  # whatever it costs
     gpu_group="tests",
 )
+
+
+@pytest.fixture(autouse=True)
+def console() -> None:
+    log_to_console()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.device import pick_device
 from tokenbridge.base.files import read_json
 from tokenbridge.base.protocols import Discard
@@ -37,6 +38,7 @@ def train(config: Config, model: str, folder: Path | str, root: Path | str = "."
     Raises:
         UserError: with a message that says what to change.
     """
+    log_to_console()
     root, folder = Path(root).resolve(), Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     device = pick_device(config.launcher)
@@ -61,6 +63,7 @@ def sample(
     Raises:
         UserError: with a message that says what to change.
     """
+    log_to_console()
     return draw_grid(pipeline, classes, count, seed=seed, settings=SamplingSettings(**settings))
 
 
@@ -77,6 +80,7 @@ def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict
     Raises:
         UserError: with a message that says what to change.
     """
+    log_to_console()
     root, device = Path(root).resolve(), pick_device(config.launcher)
     check_counts(config.evaluate, config.generate.samples, image_counts(read_manifest(root / "data/images")))
     (root / WORK).mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.errors import UserError
 from tokenbridge.config import Config
 from tokenbridge.config.model import GUIDANCE_SCHEDULES, REVEAL_ORDERS, SamplingSettings
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # torch is slow to import, and most commands do not need it
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends with one line instead of a traceback."""
+    log_to_console()
     options = build_parser().parse_args(arguments)
     try:
         options.command(options)

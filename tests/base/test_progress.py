@@ -1,11 +1,21 @@
 """Progress lines."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 
 import pytest
 
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.progress import FINEST, Progress, Rate, clock, rate_words, read_left
+
+
+@contextmanager
+def output() -> Iterator[io.StringIO]:
+    """What is logged to the console meanwhile."""
+    log_to_console()
+    with redirect_stdout(io.StringIO()) as out:
+        yield out
 
 
 def test_clock() -> None:
@@ -13,10 +23,10 @@ def test_clock() -> None:
 
 
 def test_lines_are_rare_but_the_last_is_always_told() -> None:
-    out = io.StringIO()
-    progress = Progress("encode", 100, every=1e9, out=out)
-    for _ in range(10):
-        progress.advance(10)
+    with output() as out:
+        progress = Progress("encode", 100, every=1e9)
+        for _ in range(10):
+            progress.advance(10)
     lines = out.getvalue().splitlines()
     assert len(lines) == 1
     assert "100/100 images" in lines[0]
@@ -24,8 +34,8 @@ def test_lines_are_rare_but_the_last_is_always_told() -> None:
 
 
 def test_every_line_has_rate_and_time_left() -> None:
-    out = io.StringIO()
-    Progress("train", 10, "steps", every=0, out=out).advance(1, "loss 2")
+    with output() as out:
+        Progress("train", 10, "steps", every=0).advance(1, "loss 2")
     assert "1/10 steps" in out.getvalue()
     assert "/s" in out.getvalue()
     assert "left" in out.getvalue()
@@ -33,8 +43,8 @@ def test_every_line_has_rate_and_time_left() -> None:
 
 
 def test_a_resumed_run_says_so() -> None:
-    out = io.StringIO()
-    Progress("train", 10, "steps", done=4, out=out)
+    with output() as out:
+        Progress("train", 10, "steps", done=4)
     assert "resuming at 4 of 10 steps" in out.getvalue()
 
 
@@ -49,11 +59,12 @@ class Clock:
 
 def shown(pauses: Iterable[float], total: int, unit: str = "steps") -> list[str]:
     """The lines of a progress whose steps take so many seconds."""
-    out, now = io.StringIO(), Clock()
-    progress = Progress("train", total, unit, every=0, out=out, now=now)
-    for seconds in pauses:
-        now.seconds += seconds
-        progress.advance(1)
+    now = Clock()
+    with output() as out:
+        progress = Progress("train", total, unit, every=0, now=now)
+        for seconds in pauses:
+            now.seconds += seconds
+            progress.advance(1)
     return out.getvalue().splitlines()
 
 
@@ -102,13 +113,14 @@ def test_no_more_moments_are_kept_than_it_takes() -> None:
 
 
 def test_nothing_done_for_long_has_no_time_left() -> None:
-    out, now = io.StringIO(), Clock()
-    progress = Progress("encode", 10, every=0, out=out, now=now)
-    progress.advance(5)
-    now.seconds += 100
-    progress.advance(0)
-    now.seconds += 100
-    progress.advance(0)
+    now = Clock()
+    with output() as out:
+        progress = Progress("encode", 10, every=0, now=now)
+        progress.advance(5)
+        now.seconds += 100
+        progress.advance(0)
+        now.seconds += 100
+        progress.advance(0)
     assert out.getvalue().splitlines()[-1].endswith("nothing in the last 1:00")
 
 

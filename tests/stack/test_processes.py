@@ -18,6 +18,8 @@ from tests.stack.conftest import Stack
 from tests.support.programs import require
 from tokenbridge.base.errors import UserError
 
+pytestmark = pytest.mark.cluster
+
 PROGRAMS = ("postgres", "weed", "mlflow", "prefect")
 SERVER = "echo umask=$(umask); env; echo ready; exec sleep 600"
 # prints what it was told, after its child; with an argument, the child ignores SIGTERM

@@ -63,6 +63,7 @@ def filling(disk: SmallDisk) -> Iterator[None]:
     filler.join()
 
 
+@pytest.mark.pipeline
 def test_training_ends_with_what_to_do_and_a_repeat_gives_the_same_weights(
     project: Path, small_disk: SmallDisk, capsys: pytest.CaptureFixture[str]
 ) -> None:

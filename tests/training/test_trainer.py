@@ -102,6 +102,7 @@ def test_another_seed_of_the_recipe_gives_another_model(
     assert not torch.equal(first.token_in.weight, second.token_in.weight)
 
 
+@pytest.mark.pipeline
 def test_stored_tokens_end_at_the_loss_of_fresh_ones_within_the_noise_of_seeds(
     data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_shapes_and_file_round_trip(images: np.ndarray, tmp_path: Path) -> None:
     assert torch.equal(encode_moments(load_vae(tmp_path), images[:4]), moments)
 
 
+@pytest.mark.pipeline
 def test_it_learns_and_its_discriminator_plays(images: np.ndarray, tmp_path: Path) -> None:
     _, losses = train(replace(CONFIG, epochs=20), images, tmp_path / "checkpoint.pt")
     assert losses[-1] < 0.7 * losses[0]

@@ -34,9 +34,6 @@ PROGRESS = "progress.json"
 FAILURES = (Exception, CheckpointException)  # CheckpointException is a BaseException, not an Exception
 PREFIX, UNFINISHED = "step-", ".unfinished-"
 LONGEST = 30 * 60.0  # the most seconds of training between checkpoints, unless Pace.least is more
-# torch warns that it assumes a single process, even if no_dist says so. Checkpoints are written in a thread, so that
-# warnings.catch_warnings is not safe: the filter is for the whole process.
-warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 class CheckpointError(UserError):
@@ -131,6 +128,9 @@ class Checkpoints:
         self, folder: Path, processes: Processes = SINGLE_PROCESS, *, keep: int = 2, keep_every: int = 0
     ) -> None:
         self.folder, self.processes, self.keep, self.keep_every = folder, processes, keep, keep_every
+        # torch warns that it assumes a single process, even if no_dist says so. Checkpoints are written in a thread,
+        # so that warnings.catch_warnings is not safe: the filter is for the whole process, from here on.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         # its collectives run in a thread of their own, at the same time as those of the training
         self._group: dist.ProcessGroup | None = None
         if processes.world > 1:

@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-matplotlib.use("Agg")  # files only: no window, and no display needed
 
 Floats = NDArray[np.floating]
 PANELS_PER_ROW = 4

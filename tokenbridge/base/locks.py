@@ -1,5 +1,6 @@
 """Locks between processes, as files that a killed process does not leave locked."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tokenbridge.base.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def locked(path: Path, what: str, *, wait: bool = True) -> Iterator[None]:
         held = f"another process is using {what}"
         if not wait:
             raise UserError(f"{held}: repeat this when it has ended") from error
-        print(f"{held}: waiting for it to end", flush=True)
+        logger.info(f"{held}: waiting for it to end")
         lock.acquire()
     try:
         yield

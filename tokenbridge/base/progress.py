@@ -1,10 +1,12 @@
 """Progress as plain lines (done, rate, time left) that read the same in a terminal, a log and a flow."""
 
+import logging
 import re
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TextIO
+
+logger = logging.getLogger(__name__)
 
 RESUMING = "resuming at"
 RECENT_SECONDS = 60.0  # over which the rate is measured
@@ -66,16 +68,15 @@ class Progress:
         unit: str = "images",
         every: float = 5.0,
         done: int = 0,
-        out: TextIO | None = None,
         recent: float = RECENT_SECONDS,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.label, self.total, self.unit, self.every, self.out, self.now = label, total, unit, every, out, now
+        self.label, self.total, self.unit, self.every, self.now = label, total, unit, every, now
         self.done = self.resumed = done
         self.started = self.printed = now()
         self.rate = Rate(done, self.started, recent)
         if done:
-            print(f"{label}: {RESUMING} {done:,} of {total:,} {unit}", flush=True, file=out)
+            logger.info(f"{label}: {RESUMING} {done:,} of {total:,} {unit}")
 
     def advance(self, count: int, note: str = "") -> None:
         self.done += count
@@ -85,7 +86,7 @@ class Progress:
             return
         self.printed = now
         line = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}  {self._pace(recent, now)}"
-        print(f"{line}  {note}".rstrip(), flush=True, file=self.out)
+        logger.info(f"{line}  {note}".rstrip())
 
     def _pace(self, recent: float, now: float) -> str:
         if self.done >= self.total:

@@ -1,5 +1,6 @@
 """Checks of the files that the real FID needs. The user provides these files; they are checked before work starts."""
 
+import logging
 import pickle
 import urllib.request
 import zipfile
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from tokenbridge.base.files import atomic_path, sha256_file
 from tokenbridge.config import EvaluateConfig
 from tokenbridge.evaluation import EvaluationError
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -46,7 +49,7 @@ def find_inception_weights(setting: str) -> Path:
         return Path(setting).expanduser()
     path = Path("pretrained") / WEIGHTS_URL.rsplit("/", 1)[-1]
     if not path.exists():
-        print(f"downloading {WEIGHTS_URL} (96 MB)", flush=True)
+        logger.info(f"downloading {WEIGHTS_URL} (96 MB)")
         try:
             with urllib.request.urlopen(WEIGHTS_URL, timeout=20) as reply, atomic_path(path) as target:
                 target.write_bytes(reply.read())

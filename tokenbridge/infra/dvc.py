@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from dvc_data.hashfile.build import build
 from dvc_data.hashfile.db import HashFileDB
 
 from tokenbridge.config.params import PARAMS_FILE
+
+logger = logging.getLogger(__name__)
 
 CODE = "tokenbridge/"  # prefix of the paths of code among a stage's dependencies
 RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
@@ -157,7 +160,7 @@ def repair_lock_file(root: Path) -> None:
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            print(f"{file.relative_to(root)} was half written by a dvc that was killed: removed", flush=True)
+            logger.info(f"{file.relative_to(root)} was half written by a dvc that was killed: removed")
             file.unlink()
 
 

@@ -1,5 +1,6 @@
 """The rule for broken images of all sources: they are named and counted, and a small share may be left out."""
 
+import logging
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy as np
 from tokenbridge.images import DataError
 from tokenbridge.images.shards import Example
 from tokenbridge.images.splits import Encoded, Labels
+
+logger = logging.getLogger(__name__)
 
 MAX_SHOWN = 10  # the most names in an error message
 LeftOut = tuple[str, int]  # path and label
@@ -58,7 +61,7 @@ class Tolerance:
     def _leave_out(self, broken: DataError, path: str, label: int) -> None:
         if self.limit == 0:
             raise broken
-        print(f"left out: {broken}", flush=True)
+        logger.info(f"left out: {broken}")
         self.left_out.append((path, label))
         self.remaining[label] -= 1
         if len(self.left_out) + self.left_out_elsewhere > self.limit:

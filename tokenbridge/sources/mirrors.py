@@ -2,6 +2,7 @@
 
 import gzip
 import http.client
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from tokenbridge.base.files import sha256_file
 from tokenbridge.base.progress import Progress
 from tokenbridge.config import MirrorConfig
 from tokenbridge.images import DataError
+
+logger = logging.getLogger(__name__)
 
 GZIP_MAGIC = b"\x1f\x8b"
 CHUNK = 1 << 18  # bytes
@@ -47,10 +50,10 @@ def fetch_files(name: str, mirrors: Sequence[MirrorConfig], sha256: dict[str, st
                 unpack(source, sha256, folder)
         except (MirrorError, *TRANSFER_ERRORS) as error:
             failures.append(f"{mirror.kind}: {error}")
-            print(f"fetch {name}: {failures[-1]}", flush=True)
+            logger.info(f"fetch {name}: {failures[-1]}")
         else:
             place = f"{mirror.kind} {mirror.location}"
-            print(f"fetch {name}: from {place}, SHA-256 of {len(sha256)} files correct", flush=True)
+            logger.info(f"fetch {name}: from {place}, SHA-256 of {len(sha256)} files correct")
             return
     raise DataError(explain(name, failures, list(sha256)))
 

@@ -1,5 +1,6 @@
 """Stage ``classifier``: images -> a small classifier of real images, which measures the accuracy of generated ones."""
 
+import logging
 from dataclasses import replace
 
 from tokenbridge.base.checkpoints import Checkpoints
@@ -10,6 +11,8 @@ from tokenbridge.images import TEST, TRAIN, VALIDATION
 from tokenbridge.images.shards import ImageShards
 from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -39,7 +42,7 @@ def work(context: StageContext) -> None:
     held_out = {split: ImageShards(folder, split) for split in (VALIDATION, TEST)}
     accuracy = {name: class_accuracy(model, read_small(images), images.labels) for name, images in held_out.items()}
     for name, images in held_out.items():
-        print(f"classifier: {accuracy[name]:.2%} of {len(images):,} {name} images are correct", flush=True)
+        logger.info(f"classifier: {accuracy[name]:.2%} of {len(images):,} {name} images are correct")
     save_classifier(model, context.work / "classifier")
     metrics = {f"{name}_accuracy": value for name, value in accuracy.items()} | {"loss": history[-1]["loss"]}
     write_json(context.work / "metrics.json", metrics | {NUMERIC_PRECISION: config.precision})

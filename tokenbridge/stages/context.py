@@ -6,6 +6,7 @@ or in each process that the launcher starts (``tokenbridge.stages.worker``).
 """
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from tokenbridge.infra.launching import launch
 from tokenbridge.infra.launching.following import GrowingFile
 from tokenbridge.infra.launching.work import LOGS
 from tokenbridge.stages.runtime import StageRun
+
+logger = logging.getLogger(__name__)
 
 PRECISION = "precision"  # file in the work folder that holds the stage's precision
 NUMERIC_PRECISION = "numeric_precision"  # its name in reports and in MLflow, where precision is a metric of samples
@@ -69,8 +72,8 @@ class StageContext:
             check_resumable(self.work, chosen, self.device)
         if self.processes.first:
             if chosen == BF16 and not has_bf16(self.device):
-                print(f"{self.name}: {emulation_cost('precision', self.device)}", flush=True)
-            print(f"{self.name}: computing in {chosen} on {device_name(self.device)}", flush=True)
+                logger.info(f"{self.name}: {emulation_cost('precision', self.device)}")
+            logger.info(f"{self.name}: computing in {chosen} on {device_name(self.device)}")
             self.tracker.tags({NUMERIC_PRECISION: chosen})
             atomic_write_text(self.work / PRECISION, chosen)
         return chosen

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text, explain_full_disk, read_json, sha256_tree
 from tokenbridge.base.locks import locked
@@ -72,6 +73,7 @@ def stage_run(name: str) -> Iterator[StageRun]:
     with their last log lines and ``FAILURE_CODE``. Any other error is raised. In each case the run is recorded as
     failed and the work folder is kept.
     """
+    log_to_console()
     try:
         with explain_full_disk(Path.cwd() / WORK / name), _tracked_run(name, Path.cwd()) as run:
             yield run

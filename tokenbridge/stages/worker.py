@@ -6,6 +6,7 @@ folder then. It also ends with 0 when SIGUSR2 asked it to stop and it has saved 
 """
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -15,11 +16,12 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.device import pick_device
 from tokenbridge.base.distributed import Processes, joined
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text
-from tokenbridge.base.protocols import Stop
+from tokenbridge.base.protocols import Discard, Stop
 from tokenbridge.config.params import load_params
 from tokenbridge.engine.loop import InterruptedTrainingError
 from tokenbridge.engine.optim import NonFiniteError
@@ -27,23 +29,16 @@ from tokenbridge.infra.launching.agent import end_with_parent
 from tokenbridge.infra.launching.work import COMPLETE, FAILED
 from tokenbridge.stages.context import METRICS, MetricFile, StageContext
 
+logger = logging.getLogger(__name__)
+
 IN_VAIN = (UserError, NonFiniteError)  # errors that a restart would raise again
-
-
-class Silent:
-    """A metric sink that discards everything, for every process except the first."""
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None: ...
-
-    def tags(self, values: dict[str, str]) -> None: ...
-
-    def artifact(self, path: Path, folder: str = "") -> None: ...
 
 
 @record  # torchrun reads the error of the worker that failed first
 def main(arguments: list[str]) -> None:
     name, root, work = arguments[0], Path(arguments[1]), Path(arguments[2])
     end_with_parent(signal.SIGKILL, os.getppid())  # workers have their own sessions: nothing else would end them
+    log_to_console()
     asked = threading.Event()
     signal.signal(signal.SIGUSR2, lambda *_: asked.set())
     try:
@@ -59,13 +54,13 @@ def main(arguments: list[str]) -> None:
 def share_work(name: str, root: Path, work: Path, processes: Processes, stop: Stop) -> None:
     """Do this process's share of the stage. The first process marks the work as complete."""
     module = importlib.import_module(f"tokenbridge.stages.{name.partition('@')[0]}")
-    tracker = MetricFile(work / METRICS) if processes.first else Silent()
+    tracker = MetricFile(work / METRICS) if processes.first else Discard()
     config = load_params(root)
     try:
         module.work(StageContext(name, config, root, work, tracker, pick_device(config.launcher), processes, stop))
     except InterruptedTrainingError as stopped:
         if processes.first:
-            print(stopped, flush=True)
+            logger.info(stopped)
         return
     if processes.first:
         (work / COMPLETE).touch()

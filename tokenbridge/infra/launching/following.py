@@ -1,12 +1,15 @@
 """Follow a scheduler's job until it has ended: its output line by line, and its state at intervals."""
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenbridge.infra.launching.work import Output
+
+logger = logging.getLogger(__name__)
 
 READ_SECONDS = 0.5
 QUIET_READS = 3  # after this number of reads without a new line, the output of an ended job is complete
@@ -57,7 +60,7 @@ def follow(job: str, log: GrowingFile, ask: Callable[[], JobState], output: Outp
     while True:
         state = ask()
         if state.words != said.words:
-            print(f"{job}: {state.words}", flush=True)
+            logger.info(f"{job}: {state.words}")
         if state.ended and (state.ok or said.ended):
             _read_for(log, output, None)
             return state

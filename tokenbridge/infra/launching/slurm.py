@@ -3,6 +3,7 @@
 Only sbatch, squeue, scontrol and scancel are called from here. Accounting (sacct) is not needed.
 """
 
+import logging
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ from tokenbridge.base.files import atomic_write_text
 from tokenbridge.infra.launching.following import GrowingFile, JobState, follow
 from tokenbridge.infra.launching.slurm_script import render, sbatch_options
 from tokenbridge.infra.launching.work import Ending, LaunchError, Output, ParallelWork
+
+logger = logging.getLogger(__name__)
 
 COMPLETED = "COMPLETED"
 FAILURES = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
@@ -39,7 +42,7 @@ def run(work: ParallelWork, output: Output) -> Ending:
     job = running or _submit(work)
     log = GrowingFile(work.log(job), from_end=running is not None)
     if running is not None:
-        print(f"Slurm job {job} is running this already: following it; its output: {log.path}", flush=True)
+        logger.info(f"Slurm job {job} is running this already: following it; its output: {log.path}")
     name = f"Slurm job {job}"
     try:
         state = follow(name, log, lambda: _state(job), output)
@@ -102,9 +105,9 @@ def _state(job: str) -> JobState:
 def _cancel(job: str) -> None:
     try:
         _slurm("scancel", job)
-        print(f"Slurm job {job} is cancelled", flush=True)
+        logger.info(f"Slurm job {job} is cancelled")
     except (SlurmError, UserError) as error:
-        print(f"Slurm job {job} may go on, cancel it by `scancel {job}`: {error}", flush=True)
+        logger.info(f"Slurm job {job} may go on, cancel it by `scancel {job}`: {error}")
 
 
 def _slurm(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:

@@ -1,5 +1,6 @@
 """Upload and download a folder. boto3's transfer manager moves the files in parallel, large ones in parts."""
 
+import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,8 @@ from tokenbridge.infra.storage.bucket import DIGEST, S3Folder
 from tokenbridge.infra.storage.client import THREADS, explained
 from tokenbridge.infra.storage.prefix_manifest import MANIFEST, Entry, decode, encode, scan
 
+logger = logging.getLogger(__name__)
+
 SETTINGS = TransferConfig(max_concurrency=THREADS, preferred_transfer_client="classic")
 BATCH = 1000  # files that the transfer manager gets at once, so that an error ends the others soon
 
@@ -30,7 +33,7 @@ def upload(folder: Path, uri: str, config: StorageConfig) -> None:
     """
     place = S3Folder(uri, config)
     place.list()  # to find mistakes in the settings before files are read
-    print(f"upload {folder}: reading its files", flush=True)
+    logger.info(f"upload {folder}: reading its files")
     before = _times(folder)
     entries = scan(folder)
     if not entries:
@@ -38,14 +41,14 @@ def upload(folder: Path, uri: str, config: StorageConfig) -> None:
     missing = _missing(place, entries)
     manifest = encode(entries)
     if not missing and _read_manifest(place) == manifest:
-        print(f"upload {folder}: is at {place} already", flush=True)
+        logger.info(f"upload {folder}: is at {place} already")
         return
     place.delete(MANIFEST)
     _transfer("upload", place, folder, missing, f"upload {folder}")
     if _times(folder) != before or _missing(place, missing):
         raise StorageError(f"{folder} or {place} changed during the upload: repeat when nothing else writes to them")
     place.put(MANIFEST, manifest)
-    print(f"upload {folder}: {place} is whole; {len(missing):,} of {len(entries):,} files were sent", flush=True)
+    logger.info(f"upload {folder}: {place} is whole; {len(missing):,} of {len(entries):,} files were sent")
 
 
 def download(uri: str, folder: Path, config: StorageConfig) -> None:
@@ -64,14 +67,14 @@ def download(uri: str, folder: Path, config: StorageConfig) -> None:
     if folder.exists():
         if scan(folder) != entries:
             raise StorageError(f"{folder} is there already, with other files: remove it, or name another folder")
-        print(f"download {folder}: is there already, as in {place}", flush=True)
+        logger.info(f"download {folder}: is there already, as in {place}")
         return
     aside = folder.with_name(f".{folder.name}.download")
     with locked(aside / "lock", str(aside), wait=False), explain_full_disk(folder):
         _receive(place, aside / "files", entries, f"download {folder}")
         (aside / "files").replace(folder)
     shutil.rmtree(aside)
-    print(f"download {folder}: {len(entries):,} files, all with the right digest", flush=True)
+    logger.info(f"download {folder}: {len(entries):,} files, all with the right digest")
 
 
 def _receive(place: S3Folder, folder: Path, entries: list[Entry], label: str) -> None:

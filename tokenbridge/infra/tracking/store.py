@@ -20,15 +20,17 @@ from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
 
 EXPERIMENT = "tokenbridge"
 
-# We report what matters of these messages ourselves, in one line.
-for name in ("mlflow.store.db.utils", "mlflow.pyfunc", "alembic"):
-    logging.getLogger(name).setLevel(logging.WARNING)
-for name in ("urllib3.connectionpool", "mlflow.utils.validation"):  # they warn of every attempt and every long text
-    logging.getLogger(name).setLevel(logging.ERROR)
-
 
 def say(line: str) -> None:
     print(f"tracking: {line}", file=sys.stderr, flush=True)
+
+
+def _quiet() -> None:
+    """Silence messages of libraries that this package reports itself, in one line."""
+    for name in ("mlflow.store.db.utils", "mlflow.pyfunc", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("urllib3.connectionpool", "mlflow.utils.validation"):  # they warn of every attempt and every long text
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class StoreError(UserError):
@@ -75,6 +77,7 @@ def connect(root: Path) -> Store:
     Raises:
         Exception: whatever MLflow raises when the store cannot be reached.
     """
+    _quiet()
     uri = tracking_uri(root)
     folder = root / SPOOL_FOLDER
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ images. The test images are not used, because a promotion is a choice between mo
 samples, which are kept under ``.work/promotion``.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from tokenbridge.sampling.samples import draw_samples
 from tokenbridge.stages import generate
 from tokenbridge.stages.context import METRICS, MetricFile, StageContext
 from tokenbridge.stages.runtime import WORK
+
+logger = logging.getLogger(__name__)
 
 ACCURACY = "class_accuracy"
 
@@ -94,7 +97,7 @@ class Bench:
         """Return the samples and metrics of a version. Samples that were drawn before are not drawn again."""
         folder, picture = self._workspace_samples(version) or self._draw(version)
         samples, config = ImageShards(folder, "samples"), self.config.evaluate
-        print(f"promotion: features and metrics of {len(samples)} samples of {version}", flush=True)
+        logger.info(f"promotion: features and metrics of {len(samples)} samples of {version}")
         features = self._features(samples)
         correct = predict(self.classifier, read_small(samples)) == samples.labels
         metrics = sample_metrics(features, self.reference, config) | inception_score(features, config)
@@ -104,7 +107,7 @@ class Bench:
     @cached_property
     def reference(self) -> Features:
         """Features of the validation images."""
-        print("promotion: features of the validation images", flush=True)
+        logger.info("promotion: features of the validation images")
         return self._features(self.validation)
 
     def settings_record(self) -> dict[str, Any]:

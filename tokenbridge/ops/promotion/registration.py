@@ -3,6 +3,7 @@
 Each one is recorded as a run ``register@<model>`` in the spool, so that MLflow receives it later if it is down.
 """
 
+import logging
 import re
 import shutil
 import tempfile
@@ -23,6 +24,8 @@ from tokenbridge.infra.tracking.registry import EVALUATION, METRIC, is_registere
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.ops.exchange.model_card import CARD, PICTURE, render_card
 from tokenbridge.ops.promotion import PromotionError
+
+logger = logging.getLogger(__name__)
 
 REPORT = "reports/evaluate/{}.json"
 
@@ -56,7 +59,7 @@ def register_models(root: Path, models: Iterable[str], parent: str) -> None:
         try:
             evaluated = read_evaluated(root, model)
         except (UserError, OSError) as error:
-            print(f"registry: {model} is not registered: {error}", flush=True)
+            logger.info(f"registry: {model} is not registered: {error}")
             continue
         if not is_registered(root, evaluated.name, evaluated.tags):
             record_version(evaluated, parent)
@@ -117,7 +120,7 @@ def record_version(model: EvaluatedModel, parent: str) -> None:
             metrics=model.metrics,
             description=description,
         )
-    print(f"registry: {model.name} gets this model and its evaluation", flush=True)
+    logger.info(f"registry: {model.name} gets this model and its evaluation")
 
 
 def _cards(model: EvaluatedModel) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """The trial of a candidate against the champion: both are measured, and the gates decide."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from tokenbridge.ops.promotion.gates import Gate, absolute_gates, finite_gate, r
 from tokenbridge.ops.promotion.measurement import ACCURACY, Bench, Measurement, is_finite
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.stages.runtime import WORK
+
+logger = logging.getLogger(__name__)
 
 SECONDS = "seconds_per_image"
 
@@ -90,7 +93,7 @@ class Trial:
     def _compare(self, bench: Bench, candidate: Measurement, champion: Measurement) -> dict[str, Difference]:
         limits = self.config.promotion
         least, most = limits.min_resamples, limits.resamples
-        print(f"promotion: resampling for {limits.seconds:g} s, {least} times at least, {most} at most", flush=True)
+        logger.info(f"promotion: resampling for {limits.seconds:g} s, {least} times at least, {most} at most")
         return compare(candidate.compared, champion.compared, bench.reference["pooled"], limits)
 
     def _decision(self, gates: list[Gate], outcome: str = "", reason: str = "", **measured: Any) -> Decision:

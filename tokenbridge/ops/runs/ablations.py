@@ -5,6 +5,7 @@ VAE and the moments are made once. A row that is already in the table is not run
 """
 
 import csv
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.config.params import load_params
 from tokenbridge.infra.git import git
 from tokenbridge.ops.runs.pipeline_run import reproduce_in_worktree
+
+logger = logging.getLogger(__name__)
 
 EXPERIMENTS = Path("conf/experiment/ablation")
 TABLE = Path("docs/ablations.csv")
@@ -64,9 +67,9 @@ def run_ablations(root: Path, names: Sequence[str], seeds: Sequence[int]) -> Non
     table = read_table(root)
     done = {(row["ablation"], int(row["seed"])) for row in table}
     missing = [row for row in wanted if row not in done]
-    print(f"ablations: {len(wanted) - len(missing)} of {len(wanted)} rows are in {TABLE}", flush=True)
+    logger.info(f"ablations: {len(wanted) - len(missing)} of {len(wanted)} rows are in {TABLE}")
     for position, (name, seed) in enumerate(missing, 1):
-        print(f"\nablations: row {position} of {len(missing)}: {name}, seed {seed}", flush=True)
+        logger.info(f"\nablations: row {position} of {len(missing)}: {name}, seed {seed}")
         table.append(_run_row(root, name, seed))
         write_csv(root / TABLE, table)
         write_page(root, table)
@@ -84,7 +87,7 @@ def _run_row(root: Path, name: str, seed: int) -> Row:
     overrides = [f"experiment={EXPERIMENTS.name}/{name}", f"train.seed={seed}", f"model={MODEL}"]
     started = time.monotonic()
     try:
-        worktree = reproduce_in_worktree(root, WORKTREE, overrides, lambda line: print(line, flush=True))
+        worktree = reproduce_in_worktree(root, WORKTREE, overrides, logger.info)
     except StageFailedError as error:
         raise UserError(f"the ablation {name} stopped ({error}); mend it and run the same again") from error
     return _read_row(worktree, name, seed) | {"minutes": round((time.monotonic() - started) / 60, 1)}

@@ -3,6 +3,7 @@
 A bare ``dvc repro`` runs no code of this project for skipped stages or after the last stage. This module does.
 """
 
+import logging
 import sys
 import tempfile
 import textwrap
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from tokenbridge.base.errors import UserError
@@ -51,6 +52,8 @@ from tokenbridge.ops.runs.freshness import is_of, is_stale, note_fetched, planne
 from tokenbridge.ops.runs.precision_check import check_precision
 from tokenbridge.sources.state import source_state
 from tokenbridge.stages.runtime import PARENT_VARIABLE, only_pipeline
+
+logger = logging.getLogger(__name__)
 
 LONGEST_TITLE = 200  # characters
 FETCH = "fetch"
@@ -244,12 +247,11 @@ def _record(run: PipelineRun) -> None:
 
 def reproduce(root: Path, overrides: Sequence[str] = ()) -> None:
     """Run ``dvc repro`` under a parent run."""
-    on_line = partial(print, flush=True)
     with pipeline_run(root, overrides) as run:
-        run.fetch_if_changed(on_line)
-        run.dvc(["repro"], on_line)
+        run.fetch_if_changed(logger.info)
+        run.dvc(["repro"], logger.info)
     if run.outcomes and set(run.outcomes.values()) <= {SKIPPED, CACHED}:
-        print("\nEverything is up to date: no stage had anything to do.")
+        logger.info("\nEverything is up to date: no stage had anything to do.")
 
 
 def reproduce_in_worktree(root: Path, folder: Path, overrides: Sequence[str], on_line: Callable[[str], None]) -> Path:

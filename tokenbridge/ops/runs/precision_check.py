@@ -1,5 +1,6 @@
 """A check of the precision settings before the first stage runs, for stages that run on this machine."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from tokenbridge.config.launcher import LOCAL
 from tokenbridge.infra.dvc import read_stages
 from tokenbridge.stages.context import begun_in, check_resumable
 from tokenbridge.stages.runtime import WORK
+
+logger = logging.getLogger(__name__)
 
 
 def check_precision(root: Path, config: Config) -> None:
@@ -26,7 +29,7 @@ def check_precision(root: Path, config: Config) -> None:
     settings = precision_settings(config)
     for name, setting in settings.items():
         if setting == BF16:
-            print(f"note: {emulation_cost(name, device)}", flush=True)
+            logger.info(f"note: {emulation_cost(name, device)}")
     for stage in read_stages(root).values():
         work = root / WORK / stage.name / stage.key
         if settings.get(setting_of(stage.name)) == AUTO and (precision := begun_in(work)):

@@ -1,5 +1,6 @@
 """A picture of samples from a trained pipeline."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from tokenbridge.base.seeding import generator
 from tokenbridge.config.model import SamplingSettings
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 
+logger = logging.getLogger(__name__)
+
 BATCH = 250  # images drawn at once: bounds memory
 
 
@@ -33,7 +36,7 @@ def write_grid(
     with atomic_path(out) as target:
         picture.save(target, "PNG")
     names = [pipeline.class_names[label] for label in _labels(pipeline, classes)]
-    print(f"{out}: {count * len(names)} images of {', '.join(names)}")
+    logger.info(f"{out}: {count * len(names)} images of {', '.join(names)}")
 
 
 def draw_grid(

@@ -1,5 +1,6 @@
 """A picture of edits by a trained pipeline, for the command line."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tokenbridge.base.seeding import generator
 from tokenbridge.config.model import SamplingSettings
 from tokenbridge.images.decoding import open_whole
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
+
+logger = logging.getLogger(__name__)
 
 COVER_GREY = 127  # the grey that covers the parts that are not kept
 
@@ -59,7 +62,7 @@ def draw_edits(
         rows.append(np.concatenate([original[None], cover(original, kept)[None], edits]))
     with atomic_path(out) as target:
         image_grid(np.concatenate(rows), count + 2).save(target, "PNG")
-    print(f"{out}: {count} edits of each of {len(images)} images as {pipeline.class_names[index]}")
+    logger.info(f"{out}: {count} edits of each of {len(images)} images as {pipeline.class_names[index]}")
 
 
 def keep_mask(keep: Path | str, grid: tuple[int, int]) -> NDArray[np.bool_]:
