@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tokenbridge.base.checks import BF16, FP32
 from tokenbridge.base.console import log_to_console
@@ -20,6 +21,9 @@ pytest_plugins = [
     "tests.support.slurm",
     "tests.pipeline.fixtures",
 ]
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 # what is tested in both precisions is not tested in one that this processor emulates, tens of times slower
 PRECISIONS = [FP32, BF16] if has_bf16(torch.device("cpu")) else [FP32]
