@@ -110,19 +110,25 @@ MODEL = ModelConfig(
 SHAPE = {"grid_height": 4, "grid_width": 4, "dimensions": 4, "levels": 8, "num_classes": 3}  # what tokens decide
 
 
-# tiers, the longest tests first, with the seconds that a test of each may take, its fixtures included
+# seconds that a test of each tier may take, its fixtures included
 TIERS = {"cluster": 900, "pipeline": 900, "fast": 120}
-SHARING = ("stack", "pipeline")  # folders whose tests share one pipeline
+SHARING = ("stack", "pipeline")  # folders whose tests share one pipeline; they take longest
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its time limit and its group, and put the longest tiers first."""
+    """Give each test its time limit and its group, and put the longest tests first."""
     for item in items:
-        tier, folder = tier_of(item), item.path.parent.name
+        tier = tier_of(item)
         item.add_marker(pytest.mark.timeout(TIERS[tier]))
         if tier != "fast":  # tests that share servers or a pipeline stay on one worker of xdist
-            item.add_marker(pytest.mark.xdist_group(folder if folder in SHARING else str(item.path)))
-    items.sort(key=lambda item: list(TIERS).index(tier_of(item)))
+            item.add_marker(pytest.mark.xdist_group(shared_folder(item) or str(item.path)))
+    items.sort(key=lambda item: ((*SHARING, "").index(shared_folder(item)), list(TIERS).index(tier_of(item))))
+
+
+def shared_folder(item: pytest.Item) -> str:
+    """The folder of ``SHARING`` that a test is in, or nothing."""
+    return item.path.parent.name if item.path.parent.name in SHARING else ""
 
 
 def tier_of(item: pytest.Item) -> str:
