@@ -11,6 +11,7 @@ from PIL import Image
 from tests.conftest import QUANTIZER, random_model
 from tests.support.small_pipeline import NAMES, build_pipeline
 from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import read_json, write_json
 from tokenbridge.base.loading import LoadError
 from tokenbridge.config.model import REVEAL_ORDERS
 from tokenbridge.model import TokenBridgeTransformer
@@ -210,3 +211,13 @@ def test_a_device_can_be_chosen_when_loading(pipeline: TokenBridgePipeline, tmp_
     assert loaded.quantizer.levels.dtype == torch.float32
     with pytest.raises(UserError, match="name one device"):
         TokenBridgePipeline.from_pretrained(tmp_path, device_map="balanced")
+
+
+def test_a_pipeline_saved_by_version_0_1_loads(pipeline: TokenBridgePipeline, tmp_path: Path) -> None:
+    """Its model_index.json names the quantizer's module of that version."""
+    pipeline.save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    content = read_json(index)
+    write_json(index, content | {"quantizer": ["tokenbridge.quantizer", "DimensionwiseQuantizer"]})
+    loaded = TokenBridgePipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.quantizer.levels, pipeline.quantizer.levels)
