@@ -58,7 +58,7 @@ system: env ## install the programs that tests need (PostgreSQL, Chromium, Slurm
 	@python -m tests.support.programs
 
 test: env system ## run every test, also with whole pipelines and real servers: about 30 minutes
-	@$(PYTEST) --dist loadgroup --no-loadscope-reorder
+	@$(PYTEST) --dist loadscope
 
 test-fast: env ## run the tests that need no server and no download: about 4 minutes
 	@$(PYTEST) --dist worksteal -m "not pipeline and not cluster"

@@ -1,6 +1,7 @@
 """Small parts that many tests use."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,20 +116,32 @@ TIERS = {"cluster": 900, "pipeline": 900, "fast": 120}
 SHARING = ("stack", "pipeline")  # folders whose tests share one pipeline; they take longest
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its time limit and its group, and put the longest tests first."""
+    """Give each test its time limit, and put the longest tests first."""
     for item in items:
-        tier = tier_of(item)
-        item.add_marker(pytest.mark.timeout(TIERS[tier]))
-        if tier != "fast":  # tests that share servers or a pipeline stay on one worker of xdist
-            item.add_marker(pytest.mark.xdist_group(shared_folder(item) or str(item.path)))
-    items.sort(key=lambda item: ((*SHARING, "").index(shared_folder(item)), list(TIERS).index(tier_of(item))))
+        item.add_marker(pytest.mark.timeout(TIERS[tier_of(item)]))
+    items.sort(key=lambda item: ((*SHARING, "").index(shared_folder(item.path)), list(TIERS).index(tier_of(item))))
 
 
-def shared_folder(item: pytest.Item) -> str:
-    """The folder of ``SHARING`` that a test is in, or nothing."""
-    return item.path.parent.name if item.path.parent.name in SHARING else ""
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep tests that share a pipeline, or a file's fixtures, on one worker. `make test-fast` needs no such groups.
+
+    Not ``--dist loadgroup``: xdist 3.8 marks groups in a way that pytest 9.2 ignores.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.partition("::")[0])
+            return shared_folder(path) or str(path)
+
+    config.option.loadscopereorder = False  # it would begin with the folders of most tests
+    return Together(config, log) if config.getoption("dist") == "loadscope" else None
+
+
+def shared_folder(path: Path) -> str:
+    """The folder of ``SHARING`` that a test's file is in, or nothing."""
+    return path.parent.name if path.parent.name in SHARING else ""
 
 
 def tier_of(item: pytest.Item) -> str:
