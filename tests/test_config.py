@@ -11,6 +11,7 @@ from tests.support.checkout import CHECKOUT
 from tokenbridge.config import Config, ConfigError
 from tokenbridge.config.model import SamplingSettings
 from tokenbridge.config.params import PARAMS_FILE, compose_config, flatten, load_params, validate, write_params
+from tokenbridge.ops.planning.sizes import meta_model
 
 CONF = CHECKOUT / "conf"
 CHOICES = [f"{group}={path.stem}" for group in ("experiment", "launcher") for path in (CONF / group).glob("*.yaml")]
@@ -23,6 +24,14 @@ def composed(*overrides: str) -> Config:
 def test_params_yaml_is_what_conf_composes_to() -> None:
     text = OmegaConf.to_yaml(compose_config(conf_dir=CONF))
     assert (CHECKOUT / "params.yaml").read_text() == text, "run `make params` and commit params.yaml"
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_can_be_built(path: Path) -> None:
+    """Its models, on torch's meta device: shapes without memory."""
+    config = composed(f"experiment={path.relative_to(CONF / 'experiment').with_suffix('').as_posix()}")
+    for model in config.models.values():
+        assert meta_model(config, model).head
 
 
 @pytest.mark.parametrize("choice", sorted(CHOICES))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from tests.support.small_data import write_moments
@@ -16,9 +17,9 @@ from tokenbridge.base.distributed import Processes
 from tokenbridge.config import Config
 from tokenbridge.engine.ema import local_shard
 from tokenbridge.ops.planning.cluster import Cluster
-from tokenbridge.ops.planning.memory import MemoryModel
+from tokenbridge.ops.planning.memory import Memory
 from tokenbridge.ops.planning.plan import memory_model
-from tokenbridge.ops.planning.sizes import grid_side
+from tokenbridge.ops.planning.sizes import fresh_model, grid_side
 from tokenbridge.tokenizer.quantizer import fit_quantizer
 from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.training.trainer import Trainer
@@ -31,11 +32,12 @@ WIDE += ["models.tiny.decoder_depth=2", "train.mask_ratio_min=1.0"]
 WIDE += [f"train.precision={resolve_precision(AUTO, torch.device('cpu'))}"]
 
 
-def planned(config: Config, cluster: Cluster) -> MemoryModel:
-    """The plan of the only model of ``config``, of CPUs: without the fused attention of GPUs."""
-    (name,) = config.models
-    memory = memory_model(config, name)
-    return replace(memory, numerics=replace(memory.numerics, fused=False), cluster=cluster)
+def planned(config: Config, cluster: Cluster, images: int) -> Memory:
+    """The plan of the only model of ``config`` for so many images at once on a CPU."""
+    ((name, model),) = config.models.items()
+    with FakeTensorMode():
+        memory = replace(memory_model(config, name), model=fresh_model(config, model), cluster=cluster)
+        return memory.at(images)
 
 
 def trainer_of(config: Config, folder: Path, processes: Processes) -> Trainer:

@@ -1,95 +1,109 @@
-"""Bytes kept for the backward by formula, against what autograd saves and what torch allocates."""
+"""Measured bytes of a step, against torch's own autocast of GPUs and against what torch allocates on a CPU."""
 
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from tests.conftest import PRECISIONS
-from tests.ops.planning.conftest import batch, composed
+from tests.ops.planning.conftest import composed
 from tests.ops.planning.measuring import most_taken
 from tokenbridge.base.checks import BF16
+from tokenbridge.base.device import DTYPES
 from tokenbridge.config import Config
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.ops.planning.activations import Numerics, activations
-from tokenbridge.ops.planning.sizes import Parameters, Sizes, fresh_model
+from tokenbridge.ops.planning.sizes import Parameters, deepened, fresh_model, meta_model, step_inputs
+from tokenbridge.ops.planning.steps import GpuNumerics, activations, step_bytes, step_flops
 
-PARTS = ["model=base", "models.base.encoder_depth=1", "models.base.decoder_depth=2", "models.base.head_depth=2"]
 VARIANTS = {
-    "tiny": ["model=tiny"],
-    "dropout": ["model=tiny", "models.tiny.dropout=0.1"],
-    "parallel": ["model=tiny", "models.tiny.head=parallel"],
-    "grouped": ["model=tiny", "models.tiny.head_group=2"],
-    "a part of base": ["experiment=imagenet_l", *PARTS],
+    "tiny": [],
+    "dropout": ["models.tiny.dropout=0.1"],
+    "parallel": ["models.tiny.head=parallel"],
+    "grouped": ["models.tiny.head_group=2"],
 }
 
 
-def built(config: Config) -> tuple[TokenBridgeTransformer, Sizes]:
-    (model,) = config.models.values()
-    return fresh_model(config, model).train(), Sizes.of(config, model)
-
-
-def forward(model: TokenBridgeTransformer, sizes: Sizes, images: int, masked: int, bf16: bool) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        return model(*batch(sizes, images, "cpu"), masked)
-
-
-def saved_bytes(model: TokenBridgeTransformer, sizes: Sizes, images: int, masked: int, bf16: bool) -> int:
-    """Each storage once, parameters not counted."""
-    storages, kept = {}, []
+def saved_bytes(model: TokenBridgeTransformer, images: int) -> int:
+    """Bytes that autograd keeps of one forward, each storage once."""
+    storages = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)  # lest another storage gets its address
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward(model, sizes, images, masked, bf16)
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    return sum(size for place, size in storages.items() if place not in own)
+        model(*step_inputs(model, images), model.positions)
+    return sum(storage.nbytes() for storage in storages.values())
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+def for_an_image(model: TokenBridgeTransformer) -> int:
+    return saved_bytes(model, 3) - saved_bytes(model, 2)
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no GPUs, not even fake ones")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_saved_for_an_image_is_the_formula(variant: str, precision: str) -> None:
-    bf16 = precision == BF16
-    model, sizes = built(composed(*VARIANTS[variant]))
-    few, many, masked = 1, 2, sizes.positions * 3 // 4
-    if sizes.positions > 16:
-        masked = 16  # a step of few slots, so that it takes seconds
-    each = (saved_bytes(model, sizes, many, masked, bf16) - saved_bytes(model, sizes, few, masked, bf16)) / (many - few)
-    found = activations(sizes, masked, Numerics(bf16, fused=False))
-    assert found.total - found.working == pytest.approx(each, rel=0.02)
+def test_numerics_are_those_of_autocast_on_a_gpu(variant: str) -> None:
+    config = composed("model=tiny", *VARIANTS[variant])
+    with GpuNumerics(BF16):
+        measured = for_an_image(meta_model(config, config.models["tiny"]))
+    torch.set_autocast_enabled("cuda", True)  # torch.autocast refuses where there is no GPU
+    torch.set_autocast_dtype("cuda", DTYPES[BF16])
+    try:
+        with FakeTensorMode(), GpuNumerics(BF16) as fused:
+            fused.types = {}
+            with torch.device("cuda"):
+                model = fresh_model(config, config.models["tiny"])
+            expected = for_an_image(model)
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", torch.float16)
+    assert measured == pytest.approx(expected, rel=0.01)
 
 
-def peak_bytes(model: TokenBridgeTransformer, sizes: Sizes, images: int, bf16: bool, trace: Path) -> int:
+def peak_bytes(model: TokenBridgeTransformer, images: int, bf16: bool, trace: Path) -> int:
     """Most that torch holds at a time in forward and backward, besides weights and gradients."""
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    return most_taken(lambda: forward(model, sizes, images, sizes.positions, bf16).backward(), trace)
+
+    def step() -> None:
+        with torch.autocast("cpu", DTYPES[BF16], enabled=bf16):
+            loss = model(*step_inputs(model, images), model.positions)
+        loss.backward()
+
+    return most_taken(step, trace)
+
+
+def cpu_model(config: Config) -> TokenBridgeTransformer:
+    return fresh_model(config, config.models["tiny"]).train()
 
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_peak_of_a_step_is_the_formula(precision: str, checkpointed: bool, tmp_path: Path) -> None:
-    bf16 = precision == BF16
-    model, sizes = built(composed("model=tiny"))
+def test_the_peak_of_a_step_is_what_was_measured(precision: str, checkpointed: bool, tmp_path: Path) -> None:
+    config, bf16, images = composed("model=tiny"), precision == BF16, 64
+    with FakeTensorMode():
+        fake = cpu_model(config)
+        found = activations(fake, fake.positions, precision, checkpointed)
+    model = cpu_model(config)
     if checkpointed:
-        for block in (*model.encoder, *model.decoder, *model.head.blocks):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    images = 64
-    measured = peak_bytes(model, sizes, images, bf16, tmp_path / "trace.json")
-    found = activations(sizes, sizes.positions, Numerics(bf16, fused=False), checkpointed)
+        model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
     parameters = Parameters.of(model)
     copies = 2 * (parameters.block if checkpointed else parameters.total) if bf16 else 0
-    assert images * found.total + copies == pytest.approx(measured, rel=0.1)
+    taken = peak_bytes(model, images, bf16, tmp_path / "trace.json")
+    assert images * found.total + copies == pytest.approx(taken, rel=0.1)
 
 
-def test_the_fused_attention_keeps_no_scores() -> None:
-    _, sizes = built(composed("model=tiny"))
-    plain, fused = (activations(sizes, 8, Numerics(False, fused)) for fused in (False, True))
-    assert fused.decoder < plain.decoder
-    assert fused.head < plain.head
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_deep_model_costs_what_shallow_ones_say(variant: str, checkpointed: bool) -> None:
+    config = composed("model=tiny", *VARIANTS[variant])
+    model = meta_model(config, config.models["tiny"])
+    whole = step_bytes(model, 12, BF16, checkpointed)
+    assert astuple(activations(model, 12, BF16, checkpointed)) == pytest.approx(astuple(whole), rel=1e-3)
+    operations = deepened(model, lambda one: step_flops(one, 12, checkpointed))
+    assert astuple(operations) == pytest.approx(astuple(step_flops(model, 12, checkpointed)))

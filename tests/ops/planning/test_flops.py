@@ -1,126 +1,102 @@
-"""Operations by formula against torch's own counter, for every model of conf/."""
+"""What torch counts, against closed forms and against the real sampler."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.ops.planning.conftest import batch, composed, train_step
-from tokenbridge.config import Config, TrainConfig
+from tests.ops.planning.conftest import composed
+from tokenbridge.config import Config
 from tokenbridge.config.model import SamplingSettings
-from tokenbridge.model.transformer import TokenBridgeTransformer
-from tokenbridge.ops.planning.flops import (
-    BLOCK,
-    forward_flops,
-    head_flops,
-    masked_shares,
-    recomputed_flops,
-    sample_flops,
-    train_flops,
-    vae_flops,
-)
-from tokenbridge.ops.planning.sizes import Parameters, Sizes, fresh_model, meta_model
-from tokenbridge.sampling.sampler import masked_counts
+from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.ops.planning.flops import head_flops, sample_flops, vae_flops
+from tokenbridge.ops.planning.sizes import Parameters, deepened, fresh_model, meta_model
+from tokenbridge.ops.planning.steps import step_flops, train_flops
+from tokenbridge.sampling.sampler import Draws, masked_counts, sample_tokens
+from tokenbridge.tokenizer.quantizer import fit_quantizer
 
-IMAGES = 2
+BLOCK = 24  # linear layers of a block, for each token and the square of the width: qkv, out, MLP
+BACKWARD = 3  # forward, gradients of inputs and of weights
+PARAMETERS = {"tiny": 2_358_816, "large": 486_889_472, "huge": 910_040_576}
+TINY = ["model=tiny", "generate.steps=4"]
 
 
-def parts(config: Config) -> tuple[TokenBridgeTransformer, Sizes, TrainConfig]:
+def built(config: Config) -> TokenBridgeTransformer:
     (model,) = config.models.values()
-    return meta_model(config, model), Sizes.of(config, model), model.train
+    return meta_model(config, model)
 
 
-def test_forward_and_backward_are_what_torch_counts(config: Config) -> None:
-    model, sizes, _ = parts(config)
-    masked = round(0.8 * sizes.positions)
+def blocks(depth: int, length: int, width: int) -> float:
+    return depth * (BLOCK * BACKWARD * length * width**2 + BACKWARD * 4 * length**2 * width)
+
+
+def head_form(model: TokenBridgeTransformer) -> float:
+    """Operations of forward and backward of the head, for one position."""
+    sizes, slots, width = model.config, model.head.slots, model.config.head_width
+    around = sizes.width * width + 2 * slots * width**2 + slots * width * model.head.classes
+    modulation = sizes.head_depth * 6 * slots * width**2
+    return 2 * BACKWARD * (around + modulation) + blocks(sizes.head_depth, slots, width)
+
+
+def test_a_step_costs_what_the_closed_form_says(config: Config) -> None:
+    model = built(config)
+    (name,) = config.models
+    assert Parameters.of(model).total == PARAMETERS.get(name, Parameters.of(model).total)
+    sizes, masked = model.config, round(0.8 * model.positions)
+    visible = sizes.buffer_size + model.positions - masked
+    found = deepened(model, lambda one: step_flops(one, masked))
+    tokens = 2 * 2 * model.positions * sizes.dimensions * sizes.width  # forward and weights: tokens have no gradient
+    entry = 2 * BACKWARD * visible * sizes.width**2
+    decoder = blocks(sizes.decoder_depth, sizes.buffer_size + model.positions, sizes.width)
+    assert found.encoder == pytest.approx(tokens + blocks(sizes.encoder_depth, visible, sizes.width), rel=1e-3)
+    assert found.decoder == pytest.approx(entry + decoder, rel=1e-3)
+    assert found.head == pytest.approx(masked * head_form(model), rel=1e-3)
+
+
+def test_training_takes_the_mean_over_the_masks() -> None:
+    config = composed(*TINY)
+    model, recipe = built(config), config.models["tiny"].train
+    least, most = (step_flops(model, masked).head for masked in (2, 16))
+    assert least < train_flops(model, recipe).head < most
+    every = train_flops(model, replace(recipe, mask_ratio_min=1.0))
+    assert every.head == pytest.approx(most)
+
+
+def test_checkpointing_repeats_the_blocks_and_nothing_else() -> None:
+    """Nothing needs the result of a spatial block's last layer, so torch does not compute that again."""
+    config = composed(*TINY)
+    recipe = config.models["tiny"].train
+    plain, again = (train_flops(built(config), recipe, checkpointed) for checkpointed in (False, True))
+    assert 0.6 * plain.decoder / 3 < (again - plain).decoder < plain.decoder / 3
+    assert 0.9 * plain.head / 3 < (again - plain).head < plain.head / 3
+
+
+@pytest.mark.parametrize("order", ["random", "confidence"])
+@pytest.mark.parametrize("head", ["autoregressive", "parallel"])
+def test_sampling_costs_what_the_sampler_does(order: str, head: str) -> None:
+    config = composed(*TINY, f"models.tiny.head={head}", f"generate.order={order}", "generate.guidance_scale=3")
+    latents = torch.randn(64, config.dimensions, 4, 4, generator=torch.Generator().manual_seed(1))
+    quantizer = fit_quantizer(latents, config.quantizer)
+    settings = config.generate
+    draws = Draws.from_generators([torch.Generator().manual_seed(0)], 16, config.dimensions)
+    model = fresh_model(config, config.models["tiny"]).eval()
     with FlopCounterMode(display=False) as counter:
-        train_step(model, sizes, IMAGES, masked)()
-    token_in = 2 * sizes.positions * sizes.dimensions * sizes.width  # tokens have no gradient
-    formula = 3 * forward_flops(sizes, masked).total - token_in
-    assert counter.get_total_flops() == pytest.approx(IMAGES * formula, rel=1e-3)
+        sample_tokens(model, quantizer, torch.zeros(1, dtype=torch.long), draws, settings)
+    assert sample_flops(built(config), settings).total == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
-def test_each_part_is_what_torch_counts(config: Config) -> None:
-    model, sizes, _ = parts(config)
-    masked = round(0.8 * sizes.positions)
-    values, _, labels, order = batch(sizes, IMAGES, "meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as encoder:
-        encoded = model.encode(values, labels, order[:, masked:])
-    with torch.no_grad(), FlopCounterMode(display=False) as decoder:
-        model.decode(encoded, order[:, masked:])
-    formula = forward_flops(sizes, masked)
-    assert encoder.get_total_flops() == pytest.approx(IMAGES * formula.encoder, rel=1e-3)
-    assert decoder.get_total_flops() == pytest.approx(IMAGES * formula.decoder, rel=1e-3)
-
-
-def test_plain_attention_counts_as_the_fused_one() -> None:
-    config = composed("model=tiny")
-    _, sizes, _ = parts(config)
-    step = train_step(fresh_model(config, config.models["tiny"]), sizes, IMAGES, sizes.positions // 2)
-    with FlopCounterMode(display=False) as counter:
-        step()
-    token_in = 2 * sizes.positions * sizes.dimensions * sizes.width
-    formula = 3 * forward_flops(sizes, sizes.positions // 2).total - token_in
-    assert counter.get_total_flops() == pytest.approx(IMAGES * formula, rel=1e-3)
-
-
-@pytest.mark.parametrize("kind", ["autoregressive", "parallel"])
-def test_the_head_with_its_cache_is_what_torch_counts(kind: str) -> None:
-    config = composed("model=tiny", f"models.tiny.head={kind}")
-    model, sizes, _ = parts(config)
-    z = torch.empty(3, sizes.width, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.head.sample(z, lambda logits, _: logits.argmax(dim=-1))
-    assert counter.get_total_flops() == pytest.approx(3 * head_flops(sizes, cached=True), rel=1e-3)
-
-
-def test_training_takes_the_mean_over_the_masks(config: Config) -> None:
-    _, sizes, recipe = parts(config)
-    shares = masked_shares(sizes, recipe)
-    assert sum(shares.values()) == pytest.approx(1)
-    assert min(shares) >= recipe.mask_ratio_min * sizes.positions
-    least, most = (3 * forward_flops(sizes, masked).head for masked in (min(shares), max(shares)))
-    assert least < train_flops(sizes, recipe).head < most
-
-
-def test_checkpointing_repeats_the_blocks_and_nothing_else(config: Config) -> None:
-    _, sizes, recipe = parts(config)
-    forward, again = train_flops(sizes, recipe).total / 3, recomputed_flops(sizes, recipe).total
-    assert 0.9 * forward < again < forward
-
-
-@pytest.fixture(scope="module")
-def large() -> Sizes:
-    return parts(composed("experiment=imagenet_l"))[1]
-
-
-@settings(deadline=None, max_examples=20)
-@given(steps=st.integers(1, 256), start=st.floats(0, 0.9))
-def test_guidance_costs_where_it_acts_and_the_head_runs_once(large: Sizes, steps: int, start: float) -> None:
-    plain = SamplingSettings(steps=steps, guidance_scale=1)
-    alone = sample_flops(large, plain)
-    always = sample_flops(large, replace(plain, guidance_scale=3, guidance_schedule="constant"))
-    late = sample_flops(large, replace(plain, guidance_scale=3, guidance_interval=(start, 1.0)))
+def test_guidance_costs_where_it_acts_and_the_head_runs_once() -> None:
+    model = built(composed(*TINY))
+    plain = SamplingSettings(steps=4, guidance_scale=1)
+    alone = sample_flops(model, plain)
+    always = sample_flops(model, replace(plain, guidance_scale=3, guidance_schedule="constant"))
+    late = sample_flops(model, replace(plain, guidance_scale=3, guidance_interval=(0.5, 1.0)))
     assert always.decoder == pytest.approx(2 * alone.decoder)
-    assert alone.total <= late.total <= always.total
-    assert alone.head == always.head == pytest.approx(head_flops(large, cached=True) * large.positions)
-
-
-def test_confidence_runs_the_head_on_all_that_is_masked() -> None:
-    _, sizes, _ = parts(composed("model=tiny"))
-    ranked = sample_flops(sizes, SamplingSettings(steps=4, order="confidence"))
-    drawn = [sizes.positions, *masked_counts(sizes.positions, 4)[:-1]]
-    assert ranked.head == pytest.approx(head_flops(sizes, cached=True) * sum(drawn))
-
-
-def test_flops_follow_parameters() -> None:
-    """2 per parameter and token, the rule of thumb, in what a block's linear layers do."""
-    config = composed("experiment=imagenet_h")
-    model, sizes, _ = parts(config)
-    assert Parameters.of(model).encoder * 2 == pytest.approx(sizes.encoder_depth * BLOCK * sizes.width**2, rel=0.01)
+    assert alone.total < late.total < always.total
+    assert alone.head == always.head == head_flops(model) * model.positions
+    ranked = sample_flops(model, replace(plain, order="confidence"))
+    assert ranked.head == head_flops(model) * (16 + sum(masked_counts(16, 4)[:-1]))
 
 
 def test_the_vae_costs_what_its_size_suggests() -> None:

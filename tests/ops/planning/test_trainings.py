@@ -30,7 +30,7 @@ def test_a_step_takes_the_planned_memory(changes: list[str], tmp_path: Path) -> 
     config = composed(*WIDE, *changes)
     cluster = Cluster.of(config.launcher)
     trainer = trainer_of(config, tmp_path, SINGLE_PROCESS)
-    plan = planned(config, cluster).at(cluster.images_at_once(trainer.recipe.batch_size))
+    plan = planned(config, cluster, cluster.images_at_once(trainer.recipe.batch_size))
     assert plan.total == pytest.approx(peak_of_a_step(trainer, tmp_path / "trace.json"), rel=0.1)
 
 
@@ -40,7 +40,7 @@ def test_two_processes_hold_the_planned_shards(tmp_path: Path) -> None:
     config = composed(*SHARDED)
     (model,) = config.models.values()
     cluster = replace(Cluster.of(config.launcher), gpus_per_node=PROCESSES)
-    plan = planned(config, cluster).at(cluster.images_at_once(model.train.batch_size))
+    plan = planned(config, cluster, cluster.images_at_once(model.train.batch_size))
     for rank in range(PROCESSES):
         held = json.loads((tmp_path / f"{rank}.json").read_text())
         for name in ("weights", "gradients", "optimizer", "average"):

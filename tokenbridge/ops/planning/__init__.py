@@ -1,4 +1,4 @@
-"""The cost of a training, from the settings alone: arithmetic, memory, bytes, hours and money.
+"""The cost of a training, from the settings alone: operations, memory, bytes, hours and money.
 
-No module here allocates weights: models are built on the meta device to count parameters.
+No module here allocates weights: models are built and measured on the meta device.
 """

@@ -12,12 +12,15 @@ its default on GPUs.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+from tokenbridge.base.checks import BF16
+from tokenbridge.base.device import DTYPES
 from tokenbridge.config import TrainConfig
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.ops.planning.activations import FULL, Activations, Numerics, activations
 from tokenbridge.ops.planning.cluster import Cluster
-from tokenbridge.ops.planning.sizes import Parameters, Sizes
+from tokenbridge.ops.planning.sizes import FULL, Parameters
+from tokenbridge.ops.planning.steps import Activations, activations, mask_range
 from tokenbridge.training.trainer import is_matrix
 
 ADAMW_MOMENTS, MUON_MOMENTS = 2, 1
@@ -63,18 +66,19 @@ def optimizer_bytes(model: TokenBridgeTransformer, recipe: TrainConfig) -> int:
 class MemoryModel:
     """Everything that memory depends on except the number of images."""
 
-    sizes: Sizes
+    model: TokenBridgeTransformer  # on the meta device
     parameters: Parameters
     optimizer: int  # bytes, before sharding
-    numerics: Numerics
+    precision: str
     cluster: Cluster
-    masked: tuple[int, int]  # fewest and most positions: with more, the head needs more and the encoder less
+    recipe: TrainConfig
 
     def at(self, images: int) -> Memory:
         """Return the memory for ``images`` images at once, under the mask that needs the most."""
         shards = self.cluster.gpus if self.cluster.sharded else 1
         weights = FULL * self.parameters.total
-        by_mask = (activations(self.sizes, n, self.numerics, self.cluster.checkpointed) for n in self.masked)
+        masked = mask_range(self.model, self.recipe)  # with more, the head needs more and the encoder less
+        by_mask = (activations(self.model, count, self.precision, self.cluster.checkpointed) for count in masked)
         each = max(by_mask, key=lambda found: found.total)
         gradients = weights / (1 if self.cluster.accumulation > 1 else shards)
         return Memory(
@@ -83,8 +87,8 @@ class MemoryModel:
             early=gradients if self._gradients_stay else 0,
             optimizer=self.optimizer / shards,
             average=weights / shards,
-            copies=self._copies(shards),
-            buckets=self._buckets(shards),
+            copies=DTYPES[self.precision].itemsize * self._copied(shards),
+            buckets=FULL * (self.parameters.block + self.parameters.outside_blocks) if shards > 1 else 0,
             activations=Activations(*(images * part for part in vars(each).values())),
             update=(self.optimizer - weights) / shards,  # the second moments, which Muon does not have
         )
@@ -94,42 +98,33 @@ class MemoryModel:
         """Whether gradients exist when the backward begins: in DDP's buckets, or from earlier parts of the batch."""
         return self.cluster.accumulation > 1 or (self.cluster.gpus > 1 and not self.cluster.sharded)
 
-    def _copies(self, shards: int) -> float:
+    def _copied(self, shards: int) -> int:
+        """Return the number of weights that have a second copy."""
         if shards > 1:
-            return self.numerics.half * (2 * self.parameters.block + self.parameters.outside_blocks)
-        if not self.numerics.bf16:
+            return 2 * self.parameters.block + self.parameters.outside_blocks
+        if self.precision != BF16:
             return 0
         # autocast keeps the copies from the forward to the backward; with checkpointing, only those of one block
-        return self.numerics.half * (self.parameters.block if self.cluster.checkpointed else self.parameters.total)
-
-    def _buckets(self, shards: int) -> float:
-        return FULL * (self.parameters.block + self.parameters.outside_blocks) if shards > 1 else 0
+        return self.parameters.block if self.cluster.checkpointed else self.parameters.total
 
     def largest(self, limit: float) -> int:
-        """Find, by bisection, the most images at once within ``limit`` bytes; 0 if not even one fits."""
-        if self.at(1).total > limit:
+        """Return the most images at once within ``limit`` bytes; 0 if not even one fits."""
+        none, one = self.at(0), self.at(1)
+        room = limit - (none.states - none.gradients + none.buckets)
+        if none.gradients + none.update > room:
             return 0
-        low, high = 1, 2
-        while self.at(high).total <= limit:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.at(middle).total <= limit else (low, middle)
-        return low
+        return max(0, int((room - none.early - none.copies) // one.activations.total))
 
     def parts(self, images: int, limit: float) -> int:
         """Return the fewest parts of ``images`` that fit one at a time; 0 if not even one image fits.
 
         More than one part needs memory for the gradients of the earlier parts.
         """
-        whole, parted = (replace(self, cluster=replace(self.cluster, accumulation=count)) for count in (1, 2))
-        if whole.at(images).total <= limit:
+        if self.changed(accumulation=1).at(images).total <= limit:
             return 1
-        largest = parted.largest(limit)
+        largest = self.changed(accumulation=2).largest(limit)
         return max(2, -(-images // largest)) if largest else 0
 
-    def checkpointing(self) -> "MemoryModel":
-        return replace(self, cluster=replace(self.cluster, checkpointed=True))
-
-    def sharding(self) -> "MemoryModel":
-        return replace(self, cluster=replace(self.cluster, sharded=True))
+    def changed(self, **settings: Any) -> "MemoryModel":
+        """Return the same with other settings of the cluster."""
+        return replace(self, cluster=replace(self.cluster, **settings))

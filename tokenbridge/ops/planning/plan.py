@@ -1,18 +1,18 @@
 """The plan of one model: everything that its settings decide about cost."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenbridge.base.checks import BF16, FP32
 from tokenbridge.config import Config, TrainConfig
 from tokenbridge.config.operations import PlanConfig
-from tokenbridge.ops.planning.activations import Numerics
+from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.planning.cluster import Cluster
-from tokenbridge.ops.planning.flops import Flops, recomputed_flops, sample_flops, train_flops, vae_flops
+from tokenbridge.ops.planning.flops import Flops, sample_flops, vae_flops
 from tokenbridge.ops.planning.memory import GIB, Memory, MemoryModel, optimizer_bytes
 from tokenbridge.ops.planning.schedule import HOUR, Schedule, Work, peak_flops, schedule_of
-from tokenbridge.ops.planning.sizes import Parameters, Sizes, meta_model
+from tokenbridge.ops.planning.sizes import Parameters, meta_model
+from tokenbridge.ops.planning.steps import train_flops
 from tokenbridge.ops.planning.volumes import Volumes
 
 
@@ -21,7 +21,7 @@ class Plan:
     """The cost of training one model and of sampling from it."""
 
     name: str
-    sizes: Sizes
+    sizes: dict[str, Any]  # of the model, by the names of its arguments, and of its tokens
     cluster: Cluster
     parameters: Parameters
     train: Flops  # of one image, forward and backward
@@ -62,21 +62,21 @@ def memory_limit(plan: PlanConfig) -> float:
 
 
 def memory_model(config: Config, name: str) -> MemoryModel:
-    model = config.models[name]
-    skeleton, sizes = meta_model(config, model), Sizes.of(config, model)
+    recipe = config.models[name].train
+    model = meta_model(config, config.models[name])
     return MemoryModel(
-        sizes=sizes,
-        parameters=Parameters.of(skeleton),
-        optimizer=optimizer_bytes(skeleton, model.train),
-        numerics=Numerics(bf16=planned_precision(model.train) == BF16, fused=True),
+        model=model,
+        parameters=Parameters.of(model),
+        optimizer=optimizer_bytes(model, recipe),
+        precision=planned_precision(recipe),
         cluster=Cluster.of(config.launcher),
-        masked=(math.ceil(sizes.positions * model.train.mask_ratio_min), sizes.positions),
+        recipe=recipe,
     )
 
 
-def work_of(config: Config, name: str, parameters: Parameters) -> Work:
-    recipe, sizes = config.models[name].train, Sizes.of(config, config.models[name])
-    return Work(train_flops(sizes, recipe), recomputed_flops(sizes, recipe), parameters.total)
+def work_of(memory: MemoryModel) -> Work:
+    needed, executed = (train_flops(memory.model, memory.recipe, each) for each in (False, True))
+    return Work(needed, executed - needed, memory.parameters.total)
 
 
 def plan_model(config: Config, name: str) -> Plan:
@@ -86,17 +86,17 @@ def plan_model(config: Config, name: str) -> Plan:
         ConfigError: if settings do not fit together, or the size of the data set is unknown.
     """
     memory, recipe = memory_model(config, name), config.models[name].train
-    cluster, numerics = memory.cluster, memory.numerics
+    cluster, model = memory.cluster, memory.model
     at_once = cluster.images_at_once(recipe.batch_size)
-    work = work_of(config, name, memory.parameters)
+    work = work_of(memory)
     volumes = Volumes.of(config, memory.parameters.total, memory.optimizer)
-    sample = sample_flops(memory.sizes, config.generate)
+    sample = sample_flops(model, config.generate)
     encode, decode = vae_flops(config)
     limit = memory_limit(config.plan)
-    speed = peak_flops(config.plan, numerics) * config.plan.mfu
+    speed = peak_flops(config.plan, memory.precision) * config.plan.mfu
     return Plan(
         name=name,
-        sizes=memory.sizes,
+        sizes=model_sizes(model),
         cluster=cluster,
         parameters=memory.parameters,
         train=work.needed,
@@ -109,11 +109,16 @@ def plan_model(config: Config, name: str) -> Plan:
         limit=limit,
         largest=memory.largest(limit),
         volumes=volumes,
-        schedule=schedule_of(work, recipe, cluster, config.plan, numerics, volumes),
+        schedule=schedule_of(work, recipe, cluster, config.plan, memory.precision, volumes),
         samples=config.generate.samples,
         sample_gpu_hours=config.generate.samples * (sample.total + decode) / speed / HOUR,
         warnings=[*fit_warnings(memory, at_once, limit), *setting_warnings(config, name, cluster)],
     )
+
+
+def model_sizes(model: TokenBridgeTransformer) -> dict[str, Any]:
+    arguments = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    return arguments | {"positions": model.positions, "slots": model.head.slots, "classes": model.head.classes}
 
 
 def fit_warnings(memory: MemoryModel, at_once: int, limit: float) -> list[str]:
@@ -121,8 +126,8 @@ def fit_warnings(memory: MemoryModel, at_once: int, limit: float) -> list[str]:
     if memory.at(at_once).total <= limit:
         return []
     checkpoint, shard = "launcher.checkpoint_activations=true", "launcher.strategy=fsdp"
-    remedies = {"": memory, checkpoint: memory.checkpointing(), shard: memory.sharding()}
-    remedies[f"{checkpoint} {shard}"] = memory.checkpointing().sharding()
+    remedies = {"": memory, checkpoint: memory.changed(checkpointed=True), shard: memory.changed(sharded=True)}
+    remedies[f"{checkpoint} {shard}"] = memory.changed(checkpointed=True, sharded=True)
     parts = {}
     for text, changed in remedies.items():
         if fewest := changed.parts(at_once * memory.cluster.accumulation, limit):

@@ -54,7 +54,7 @@ def parts(flops: Flops) -> str:
 def model_lines(plan: Plan) -> list[Line]:
     found = plan.parameters
     shares = f"encoder {found.encoder:,}, decoder {found.decoder:,}, head {found.head:,}, rest {found.rest:,}"
-    tokens = f"{plan.sizes.positions} positions of {plan.sizes.slots} predictions of {plan.sizes.classes} classes"
+    tokens = "{positions} positions of {slots} predictions of {classes} classes".format_map(plan.sizes)
     return [
         ("parameters", f"{found.total:,}"),
         ("", shares),

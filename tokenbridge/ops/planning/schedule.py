@@ -6,12 +6,14 @@ the step waits for the rest. Bandwidths are the hardware's figures. A real netwo
 
 from dataclasses import dataclass
 
+from tokenbridge.base.checks import BF16
+from tokenbridge.base.device import DTYPES
 from tokenbridge.base.seeding import EpochOrder
 from tokenbridge.config import TrainConfig
 from tokenbridge.config.operations import PlanConfig
-from tokenbridge.ops.planning.activations import FULL, Numerics
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.flops import Flops
+from tokenbridge.ops.planning.sizes import FULL
 from tokenbridge.ops.planning.volumes import Volumes
 
 GIGA, TERA, HOUR = 1e9, 1e12, 3600
@@ -58,12 +60,12 @@ class Schedule:
     checkpoint: float  # seconds to write one
 
 
-def peak_flops(plan: PlanConfig, numerics: Numerics) -> float:
+def peak_flops(plan: PlanConfig, precision: str) -> float:
     """Return the peak operations a second of one GPU."""
-    return TERA * (plan.gpu.bf16_tflops if numerics.bf16 else plan.gpu.fp32_tflops)
+    return TERA * (plan.gpu.bf16_tflops if precision == BF16 else plan.gpu.fp32_tflops)
 
 
-def exchanged_bytes(cluster: Cluster, parameters: int, numerics: Numerics) -> float:
+def exchanged_bytes(cluster: Cluster, parameters: int, precision: str) -> float:
     """Return the bytes that each GPU sends in one step, with ring algorithms.
 
     DDP sends every gradient around the ring twice. FSDP gathers the weights for the forward and for the backward of
@@ -71,18 +73,18 @@ def exchanged_bytes(cluster: Cluster, parameters: int, numerics: Numerics) -> fl
     """
     others = (cluster.gpus - 1) / cluster.gpus
     if cluster.sharded:
-        return others * parameters * (2 * cluster.accumulation * numerics.half + FULL)
+        return others * parameters * (2 * cluster.accumulation * DTYPES[precision].itemsize + FULL)
     return others * parameters * 2 * FULL
 
 
-def step_of(work: Work, recipe: TrainConfig, cluster: Cluster, plan: PlanConfig, numerics: Numerics) -> Step:
+def step_of(work: Work, recipe: TrainConfig, cluster: Cluster, plan: PlanConfig, precision: str) -> Step:
     images = cluster.images_at_once(recipe.batch_size) * cluster.accumulation
     executed = work.needed.total + (work.recomputed.total if cluster.checkpointed else 0)
-    speed = peak_flops(plan, numerics) * plan.mfu
+    speed = peak_flops(plan, precision) * plan.mfu
     compute = images * executed / speed
     backward = images * (executed - work.needed.total / 3) / speed
     hiding = compute if cluster.sharded else backward / cluster.accumulation  # DDP: only in the last part's backward
-    exchanged = exchanged_bytes(cluster, work.parameters, numerics)
+    exchanged = exchanged_bytes(cluster, work.parameters, precision)
     bandwidth = plan.gpu.link if cluster.nodes == 1 else min(plan.gpu.link, plan.network)
     exchange = exchanged / (bandwidth * GIGA)
     shards = cluster.gpus if cluster.sharded else 1
@@ -91,9 +93,9 @@ def step_of(work: Work, recipe: TrainConfig, cluster: Cluster, plan: PlanConfig,
 
 
 def schedule_of(
-    work: Work, recipe: TrainConfig, cluster: Cluster, plan: PlanConfig, numerics: Numerics, volumes: Volumes
+    work: Work, recipe: TrainConfig, cluster: Cluster, plan: PlanConfig, precision: str, volumes: Volumes
 ) -> Schedule:
-    step = step_of(work, recipe, cluster, plan, numerics)
+    step = step_of(work, recipe, cluster, plan, precision)
     steps = EpochOrder(volumes.images, recipe.batch_size, recipe.seed).steps(recipe.epochs)
     rate = recipe.batch_size / step.total
     hours = steps * step.total / HOUR
@@ -104,7 +106,7 @@ def schedule_of(
         hours=hours,
         gpu_hours=hours * cluster.gpus,
         cost=hours * cluster.gpus * plan.gpu.price,
-        mfu=rate * work.needed.total / cluster.gpus / peak_flops(plan, numerics),
+        mfu=rate * work.needed.total / cluster.gpus / peak_flops(plan, precision),
         read=rate * volumes.of_image,
         checkpoint=volumes.checkpoint / (plan.disk * GIGA),
     )

@@ -1,10 +1,14 @@
-"""The sizes that every formula of a plan needs, and the models that have them, on the meta device."""
+"""The real models of a plan on the meta device, where tensors have shapes and types but no memory."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from functools import cache
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import nn
+from torch import Tensor, nn
 
 from tokenbridge.config import Config, ModelConfig
 from tokenbridge.model import TokenBridgeTransformer
@@ -12,44 +16,8 @@ from tokenbridge.ops.exchange.kl16 import build_kl16
 from tokenbridge.training.trainer import NOT_MODEL_ARGUMENTS
 from tokenbridge.vae.training import build_vae
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of one model and of the tokens that it processes."""
-
-    positions: int  # S
-    dimensions: int  # C
-    classes: int  # J, for each prediction of the head
-    slots: int  # G, predictions of the head for each position
-    buffer: int  # P
-    width: int  # D
-    heads: int
-    encoder_depth: int
-    decoder_depth: int
-    head_width: int  # W
-    head_heads: int
-    head_depth: int
-    autoregressive: bool  # whether the head is
-    dropout: bool
-
-    @classmethod
-    def of(cls, config: Config, model: ModelConfig) -> "Sizes":
-        return cls(
-            positions=grid_side(config) ** 2,
-            dimensions=config.dimensions,
-            classes=config.quantizer.levels**model.head_group,
-            slots=config.dimensions // model.head_group,
-            buffer=model.buffer_size,
-            width=model.width,
-            heads=model.heads,
-            encoder_depth=model.encoder_depth,
-            decoder_depth=model.decoder_depth,
-            head_width=model.head_width,
-            head_heads=model.head_heads,
-            head_depth=model.head_depth,
-            autoregressive=model.head == "autoregressive",
-            dropout=model.dropout > 0,
-        )
+FULL = 4  # bytes of a float32
+Cost = TypeVar("Cost", bound=Any)
 
 
 def grid_side(config: Config) -> int:
@@ -81,6 +49,36 @@ def meta_vae(config: Config) -> AutoencoderKL:
         return build_vae(config.vae, config.data.image_size) if config.vae.pretrained is None else build_kl16(config)
 
 
+@cache
+def shallow(model: TokenBridgeTransformer, depth: int) -> TokenBridgeTransformer:
+    """Build the same model with ``depth`` blocks in each part."""
+    depths = {"encoder_depth": depth, "decoder_depth": depth, "head_depth": depth}
+    with torch.device(model.device):
+        return TokenBridgeTransformer.from_config(model.config, **depths).train()
+
+
+def deepened(model: TokenBridgeTransformer, measure: Callable[[TokenBridgeTransformer], Cost]) -> Cost:
+    """Return what ``measure`` finds for ``model``, from models with one and with two blocks in each part.
+
+    Blocks of a part are alike, so each further one adds the same. The whole model would take ten times as long.
+
+    Args:
+        measure: returns a dataclass, whose first fields are encoder, decoder and head.
+    """
+    sizes = model.config
+    further = np.array([sizes.encoder_depth - 2, sizes.decoder_depth - 2, sizes.head_depth - 2, 0])
+    one, two = (measure(shallow(model, depth)) for depth in (1, 2))
+    first, second = np.array(astuple(one)), np.array(astuple(two))
+    return type(two)(*(second + further[: len(second)] * (second - first)).tolist())
+
+
+def step_inputs(model: TokenBridgeTransformer, images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return values, tokens, labels and order of a training step, on the model's device; all are zeros."""
+    with torch.device(model.device):
+        values = torch.zeros(images, model.positions, model.config.dimensions)
+        return values, values.long(), torch.zeros(images, dtype=torch.long), values[..., 0].long()
+
+
 @dataclass(frozen=True)
 class Parameters:
     """Numbers of parameters."""
@@ -100,8 +98,7 @@ class Parameters:
     def of(cls, model: TokenBridgeTransformer) -> "Parameters":
         blocks = [count(block) for part in (model.encoder, model.decoder, model.head.blocks) for block in part]
         encoder, decoder, head, total = (count(part) for part in (model.encoder, model.decoder, model.head, model))
-        rest = total - encoder - decoder - head
-        return cls(encoder, decoder, head, rest, max(blocks), total - sum(blocks))
+        return cls(encoder, decoder, head, total - encoder - decoder - head, max(blocks), total - sum(blocks))
 
 
 def count(module: nn.Module) -> int:

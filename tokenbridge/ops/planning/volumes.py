@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokenbridge.config import MOMENTS, Config, require
-from tokenbridge.ops.planning.activations import FULL
-from tokenbridge.ops.planning.sizes import grid_side
+from tokenbridge.ops.planning.sizes import FULL, grid_side
 from tokenbridge.tokenizer.tokens import bits_per_index, packed_bytes
 
 MOMENT = np.dtype(np.float16).itemsize
