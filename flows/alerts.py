@@ -1,7 +1,7 @@
 """Watch the flows of a Prefect server: `TOKENBRIDGE_ALERT_URL=https://... python -m flows.alerts [--silence SECONDS]`.
 
-A flow run that fails or crashes is told to that address, by a POST of JSON. A flow run whose process was killed, which
-Prefect alone would show as running for ever, is marked as crashed when its heartbeats stay away for longer than
+A flow run that fails or crashes is reported to that address, by a POST of JSON. Prefect alone would show a flow run whose
+process was killed as running for ever. It is marked as crashed when its heartbeats stay away for longer than
 ``--silence``. Both are automations, seen and edited in the server's pages; running this again brings them up to date.
 """
 
@@ -55,7 +55,7 @@ def failure_alert(webhook: UUID) -> Automation:
 
 
 def crash_detection(silence: float) -> Automation:
-    """Mark a flow run as crashed when it has sent no heartbeat for so many seconds before it has ended."""
+    """Mark a flow run as crashed when it has sent no heartbeat for that many seconds before it has ended."""
     return Automation(
         name="tokenbridge: notice killed flows",
         description="Marks a flow run as crashed when its process has vanished",
@@ -89,12 +89,12 @@ def main() -> None:
     silence = parser.parse_args().silence
     url = os.environ.get(URL_VARIABLE)
     if not url or not os.environ.get("PREFECT_API_URL"):
-        sys.exit(f"alerts: set PREFECT_API_URL to the server's address and {URL_VARIABLE} to where alerts shall go")
+        sys.exit(f"alerts: set PREFECT_API_URL to the server's address and {URL_VARIABLE} to where alerts should go")
     between = get_current_settings().flows.heartbeat_frequency
     if between is None or silence <= between:
         sys.exit(f"alerts: --silence is {silence:g}, but living flows are heard each {between} seconds: take more")
     asyncio.run(set_up(url, silence))
-    print(f"alerts: a failed or crashed flow run is now told to that address, a killed one after {silence:g} seconds")
+    print(f"alerts: failed and crashed flow runs are now reported there, killed ones after {silence:g} seconds")
 
 
 if __name__ == "__main__":

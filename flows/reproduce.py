@@ -18,7 +18,7 @@ from tokenbridge.ops.runs.reproduction import report, reproduce_run
 @flow(name="reproduce", flow_run_name="reproduce {run_id}")
 @failing_with_its_message
 def reproduce(run_id: str, recompute: bool = False, root: str = ".") -> State[Any]:
-    """Restore a run of MLflow in a worktree, or compute it anew and compare.
+    """Restore a run of MLflow in a worktree, or compute it again and compare.
 
     Args:
         run_id: of a `pipeline` run, or of a stage in it.
@@ -26,7 +26,7 @@ def reproduce(run_id: str, recompute: bool = False, root: str = ".") -> State[An
         root: the repository.
 
     Returns:
-        A failed state if the result is another than the run's; the artifact `reproduction` tells what differs.
+        A failed state if the result is another than the run's; the artifact `reproduction` lists the differences.
     """
     folder = Path(root).resolve()
     with training_slot(load_params(folder).launcher.gpu_group) if recompute else nullcontext():

@@ -41,7 +41,7 @@ TRAINING = ("train@", "vae", "classifier")
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Not what the user must mend first, nor what was cancelled."""
+    """Return False for mistakes that the user must fix first, and for cancelled runs."""
     return re.search(rf"exited with {MISTAKE_CODE}\b|{ENDED}", state.message or "") is None
 
 
@@ -99,7 +99,7 @@ def _run_stages(root: Path, run: PipelineRun) -> None:
     for stage, spec in read_stages(root).items():
         futures[stage] = run_stage.submit(
             stage=stage,
-            run=quote(run),  # quoted: prefect shall not look into it
+            run=quote(run),  # quoted: prefect should not look into it
             gpu_group=gpu_group,
             return_state=False,
             wait_for=[futures[name] for name in spec.needed],

@@ -56,11 +56,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sampling(sample)
     sample.set_defaults(command=_sample)
 
-    edit = commands.add_parser("edit", help="draw part of a picture anew, or change its class")
+    edit = commands.add_parser("edit", help="draw part of a picture again, or change its class")
     edit.add_argument("--model", type=Path, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
     edit.add_argument("--image", dest="images", type=Path, action="append", required=True, help="repeat for more")
     kept = edit.add_mutually_exclusive_group(required=True)
-    kept.add_argument("--mask", dest="keep", type=Path, help="picture that is white where the image is drawn anew")
+    kept.add_argument("--mask", dest="keep", type=Path, help="picture that is white where the image is drawn again")
     kept.add_argument("--keep", metavar="SIDE", help="keep the left, right, top or bottom half")
     edit.add_argument("--class", dest="label", required=True, help="name or index; may differ from the image's own")
     edit.add_argument("--count", type=int, default=4, help="edits of each image (%(default)s)")
@@ -144,7 +144,7 @@ def _params(options: argparse.Namespace) -> None:
     from tokenbridge.config.params import write_params
 
     write_params(options.overrides)
-    print("params.yaml written; `dvc status` tells which stages it changes")
+    print("params.yaml written; `dvc status` lists the stages that it changes")
 
 
 def _repro(options: argparse.Namespace) -> None:
@@ -154,7 +154,7 @@ def _repro(options: argparse.Namespace) -> None:
     try:
         reproduce(Path.cwd(), options.overrides)
     except StageFailedError:
-        sys.exit("tokenbridge: the pipeline stopped at the stage above; mend what it says and run the same again")
+        sys.exit("tokenbridge: the pipeline stopped at the stage above: fix what its message says, then repeat")
 
 
 def _reproduce(options: argparse.Namespace) -> None:

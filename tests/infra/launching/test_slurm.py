@@ -104,7 +104,7 @@ def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmCluster, tmp_path: 
     driver = slurm.start(*command(tmp_path, **settings))
     message = rest(driver)
     assert message.startswith("UserError: ")
-    assert "mend launcher.slurm" in message
+    assert "correct launcher.slurm" in message
     assert "invalid partition specified: quantum" in message
 
 

@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_place.server.endpoint)
     run("upload", str(folder), s3_place.uri)
-    with pytest.raises(UserError, match=r"weights/\.back\.download: Not a directory; mend that and repeat"):
+    with pytest.raises(UserError, match=r"weights/\.back\.download: Not a directory: fix that and repeat"):
         run("download", s3_place.uri, "model/weights/back")
 
 

@@ -204,7 +204,7 @@ def test_what_happened_during_the_measurement_counts(arena: Project, event: str)
     before, after = arena.holders(), carry_out(trial, decision)
     assert after.outcome == "refused"
     assert after.reason == {"veto": "vetoed: anna: wait"}.get(
-        event, "Meanwhile version 1 is the champion: promote again."
+        event, "version 1 became the champion meanwhile: promote again."
     )
     assert arena.holders() == before
 

@@ -116,7 +116,7 @@ def test_other_packages_are_another_machine(run: PipelineRun, recorded: Recorded
 
 def test_the_verdict_is_told_first() -> None:
     result = Reproduction("r1", "/there", True, outs=3, metrics=2, machine=[], changed=[], drifted=[])
-    assert report(result).splitlines()[0] == "Run r1 computed anew in /there: the same bits."
+    assert report(result).splitlines()[0] == "Run r1 computed again in /there: the same bits."
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def _submit(work: ParallelWork) -> str:
     except SlurmError as error:
         if UNREACHABLE.search(str(error)):
             raise LaunchError(f"sbatch: {error}") from error
-        raise UserError(f"Slurm refuses the job; mend launcher.slurm. sbatch says: {error}") from error
+        raise UserError(f"Slurm refuses the job: correct launcher.slurm. sbatch reports: {error}") from error
     return answer.strip().split(";")[0]  # id;cluster
 
 

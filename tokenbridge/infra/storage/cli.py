@@ -64,4 +64,4 @@ def _told() -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise UserError("interrupted: what is done stays done, and the same command goes on there") from error
     except OSError as error:
-        raise UserError(f"{error.filename or 'the disk'}: {error.strerror}; mend that and repeat") from error
+        raise UserError(f"{error.filename or 'the disk'}: {error.strerror}: fix that and repeat") from error

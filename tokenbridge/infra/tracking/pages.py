@@ -19,7 +19,7 @@ Menu **Views**: `Pipelines` has the columns that matter, `Trainings` leaves trai
 | `fd_efficientnet_lite0_...`, `fid_inception` | distance of generated from real images; lower is better |
 | `class_accuracy` | share of generated images that a classifier finds to be of the class asked for |
 | `validation_loss` | cross-entropy per dimension on validation images, in nats; lower is better |
-| parameter `overrides` | the settings that the run was told, which are in its name, too |
+| parameter `overrides` | the settings that the run was started with, which are in its name too |
 | tag `model` | on a pipeline row: the model that the metrics are of, the best by distance if there are several |
 | tag `stage` | which stage a row is of, such as `train@tiny` |
 | tag `stage.key` | digest of the stage's parameters and inputs; equal keys mean equal results |

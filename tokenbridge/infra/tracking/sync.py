@@ -73,7 +73,7 @@ class LiveSync:
 
     def __init__(self, root: Path, interval: float = 5.0) -> None:
         self.root, self.interval = root, interval
-        self.troubled = self.told = False
+        self.troubled = self.reported = False
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self.run, name="MLflow sync", daemon=True)
 
@@ -92,11 +92,11 @@ class LiveSync:
 
     def sync(self, wait: float = 0.0) -> None:
         report = sync_all(self.root, wait)
-        if report.problem and not self.told:
+        if report.problem and not self.reported:
             say(f"MLflow at {public_uri(self.root)} does not take runs now ({report.problem}).")
             say(f"  Work goes on; runs are kept in {self.root / SPOOL_FOLDER} and sent when it answers, or later by")
             say(f"  python -m tokenbridge.infra.tracking.sync {self.root}")
-            self.told = True
+            self.reported = True
         if self.troubled and report.sent and not report.problem:
             say("MLflow answers again; nothing was lost")
         self.troubled = report.problem is not None

@@ -95,8 +95,8 @@ def _recipe(lock: Mapping[str, LockedStage], name: str) -> dict[str, dict[str, A
     """Return the parameters of each stage up to the model's samples; none for a stage that ran again without it."""
     train = f"train@{name}"
     stages = [*stages_behind(lock, train), f"generate@{name}"]
-    told = [stage for stage in stages if stage != "fetch"]  # the manifest says more about the data
-    recipe = {stage: flatten(lock[stage].params) if belong_together(lock, stage, train) else {} for stage in told}
+    listed = [stage for stage in stages if stage != "fetch"]  # the manifest says more about the data
+    recipe = {stage: flatten(lock[stage].params) if belong_together(lock, stage, train) else {} for stage in listed}
     prefix = f"models.{name}."  # holds the sizes, which the model's config has too, and its train.*
     recipe[train] = {
         key.removeprefix(prefix): value

@@ -136,10 +136,10 @@ def transformer_sizes(weights: Mapping[str, Tensor], settings: CheckpointSetting
     if grid**2 != positions:
         raise ImportFailedError(
             f"the checkpoint has {positions} positions, but an image of {settings.image_size} pixels at a VAE stride "
-            f"of {settings.vae_stride} and a patch size of {settings.patch_size} has {grid} x {grid}: mend these"
+            f"of {settings.vae_stride} and a patch size of {settings.patch_size} has {grid} x {grid}: correct these"
         )
     if width % settings.heads:
-        raise ImportFailedError(f"a width of {width} cannot be shared by {settings.heads} heads: mend their number")
+        raise ImportFailedError(f"{settings.heads} heads cannot share a width of {width}: set --heads to a divisor")
     return {
         "grid_height": grid,
         "grid_width": grid,

@@ -149,7 +149,7 @@ def setting_warnings(config: Config, name: str, cluster: Cluster) -> list[str]:
     if cluster.sharded and cluster.gpus == 1:
         found.append("launcher.strategy=fsdp shards nothing on one GPU")
     if config.vae.pretrained is not None:
-        found.append(f"{config.vae.pretrained} is taken for a KL-16 of vae.block_widths: nobody looked into it")
+        found.append(f"{config.vae.pretrained} is taken for a KL-16 of vae.block_widths: its files were not read")
     if config.models[name].pretrained is not None:
         found.append(f"models.{name}.pretrained is set: it would not be trained at all")
     return found

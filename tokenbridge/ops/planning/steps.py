@@ -29,7 +29,7 @@ from tokenbridge.ops.planning.flops import Flops, summed
 from tokenbridge.ops.planning.sizes import deepened, step_inputs
 from tokenbridge.training.batches import num_masked_positions
 
-IMAGES = 4096  # so many that copies of weights add nothing to the bytes of one image
+IMAGES = 4096  # enough that copies of weights add nothing to the bytes of one image
 DRAWS = 1000  # draws of the masked share, evenly spaced in probability
 
 

@@ -13,8 +13,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     evaluate = _add(commands, "evaluate", "measure a registered version, with any sampling settings", _evaluate)
     for parser, example in ((promote, "promotion.seconds=600"), (evaluate, "generate.guidance_scale=3")):
         parser.add_argument("--version", type=int, help="default: the newest")
-        told = f"for this once, such as {example}; repeat for more"
-        parser.add_argument("--set", dest="changes", action="append", default=[], metavar="SETTING=VALUE", help=told)
+        text = f"for this once, such as {example}; repeat for more"
+        parser.add_argument("--set", dest="changes", action="append", default=[], metavar="SETTING=VALUE", help=text)
     rollback = _add(commands, "rollback", "bring the champion before this one back", _rollback)
     rollback.add_argument("--veto", metavar="WHO_AND_WHY", help="tag the one that steps down, lest it comes back")
 
@@ -22,10 +22,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
-    told: str,
+    text: str,
     command: Callable[[argparse.Namespace], None],
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=told)
+    parser = commands.add_parser(name, help=text)
     parser.add_argument("model", help="its key in params.yaml, such as tiny")
     parser.set_defaults(command=command)
     return parser

@@ -63,6 +63,6 @@ class Decision:
             if not table.empty:
                 parts += [title, str(table.to_markdown(index=title != "Gates:", floatfmt=".5g"))]
         if self.settings:
-            told = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-            parts.append(f"Both were drawn and measured with: {told}.")
+            settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+            parts.append(f"Both were drawn and measured with: {settings}.")
         return "\n\n".join(parts) + "\n"

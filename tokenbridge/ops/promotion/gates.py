@@ -32,8 +32,8 @@ def veto_gate(reason: str | None) -> Gate:
 
 
 def weights_gate(finite: bool) -> Gate:
-    told = "every weight is finite" if finite else "the weights hold NaN or infinity: train again"
-    return Gate("weights", float(not finite), 0.0, finite, told)
+    reason = "every weight is finite" if finite else "the weights hold NaN or infinity: train again"
+    return Gate("weights", float(not finite), 0.0, finite, reason)
 
 
 def finite_gate(figures: Mapping[str, float]) -> Gate:

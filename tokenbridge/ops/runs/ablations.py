@@ -89,7 +89,7 @@ def _run_row(root: Path, name: str, seed: int) -> Row:
     try:
         worktree = reproduce_in_worktree(root, WORKTREE, overrides, logger.info)
     except StageFailedError as error:
-        raise UserError(f"the ablation {name} stopped ({error}); mend it and run the same again") from error
+        raise UserError(f"the ablation {name} stopped ({error}); fix it and run the same command again") from error
     return _read_row(worktree, name, seed) | {"minutes": round((time.monotonic() - started) / 60, 1)}
 
 

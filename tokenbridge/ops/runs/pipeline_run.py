@@ -124,7 +124,7 @@ class PipelineRun:
         except UserError:
             return  # if fetch has to run, it reports the error
         if is_stale(self.root, config, state):
-            on_line("the source of the images is not what it was, or nobody noted what it was: fetching it anew")
+            on_line("the source of the images has changed, or its state is unknown: fetching it again")
             self.forecast = Forecast(self.root / DURATIONS, list(self._stages))
             self.dvc(["--wait-for-lock", "repro", "--force", "--single-item", FETCH], on_line)
         self.source_state = state

@@ -192,7 +192,7 @@ def report(result: Reproduction) -> str:
     """Format the result as Markdown."""
     verdict = "the same bits" if result.exact else "metrics within the tolerance" if result.equal else "DIFFERENT"
     lines = [
-        f"Run {result.run_id} {'computed anew' if result.recomputed else 'restored'} in {result.folder}: {verdict}.",
+        f"Run {result.run_id} {'computed again' if result.recomputed else 'restored'} in {result.folder}: {verdict}.",
         "",
         f"- {result.outs - len(result.changed)} of {result.outs} outs have the recorded digest",
     ]
