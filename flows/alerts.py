@@ -1,7 +1,7 @@
 """Watch the flows of a Prefect server: `TOKENBRIDGE_ALERT_URL=https://... python -m flows.alerts [--silence SECONDS]`.
 
-A flow run that fails or crashes is reported to that address, by a POST of JSON. Prefect alone would show a flow run whose
-process was killed as running for ever. It is marked as crashed when its heartbeats stay away for longer than
+A flow run that fails or crashes is reported to that address, by a POST of JSON. Prefect alone would show a flow run
+whose process was killed as running for ever. It is marked as crashed when its heartbeats stay away for longer than
 ``--silence``. Both are automations, seen and edited in the server's pages; running this again brings them up to date.
 """
 

@@ -62,8 +62,8 @@ def carry_out(trial: Trial, decision: Decision) -> Decision:
     registry, champion = trial.registry, trial.champion
     now = registry.holder(decision.model, CHAMPION)
     if (now.number if now else None) != decision.champion:
-        champion = f"version {now.number}" if now else "no version"
-        return replace(decision, outcome=REFUSED, reason=f"{champion} became the champion meanwhile: promote again.")
+        holder = f"version {now.number}" if now else "no version"
+        return replace(decision, outcome=REFUSED, reason=f"{holder} became the champion meanwhile: promote again.")
     veto = veto_gate(registry.version(decision.model, decision.candidate).tags.get(VETO))
     if not veto.passed:
         return replace(decision, outcome=REFUSED, reason=veto.reason, gates=[veto, *decision.gates[1:]])
