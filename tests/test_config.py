@@ -103,6 +103,7 @@ def test_params_of_another_version_say_what_is_missing(tmp_path: Path) -> None:
     assert str(caught.value).splitlines() == [
         "encode.precision is missing: set it in conf/ and run `tokenbridge params`",
         "train.old is no setting",
+        f"{tmp_path / PARAMS_FILE} does not fit: if another version wrote it, compose it again by `tokenbridge params`",
     ]
 
 

@@ -92,6 +92,11 @@ def load_params(root: Path = Path(), changes: Sequence[str] = ()) -> Config:
     loaded = OmegaConf.load(path)
     require(isinstance(loaded, DictConfig), f"{path} is not a mapping: run `tokenbridge params` to compose it again")
     assert isinstance(loaded, DictConfig)
+    try:
+        validate(loaded)
+    except ConfigError as error:
+        remedy = "if another version wrote it, compose it again by `tokenbridge params`"
+        raise ConfigError(f"{error}\n{path} does not fit: {remedy}") from error
     return validate(DictConfig(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(changes)))))
 
 

@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json
 from tokenbridge.config import LauncherConfig
@@ -13,8 +12,8 @@ from tokenbridge.infra.launching import LaunchError, launch
 
 def main() -> None:
     settings, arguments = Path(sys.argv[1]), sys.argv[2:]
-    launcher = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LauncherConfig), read_json(settings)))
-    assert isinstance(launcher, LauncherConfig)
+    log_to_console()
+    launcher = LauncherConfig(**read_json(settings))
     work = settings.parent
     worker = "tests.infra.launching.small_worker"
     try:
