@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from flows.server import wait_for_server
 
@@ -18,8 +18,12 @@ def training_slot(gpu_group: str) -> Iterator[None]:
     """Wait until no other flow trains on this group of GPUs; an administrator may allow more than one."""
     name = f"tokenbridge-{gpu_group}"
     wait_for_server()
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+    with get_client(sync_client=True) as client:
+        try:  # to create what exists makes the server log a traceback
+            client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            with suppress(ObjectAlreadyExists):  # another flow was faster
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
     with concurrency(
         name,
         occupy=1,

@@ -90,8 +90,10 @@ class Forecast:
         if self.running is not None and self.ends is not None:
             known[self.running] = max(self.ends - self.now(), 0.0)
             words[self.running] = f"{clock(known[self.running])} left"
-        coming = ", ".join(f"{stage} ({words.get(stage, 'not timed here yet')})" for stage in self.left)
-        return f"{done}; still to come: {coming}; about {clock(sum(known.values()))} for those timed"
+        coming = ", ".join(f"{stage} ({words[stage]})" if stage in words else stage for stage in self.left)
+        untimed = " and those that were not timed here yet" if len(known) < len(self.left) else ""
+        left = f"about {clock(sum(known.values()))}{untimed}" if known else "not timed here yet"
+        return f"{done}; still to come: {coming}; {left}"
 
     def _done(self, stage: str) -> None:
         if stage in self.left:
