@@ -15,7 +15,7 @@ from flows.failures import failing_with_its_message
 from flows.slots import training_slot
 from tokenbridge.base.files import read_json
 from tokenbridge.config.params import compose_config, expand_sweep, validate
-from tokenbridge.ops.runs.pipeline_run import reproduce_in_worktree
+from tokenbridge.ops.runs.pipeline_run import run_in_worktree
 
 WORKTREE = Path(".work/backfill")
 REPORTS = Path("reports/evaluate")
@@ -26,7 +26,7 @@ REPORTS = Path("reports/evaluate")
 def run_combination(label: str, overrides: Sequence[str], root: Path, gpu_group: str) -> State[Any]:
     """One pipeline; its state holds the metrics of every model, as ``<model>/<metric>``."""
     with training_slot(gpu_group):
-        worktree = reproduce_in_worktree(root, WORKTREE, overrides, get_run_logger().info)
+        worktree = run_in_worktree(root, WORKTREE, overrides, get_run_logger().info)
     reports = {path.stem: read_json(path) for path in sorted((worktree / REPORTS).glob("*.json"))}
     return Completed(data={f"{model}/{name}": v for model, report in reports.items() for name, v in report.items()})
 

@@ -149,10 +149,10 @@ def _params(options: argparse.Namespace) -> None:
 
 def _repro(options: argparse.Namespace) -> None:
     from tokenbridge.base.subprocesses import StageFailedError
-    from tokenbridge.ops.runs.pipeline_run import reproduce
+    from tokenbridge.ops.runs.pipeline_run import run_pipeline
 
     try:
-        reproduce(Path.cwd(), options.overrides)
+        run_pipeline(Path.cwd(), options.overrides)
     except StageFailedError:
         sys.exit("tokenbridge: the pipeline stopped at the stage above: fix what its message says, then repeat")
 

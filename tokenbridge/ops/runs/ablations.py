@@ -16,7 +16,7 @@ from tokenbridge.base.files import atomic_write_text, read_json, write_csv
 from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.config.params import load_params
 from tokenbridge.infra.git import git
-from tokenbridge.ops.runs.pipeline_run import reproduce_in_worktree
+from tokenbridge.ops.runs.pipeline_run import run_in_worktree
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _run_row(root: Path, name: str, seed: int) -> Row:
     overrides = [f"experiment={EXPERIMENTS.name}/{name}", f"train.seed={seed}", f"model={MODEL}"]
     started = time.monotonic()
     try:
-        worktree = reproduce_in_worktree(root, WORKTREE, overrides, logger.info)
+        worktree = run_in_worktree(root, WORKTREE, overrides, logger.info)
     except StageFailedError as error:
         raise UserError(f"the ablation {name} stopped ({error}); fix it and run the same command again") from error
     return _read_row(worktree, name, seed) | {"minutes": round((time.monotonic() - started) / 60, 1)}

@@ -245,7 +245,7 @@ def _record(run: PipelineRun) -> None:
     register_models(run.root, run.evaluated(), run.tracker.id)
 
 
-def reproduce(root: Path, overrides: Sequence[str] = ()) -> None:
+def run_pipeline(root: Path, overrides: Sequence[str] = ()) -> None:
     """Run ``dvc repro`` under a parent run."""
     with pipeline_run(root, overrides) as run:
         run.fetch_if_changed(logger.info)
@@ -254,7 +254,7 @@ def reproduce(root: Path, overrides: Sequence[str] = ()) -> None:
         logger.info("\nEverything is up to date: no stage had anything to do.")
 
 
-def reproduce_in_worktree(root: Path, folder: Path, overrides: Sequence[str], on_line: Callable[[str], None]) -> Path:
+def run_in_worktree(root: Path, folder: Path, overrides: Sequence[str], on_line: Callable[[str], None]) -> Path:
     """Run ``tokenbridge repro`` in a worktree of the last commit, with this project's cache and MLflow.
 
     Your own files do not change.
