@@ -67,8 +67,8 @@ def sample(
     return draw_grid(pipeline, classes, count, seed=seed, settings=SamplingSettings(**settings))
 
 
-def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict[str, float]:
-    """Return the metrics of a pipeline, as the stages ``generate`` and ``evaluate`` measure them.
+def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict[str, float | str]:
+    """Return the metrics of a pipeline, as the stages ``generate`` and ``evaluate`` measure them, and their precisions.
 
     Choose by the metrics that begin with ``validation_``. The others are against the test images.
 
@@ -94,5 +94,5 @@ def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict
         (place / "data/samples").mkdir()
         (place / "samples").rename(place / "data/samples/it")
         evaluate_stage(StageContext("evaluate@it", config, place, place, Discard(), device))
-        metrics: dict[str, float] = read_json(place / "metrics.json")
+        metrics: dict[str, float | str] = read_json(place / "metrics.json")
     return metrics
