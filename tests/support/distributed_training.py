@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tests.conftest import LAUNCHER, MODEL, RECIPE, Silent
 from tokenbridge.base.checkpoints import Checkpoints, State, live_tensors
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes, joined
 from tokenbridge.base.loading import load_whole
 from tokenbridge.config import ModelConfig
@@ -141,6 +142,7 @@ class Run:
 
 
 def main(folder: Path, cases: list[str]) -> None:
+    log_to_console()
     torch.set_num_threads(1)
     eager = partialmethod(nn.Module.compile, backend="aot_eager")
     with (

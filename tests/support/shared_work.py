@@ -17,6 +17,7 @@ import torch
 
 from tests.conftest import Silent
 from tokenbridge.base import arrays, chunks
+from tokenbridge.base.console import log_to_console
 from tokenbridge.base.distributed import SINGLE_PROCESS, joined
 from tokenbridge.base.files import atomic_path, write_json
 from tokenbridge.classifier import network
@@ -38,6 +39,7 @@ def mean_distance(generated: Features, reference: Features, _config: EvaluateCon
 
 
 def main(root: Path, out: Path) -> None:
+    log_to_console()
     arrays.SHARD_ROWS = features.CHUNK = network.CHUNK = ROWS
     chunks.LOOK_SECONDS = 0.1
     made: list[str] = []
