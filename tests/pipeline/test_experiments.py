@@ -58,12 +58,15 @@ def dvc(root: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_queued_experiment_is_recorded_in_the_checkouts_store(tmp_path: Path, settings: list[str]) -> None:
-    """DVC runs it in a temporary folder, as with ``--temp``, and then removes that folder."""
+@pytest.mark.parametrize("commands", [[["--temp"]], [["--queue"], ["--run-all"]]])
+def test_an_experiment_is_recorded_in_the_checkouts_store(
+    tmp_path: Path, settings: list[str], commands: list[list[str]]
+) -> None:
     root = tmp_path / "project"
     changed = [word for override in (*settings, "data.shard_size=3") for word in ("-S", override)]
-    dvc(root, "exp", "run", "--queue", *changed, "fetch")
-    dvc(root, "exp", "run", "--run-all")
+    dvc(root, "exp", "run", *commands[0], *changed, "fetch")
+    for command in commands[1:]:
+        dvc(root, "exp", "run", *command)
     (run,) = connect(root).client.search_runs(["1"], "tags.stage = 'fetch'")
     assert (run.info.status, run.data.params["data.shard_size"]) == ("FINISHED", "3")
     assert run.data.tags["git.commit"] == git(root, "rev-parse", "HEAD")
