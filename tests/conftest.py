@@ -10,6 +10,7 @@ from hypothesis import settings
 from tokenbridge.base.checks import BF16, FP32
 from tokenbridge.base.console import log_to_console
 from tokenbridge.base.device import has_bf16
+from tokenbridge.base.protocols import Discard
 from tokenbridge.config import LauncherConfig, ModelConfig, QuantizerConfig, TrainConfig
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer
@@ -148,18 +149,14 @@ def tier_of(item: pytest.Item) -> str:
     return next((tier for tier in TIERS if item.get_closest_marker(tier)), "fast")
 
 
-class Silent:
-    """A metric sink that keeps what it is given."""
+class Silent(Discard):
+    """A metric sink that keeps the metrics."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         self.rows.append((step, values))
-
-    def tags(self, values: dict[str, str]) -> None: ...
-
-    def artifact(self, path: Path, folder: str = "") -> None: ...
 
 
 def small_model(**changes: object) -> TokenBridgeTransformer:

@@ -15,15 +15,13 @@ from tokenbridge.base.files import read_json
 from tokenbridge.base.protocols import Discard
 from tokenbridge.config import Config
 from tokenbridge.config.model import SamplingSettings
-from tokenbridge.evaluation.checks import check_counts
-from tokenbridge.images.shards import image_counts, read_manifest
 from tokenbridge.ops.serving.draw import draw_grid
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.stages import evaluate as evaluation
+from tokenbridge.stages import generate
+from tokenbridge.stages import train as training
 from tokenbridge.stages.context import StageContext
-from tokenbridge.stages.evaluate import work as evaluate_stage
-from tokenbridge.stages.generate import work as generate_stage
 from tokenbridge.stages.runtime import WORK
-from tokenbridge.stages.train import work as train_stage
 
 
 def train(config: Config, model: str, folder: Path | str, root: Path | str = ".") -> TokenBridgePipeline:
@@ -42,7 +40,7 @@ def train(config: Config, model: str, folder: Path | str, root: Path | str = "."
     root, folder = Path(root).resolve(), Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     device = pick_device(config.launcher)
-    train_stage(StageContext(f"train@{model}", config, root, folder, Discard(), device))
+    training.work(StageContext(f"train@{model}", config, root, folder, Discard(), device))
     return TokenBridgePipeline.from_pretrained(folder / "pipeline").to(device)
 
 
@@ -82,7 +80,7 @@ def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict
     """
     log_to_console()
     root, device = Path(root).resolve(), pick_device(config.launcher)
-    check_counts(config.evaluate, config.generate.samples, image_counts(read_manifest(root / "data/images")))
+    generate.check(config, root)
     (root / WORK).mkdir(exist_ok=True)
     with TemporaryDirectory(dir=root / WORK) as scratch:
         place = Path(scratch)  # with the inputs where the stages look for them
@@ -90,9 +88,9 @@ def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict
         for name, target in (links | {"models/it": Path(folder).resolve()}).items():
             (place / name).parent.mkdir(exist_ok=True)
             (place / name).symlink_to(target)
-        generate_stage(StageContext("generate@it", config, place, place, Discard(), device))
+        generate.work(StageContext("generate@it", config, place, place, Discard(), device))
         (place / "data/samples").mkdir()
         (place / "samples").rename(place / "data/samples/it")
-        evaluate_stage(StageContext("evaluate@it", config, place, place, Discard(), device))
+        evaluation.work(StageContext("evaluate@it", config, place, place, Discard(), device))
         metrics: dict[str, float | str] = read_json(place / "metrics.json")
     return metrics

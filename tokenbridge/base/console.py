@@ -19,9 +19,14 @@ class Console(logging.StreamHandler[TextIO]):
 
 
 def log_to_console() -> None:
-    """Show what the package logs, from level INFO on. Every program calls this once; further calls change nothing."""
-    logger = logging.getLogger(PACKAGE)
-    if not any(isinstance(handler, Console) for handler in logger.handlers):
-        logger.addHandler(Console())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False  # Prefect and MLflow have handlers of their own, which would repeat each line
+    """Show what the package logs, from level INFO on. Every program calls this once; further calls change nothing.
+
+    A module of the package that runs as the program, as by ``python -m``, logs under the name ``__main__``.
+    """
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    is_ours = program is not None and program.name.startswith(f"{PACKAGE}.")
+    for logger in map(logging.getLogger, [PACKAGE, "__main__"] if is_ours else [PACKAGE]):
+        if not any(isinstance(handler, Console) for handler in logger.handlers):
+            logger.addHandler(Console())
+            logger.setLevel(logging.INFO)
+            logger.propagate = False  # Prefect and MLflow have handlers of their own, which would repeat each line

@@ -12,7 +12,7 @@ from tokenbridge.images.shards import ImageShards
 from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
 
-logger = logging.getLogger("tokenbridge.stages.classifier")  # __name__ is __main__
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:

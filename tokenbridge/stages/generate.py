@@ -7,20 +7,20 @@ import numpy as np
 
 from tokenbridge.base.device import autocast
 from tokenbridge.base.image_grid import image_grid
-from tokenbridge.config import GenerateConfig
+from tokenbridge.config import Config, GenerateConfig
 from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.inception import check_inception
 from tokenbridge.images.shards import image_counts, read_manifest
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.samples import CHUNK, GRID_ROWS, draw_chunks, grid_indices, sample_chunks, write_samples
 from tokenbridge.stages.context import StageContext, compute
-from tokenbridge.stages.runtime import StageRun, stage_run
+from tokenbridge.stages.runtime import stage_run
 
 
 def main() -> None:
     name = sys.argv[1]
     with stage_run(f"generate@{name}") as run:
-        _check(run)
+        check(run.config, run.root)
         compute(run, work)
         run.publish(run.work / "grid.png", f"reports/samples/{name}.png")
         run.publish(run.work / "samples", f"data/samples/{name}")
@@ -40,12 +40,14 @@ def work(context: StageContext) -> None:
         _write_grid(config.generate, drawn, names, context.work / "grid.png")
 
 
-def _check(run: StageRun) -> None:
-    """Check now what the evaluation needs, so that it does not fail after sampling."""
-    check_inception(run.config.evaluate)
-    check_counts(
-        run.config.evaluate, run.config.generate.samples, image_counts(read_manifest(run.root / "data/images"))
-    )
+def check(config: Config, root: Path) -> None:
+    """Check now what the evaluation needs, so that it does not fail after sampling.
+
+    Raises:
+        UserError: with a message that says what to change.
+    """
+    check_inception(config.evaluate)
+    check_counts(config.evaluate, config.generate.samples, image_counts(read_manifest(root / "data/images")))
 
 
 def _write_grid(config: GenerateConfig, drawn: Path, label_names: list[str], picture: Path) -> None:

@@ -29,7 +29,7 @@ from tokenbridge.infra.launching.agent import end_with_parent
 from tokenbridge.infra.launching.work import COMPLETE, FAILED
 from tokenbridge.stages.context import METRICS, MetricFile, StageContext
 
-logger = logging.getLogger("tokenbridge.stages.worker")  # __name__ is __main__
+logger = logging.getLogger(__name__)
 
 IN_VAIN = (UserError, NonFiniteError)  # errors that a restart would raise again
 
