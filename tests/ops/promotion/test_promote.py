@@ -279,7 +279,7 @@ def test_the_command_prints_the_report_and_fails_if_refused(
     [
         ("base", [], "no version of tokenbridge-shapes-base is registered"),
         ("tiny", ["--version", "9"], f"{NAME} has no version 9: choose one of 2, 1"),
-        ("tiny", ["--set", "promotion.secs=1"], "Key 'secs' not in 'PromotionConfig'"),
+        ("tiny", ["--set", "promotion.secs=1"], "promotion.secs is no setting: did you mean seconds?"),
     ],
 )
 def test_what_cannot_be_asked_for_is_said_at_once(
