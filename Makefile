@@ -70,7 +70,7 @@ lint: env ## check style, spelling and types
 	@mypy
 
 docs: env ## build the documentation as a site: site/index.html; fails on a dead link
-	@zensical build --strict
+	@zensical build --clean --strict
 
 format: env ## apply the formatter
 	@ruff check --fix .
@@ -84,7 +84,7 @@ lock: env ## write requirements.lock from pyproject.toml; OPTIONS=--upgrade rene
 		$(OPTIONS) -o requirements.lock pyproject.toml
 
 clean: ## remove work in progress and caches; models, data and runs stay
-	@rm -rf .work .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots site
+	@rm -rf .work .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots site
 
 clean-all: clean ## remove everything that is not in git: environment, data, models, runs
 	@echo "This deletes $(VENV), data, models, reports, DVC's cache and all MLflow runs of this folder."
