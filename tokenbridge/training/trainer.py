@@ -176,7 +176,6 @@ class Trainer:
             kind=recipe.optimizer,
             learning_rate=recipe.learning_rate,
             muon_learning_rate=recipe.muon_learning_rate,
-            precision=recipe.precision,
             weight_decay=recipe.weight_decay,
             betas=(recipe.beta1, recipe.beta2),
             is_matrix=is_matrix,

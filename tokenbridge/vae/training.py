@@ -82,7 +82,6 @@ class VaeTrainer:
             kind=config.optimizer,
             learning_rate=config.learning_rate,
             muon_learning_rate=config.muon_learning_rate,
-            precision=config.precision,
             weight_decay=WEIGHT_DECAY,
             betas=BETAS,
             is_matrix=is_kernel,
