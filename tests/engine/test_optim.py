@@ -6,16 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.muon import newton_schulz
 from tests.conftest import RECIPE
-from tokenbridge.engine.optim import (
-    NEWTON_SCHULZ,
-    NEWTON_SCHULZ_STEPS,
-    Muon,
-    NonFiniteError,
-    build_optimizers,
-    orthogonalize,
-    update_weights,
-)
+from tokenbridge.engine.optim import Muon, NonFiniteError, build_optimizers, orthogonalize, update_weights
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.training.trainer import is_matrix
 
@@ -51,17 +44,6 @@ def test_every_parameter_is_trained_once(model: TokenBridgeTransformer, kind: st
     assert len(trained) == len({id(parameter) for parameter in trained}) == len(list(model.parameters()))
 
 
-def newton_schulz(matrix: Tensor) -> Tensor:
-    """The iteration as it is published: every step multiplies the matrix."""
-    a, b, c = NEWTON_SCHULZ
-    x = matrix.double()
-    x = (x.T if len(x) > x.shape[1] else x) / x.norm()
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if x.shape == matrix.shape else x.T
-
-
 SHAPES = [(8, 32), (32, 8), (16, 16), (8, 9)]
 
 
@@ -75,14 +57,14 @@ def test_orthogonalize_makes_singular_values_near_one() -> None:
 
 @pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-6])
 def test_orthogonalize_is_the_published_iteration(smallest: float) -> None:
-    """Also for a gradient whose directions differ in size. Float32 then rounds small ones; bfloat16 is 100 times worse."""
+    """Also for a gradient whose directions differ in size, where float32 rounds the small ones."""
     random = torch.Generator().manual_seed(0)
     matrices = []
     for rows, columns in SHAPES:
         u, s, v = torch.linalg.svd(torch.randn(rows, columns, generator=random), full_matrices=False)
         matrices.append(u * torch.logspace(0, math.log10(smallest), len(s)) @ v)
     for matrix, result in zip(matrices, orthogonalize(matrices), strict=True):
-        expected = newton_schulz(matrix)
+        expected = newton_schulz(matrix.double())
         assert (result - expected).norm() <= 2e-3 * expected.norm()
 
 
