@@ -65,6 +65,7 @@ def test_experiments_are_recorded_in_the_checkouts_store(tmp_path: Path, setting
         dvc(root, "exp", "run", where, *changed, "fetch")
     dvc(root, "exp", "run", "--run-all")
     runs = connect(root).client.search_runs(["1"], "tags.stage = 'fetch'", order_by=["attributes.start_time"])
-    assert [(run.info.status, run.data.params["data.shard_size"]) for run in runs] == [("FINISHED", "3"), ("FINISHED", "4")]
+    assert [run.data.params["data.shard_size"] for run in runs] == ["3", "4"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.tags["git.commit"] for run in runs} == {git(root, "rev-parse", "HEAD")}
     assert not (root / "data/images").exists()  # they ran elsewhere

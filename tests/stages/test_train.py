@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.conftest import random_model
-from tests.support.checkout import CHECKOUT
-from tests.support.small_data import write_moments
 from tests.support.small_pipeline import build_pipeline
 from tests.support.small_project import write_inputs
 from tokenbridge.base.files import read_json
-from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.stages import train
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
@@ -25,10 +21,8 @@ from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 def project(
     repository: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A repository with moments and a quantizer, told to take its model from the folder given/."""
-    OmegaConf.save(compose_config(["+models.tiny.pretrained=given"], CHECKOUT / "conf"), repository / PARAMS_FILE)
-    write_moments(repository / "data/moments", vae_latents)
-    quantizer.save_pretrained(repository / "models/quantizer")
+    """A repository with all that `train` needs, told to take its model from the folder given/."""
+    write_inputs(repository, vae_latents, quantizer, ["+models.tiny.pretrained=given"])
     monkeypatch.setattr(sys, "argv", ["train", "tiny"])
     return repository
 

@@ -62,7 +62,7 @@ def edited_lock(project: Project) -> Iterator[dict[str, Any]]:
     path.write_text(yaml.safe_dump(lock, sort_keys=False))
 
 
-def test_a_version_tells_where_it_comes_from_and_what_it_can_do(evaluated: Project) -> None:
+def test_a_version_tells_where_it_comes_from_and_its_newest_evaluation(evaluated: Project) -> None:
     register(evaluated)
     (version,) = versions(evaluated)
     assert version.md5 == md5_as_dvc(evaluated.root / "models/tiny")
@@ -81,22 +81,16 @@ def test_a_version_tells_where_it_comes_from_and_what_it_can_do(evaluated: Proje
     model = evaluated.store.client.get_logged_model(version.model_id)
     assert {metric.key: metric.value for metric in model.metrics}["class_accuracy"] == 0.5
 
-
-def test_what_is_registered_is_not_recorded_again(evaluated: Project) -> None:
-    register(evaluated)
-    register_models(evaluated.root, ["tiny"], "no-parent")
+    register_models(evaluated.root, ["tiny"], "no-parent")  # the same again
     assert find_spools(evaluated.root) == []
     assert len(runs(evaluated)) == 1
 
-
-def test_another_evaluation_of_the_model_is_news_of_its_version(evaluated: Project) -> None:
-    register(evaluated)
     write_json(evaluated.root / REPORT, {"class_accuracy": 0.75})
     with edited_lock(evaluated) as stages:
         record = next(out for out in stages["evaluate@tiny"]["outs"] if out["path"] == REPORT)
         record["md5"] = md5_as_dvc(evaluated.root / REPORT)
     register(evaluated)
-    (version,) = versions(evaluated)
+    (version,) = versions(evaluated)  # another evaluation is news of the same version
     assert version.tags["metric.class_accuracy"] == "0.75"
     assert version.tags[EVALUATION] == md5_as_dvc(evaluated.root / REPORT)
 
