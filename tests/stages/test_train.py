@@ -39,21 +39,18 @@ def test_a_pretrained_model_is_taken_as_it_is(project: Path, quantizer: Dimensio
     assert (project / "reports/train/tiny/validation.csv").read_text() == "step,images,validation_loss\n"
 
 
-def test_one_that_does_not_fit_is_refused(
+def test_one_that_is_missing_or_does_not_fit_is_refused(
     project: Path, quantizer: DimensionwiseQuantizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "given is no trained pipeline" in capsys.readouterr().err
     build_pipeline(random_model(levels=4, num_classes=2), quantizer).save_pretrained(project / "given")
     with pytest.raises(SystemExit):
         train.main()
     message = capsys.readouterr().err
     assert "models.tiny.pretrained: given does not fit data and quantizer" in message
     assert "levels is 4, not 8; num_classes is 2, not 3" in message
-
-
-def test_a_folder_that_is_no_pipeline_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        train.main()
-    assert "given is no trained pipeline" in capsys.readouterr().err
 
 
 def test_a_training_reports_its_validation_loss_and_logs_pictures_of_samples(

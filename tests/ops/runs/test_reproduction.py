@@ -21,7 +21,6 @@ from tokenbridge.ops.runs.pipeline_run import PipelineRun
 from tokenbridge.ops.runs.reproduction import Difference, compare, report, reproduce_run
 
 METRIC = "measure/distance"
-TOLERANCE = 0.1
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def recorded(run: PipelineRun) -> RecordedRun:
 
 
 def test_the_same_bits_are_the_same_run(run: PipelineRun, recorded: RecordedRun) -> None:
-    result = compare(recorded, run, recomputed=True, tolerance=TOLERANCE)
+    result = compare(recorded, run, recomputed=True)
     assert (result.outs, result.metrics, result.exact, result.equal) == (1, 1, True, True)
     assert report(result).splitlines()[0] == f"Run r1 computed again in {run.root}: the same bits."
 
@@ -67,7 +66,7 @@ def test_on_the_same_machine_nothing_may_differ(
 ) -> None:
     file = run.root / "measure.json"
     file.write_text(content) if content else file.unlink()
-    result = compare(recorded, run, recomputed=True, tolerance=TOLERANCE)
+    result = compare(recorded, run, recomputed=True)
     assert [item.what for item in result.changed] == ["measure.json"]
     assert (result.changed[0].found == found) == (content is None)
     assert [item.what for item in result.drifted] == [METRIC]
@@ -81,21 +80,21 @@ def test_elsewhere_metrics_may_differ_by_the_tolerance(
 ) -> None:
     (run.root / "measure.json").write_text(json.dumps({"distance": distance}))
     elsewhere = replace(recorded, processor="another")
-    result = compare(elsewhere, run, recomputed=True, tolerance=TOLERANCE)
+    result = compare(elsewhere, run, recomputed=True)
     assert [item.what for item in result.machine] == ["processor"]
     assert (result.exact, result.equal) == (False, equal)
-    assert not compare(elsewhere, run, recomputed=False, tolerance=TOLERANCE).equal  # what was restored has its bits
+    assert not compare(elsewhere, run, recomputed=False).equal  # what was restored has its bits
 
 
 @pytest.mark.parametrize("where", ["here", "another"])
 def test_what_is_missing_is_never_the_same(run: PipelineRun, recorded: RecordedRun, where: str) -> None:
     elsewhere = replace(recorded, processor=where)
-    more = compare(replace(elsewhere, metrics={METRIC: 5.0, "measure/recall": 0.5}), run, True, TOLERANCE)
+    more = compare(replace(elsewhere, metrics={METRIC: 5.0, "measure/recall": 0.5}), run, recomputed=True)
     assert more.drifted == [Difference("measure/recall", "0.5", "'absent'")]
     assert not more.equal
     (run.root / "measure.json").unlink()
     run.outcomes.clear()
-    less = compare(replace(elsewhere, metrics={}), run, True, TOLERANCE)
+    less = compare(replace(elsewhere, metrics={}), run, recomputed=True)
     assert [(item.what, item.found) for item in less.changed] == [("measure.json", "absent")]
     assert not less.equal
 
@@ -105,7 +104,7 @@ def test_other_packages_and_files_that_were_too_large_are_another_machine(
 ) -> None:
     packages = recorded.packages | {"torch": "0.1", "vanished": "1.0"}
     other = replace(recorded, packages=packages, left_out=("data.bin",))
-    result = compare(other, run, recomputed=True, tolerance=TOLERANCE)
+    result = compare(other, run, recomputed=True)
     assert {item.what: item.found for item in result.machine} == {
         "torch": installed_packages()["torch"],
         "vanished": "absent",
