@@ -67,7 +67,8 @@ class Trial:
         versions = [version for version in (self.candidate, self.champion) if version is not None]
         pipelines = [pipeline, *(bench.load(version) for version in versions[1:])]
         measured = [bench.measure(version) for version in versions]
-        limits, found = self.config.promotion, {}
+        limits = self.config.promotion
+        found: dict[str, Difference] = {}
         if self.champion:
             least, most = limits.min_resamples, limits.resamples
             logger.info(f"promotion: resampling for {limits.seconds:g} s, {least} times at least, {most} at most")
