@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 
 from flows.artifacts import titled
 from flows.failures import failing_with_its_message
-from flows.slots import training_slot
+from flows.server import training_slot
 from tokenbridge.base.files import read_json
 from tokenbridge.config.params import compose_config, expand_sweep, validate
 from tokenbridge.ops.runs.pipeline_run import run_in_worktree

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.failures import failing_with_its_message
-from flows.slots import training_slot
+from flows.server import training_slot
 from tokenbridge.config.params import load_params
 from tokenbridge.ops.runs.reproduction import report, reproduce_run
 

@@ -24,8 +24,7 @@ from prefect.utilities.annotations import quote
 
 from flows.artifacts import link_run, publish_run, titled
 from flows.failures import failing_with_its_message
-from flows.server import wait_for_server
-from flows.slots import training_slot
+from flows.server import training_slot, wait_for_server
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.config.params import load_params

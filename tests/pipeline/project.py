@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ import yaml
 from mlflow.entities import Run
 
 from tokenbridge.base.files import sha256_tree
+from tokenbridge.config.params import PARAMS_FILE
 from tokenbridge.infra.dvc import read_outcome
 from tokenbridge.infra.tracking.store import connect
 
@@ -87,12 +88,15 @@ class Project:
 
     @contextmanager
     def by_hand(self, *overrides: str) -> Iterator[None]:
-        """Within it, stages can be run without dvc, with these settings more; DVC puts back what they replaced."""
+        """Within it, stages can be run without dvc, with these settings more; what they replaced is put back."""
         self.settle()
-        self.settled = False
+        params = self.root / PARAMS_FILE
+        settings = params.read_text()
         self.run("python", "-m", "tokenbridge.cli", "params", *self.overrides, *overrides)
         yield
         self.run("dvc", "checkout", "--force")
+        params.write_text(settings)
+        self.settled = True
 
     def settle(self) -> None:
         """Bring everything up to date, whatever the last test left."""
@@ -146,10 +150,10 @@ def wait_for(ask: Callable[[], T | None], what: str) -> T:
     raise TimeoutError(f"no {what} within {PATIENCE} seconds")
 
 
-def first_match(folder: Path, pattern: str) -> Path | None:
+def first_match(folder: Path, pattern: str, besides: Collection[Path] = ()) -> Path | None:
     """A path below ``folder``, where others come and go meanwhile."""
     with suppress(FileNotFoundError):
-        return next(folder.glob(pattern), None)
+        return next((path for path in folder.glob(pattern) if path not in besides), None)
     return None
 
 

@@ -58,16 +58,14 @@ def dvc(root: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("commands", [[["--temp"]], [["--queue"], ["--run-all"]]])
-def test_an_experiment_is_recorded_in_the_checkouts_store(
-    tmp_path: Path, settings: list[str], commands: list[list[str]]
-) -> None:
+def test_experiments_are_recorded_in_the_checkouts_store(tmp_path: Path, settings: list[str]) -> None:
     root = tmp_path / "project"
-    changed = [word for override in (*settings, "data.shard_size=3") for word in ("-S", override)]
-    dvc(root, "exp", "run", *commands[0], *changed, "fetch")
-    for command in commands[1:]:
-        dvc(root, "exp", "run", *command)
-    (run,) = connect(root).client.search_runs(["1"], "tags.stage = 'fetch'")
-    assert (run.info.status, run.data.params["data.shard_size"]) == ("FINISHED", "3")
-    assert run.data.tags["git.commit"] == git(root, "rev-parse", "HEAD")
-    assert not (root / "data/images").exists()  # it ran elsewhere
+    for size, where in (("3", "--temp"), ("4", "--queue")):
+        changed = [word for override in (*settings, f"data.shard_size={size}") for word in ("-S", override)]
+        dvc(root, "exp", "run", where, *changed, "fetch")
+    dvc(root, "exp", "run", "--run-all")
+    runs = connect(root).client.search_runs(["1"], "tags.stage = 'fetch'", order_by=["attributes.start_time"])
+    assert [run.data.params["data.shard_size"] for run in runs] == ["3", "4"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.tags["git.commit"] for run in runs} == {git(root, "rev-parse", "HEAD")}
+    assert not (root / "data/images").exists()  # they ran elsewhere

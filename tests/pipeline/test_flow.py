@@ -12,8 +12,8 @@ from tests.pipeline.project import PATIENCE, STAGES, Project, descendant, wait_f
 pytestmark = pytest.mark.pipeline
 
 
-def flow(project: Project, *overrides: str, fails: bool = False) -> str:
-    return project.run("python", "-m", "flows.retrain", *project.overrides, *overrides, fails=fails)
+def failing_flow(project: Project, override: str) -> str:
+    return project.run("python", "-m", "flows.retrain", *project.overrides, override, fails=True)
 
 
 def ask(project: Project, query: str) -> list[Any]:
@@ -33,11 +33,23 @@ def artifacts(project: Project) -> dict[str, Any]:
     return dict(ask(project, "SELECT key, data FROM artifact ORDER BY created"))
 
 
-def test_the_flow_runs_what_changed_and_shows_it(project: Project) -> None:
+def test_the_flow_waits_for_its_turn_runs_what_changed_and_shows_it(project: Project) -> None:
     project.settle()
-    output = flow(project, "evaluate.kid_subsets=4")
-    expected = dict.fromkeys(STAGES, "Skipped") | {"evaluate@tiny": "Completed"}
-    assert task_states(project) == expected
+    first = project.start_repro("evaluate.kid_subsets=8")
+    stage = wait_for(lambda: descendant(first, "-m", "tokenbridge.stages.evaluate"), "process of evaluate")
+    stage.suspend()  # so that it surely lives when the flow starts
+    second = project.start("python", "-m", "flows.retrain", *project.overrides, "evaluate.kid_subsets=9")
+    assert second.stdout is not None
+    assert any("another process is using the pipeline" in line for line in second.stdout)
+    stage.resume()
+    for process in (first, second):
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, output
+    assert [run.data.params["evaluate.kid_subsets"] for run in project.runs("evaluate@tiny")[-2:]] == ["8", "9"]
+    assert {run.info.status for run in project.runs("pipeline")[-2:]} == {"FINISHED"}
+    assert "Data and pipelines are up to date" in project.run("dvc", "status")
+
+    assert task_states(project) == dict.fromkeys(STAGES, "Skipped") | {"evaluate@tiny": "Completed"}
     assert "Task run 'evaluate@tiny' - features of samples: 500/500 images" in output  # the stage's own words
     shown = artifacts(project)
     assert set(shown) == {"stages", "metrics", "samples-tiny", "mlflow-run"}
@@ -45,12 +57,9 @@ def test_the_flow_runs_what_changed_and_shows_it(project: Project) -> None:
     assert json.loads(shown["samples-tiny"]).startswith("data:image/jpeg;base64,")
     assert project.runs("evaluate@tiny")[-1].data.tags["mlflow.parentRunId"] == project.runs("pipeline")[-1].info.run_id
 
-    flow(project, "evaluate.kid_subsets=4")
-    assert task_states(project) == dict.fromkeys(STAGES, "Skipped")
-
 
 def test_a_failing_stage_ends_the_flow_with_its_message(project: Project) -> None:
-    output = flow(project, "vae.pretrained=/nonexistent", fails=True)
+    output = failing_flow(project, "vae.pretrained=/nonexistent")
     assert "vae: /nonexistent is no model folder" in output
     assert "Traceback" not in output
     assert "Retry" not in output  # trying again mends no setting
@@ -62,24 +71,6 @@ def test_a_failing_stage_ends_the_flow_with_its_message(project: Project) -> Non
 
 
 def test_a_wrong_setting_stops_before_prefect_starts(project: Project) -> None:
-    output = flow(project, "train.lrr=1", fails=True)
+    output = failing_flow(project, "train.lrr=1")
     assert output.startswith("retrain: Could not override 'train.lrr'")
     assert len(output.splitlines()) == 1
-
-
-def test_two_at_once_take_turns_and_leave_dvc_whole(project: Project) -> None:
-    project.settle()
-    first = project.start_repro("evaluate.kid_subsets=8")
-    stage = wait_for(lambda: descendant(first, "-m", "tokenbridge.stages.evaluate"), "process of evaluate")
-    stage.suspend()  # so that it surely lives when the next one starts
-    second = project.start("python", "-m", "flows.retrain", *project.overrides, "evaluate.kid_subsets=9")
-    assert second.stdout is not None
-    assert any("another process is using the pipeline" in line for line in second.stdout)
-    stage.resume()
-    for process in (first, second):
-        output, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, output
-    assert task_states(project)["evaluate@tiny"] == "Completed"
-    assert [run.data.params["evaluate.kid_subsets"] for run in project.runs("evaluate@tiny")[-2:]] == ["8", "9"]
-    assert {run.info.status for run in project.runs("pipeline")[-2:]} == {"FINISHED"}
-    assert "Data and pipelines are up to date" in project.run("dvc", "status")

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -16,12 +17,14 @@ WEIGHTS = "models/tiny/transformer"
 
 
 def start_until(project: Project, stage: str, file: str, *command: str) -> tuple[subprocess.Popen[str], psutil.Process]:
-    """The command (``repro``) and its stage process, at the moment when the stage's work folder has ``file``."""
+    """The command (``repro``) and its stage process, at the moment when the stage's work folder has a new ``file``."""
     module, _, model = stage.partition("@")
+    work = project.root / ".work" / stage
+    before = set(work.glob(f"*/{file}"))
     repro = project.start(*command) if command else project.start_repro()
     # the process first: a search for it after the file may take longer than the rest of the work
     process = wait_for(lambda: descendant(repro, "-m", f"tokenbridge.stages.{module}", model), f"process of {stage}")
-    wait_for(lambda: first_match(project.root / ".work" / stage, f"*/{file}"), f"{file} of {stage}")
+    wait_for(lambda: first_match(work, f"*/{file}", before), f"{file} of {stage}")
     assert process.is_running(), f"{stage} ended before it could be stopped"
     return repro, process
 
@@ -45,67 +48,6 @@ def leftovers(project: Project, stage: str) -> list[Path]:
     return work + [path for folder in ("data", "models", "reports") for path in (project.root / folder).rglob(".*")]
 
 
-def test_a_killed_training_resumes_and_ends_with_the_same_weights(project: Project) -> None:
-    project.settle()
-    uninterrupted = project.digest(WEIGHTS)
-    project.forget("train@tiny")
-    repro, stage = start_until(project, "train@tiny", "checkpoints/step-*")
-    stage.kill()
-    output = finish(repro)
-    assert repro.returncode != 0
-    assert "the pipeline stopped at the stage above" in output
-    assert "Traceback" not in output
-    assert project.runs("pipeline")[-1].info.status == "FAILED"
-
-    output = project.repro()
-    assert "train: resuming at" in output
-    assert project.digest(WEIGHTS) == uninterrupted
-    assert outcomes(output)["generate@tiny"] == "skipped"  # the weights are the same for DVC too
-    killed, resumed = project.runs("train@tiny")[-2:]
-    assert (killed.info.status, resumed.info.status) == ("KILLED", "FINISHED")
-    assert resumed.data.tags["resumed_from"] == killed.data.tags["spool"]
-    assert not leftovers(project, "train@tiny")
-
-
-def test_a_stage_that_outlives_its_dvc_is_waited_for(project: Project) -> None:
-    project.settle()
-    uninterrupted = project.digest(WEIGHTS)
-    project.forget("train@tiny")
-    dvc, orphan = start_until(project, "train@tiny", "checkpoints/step-*", "dvc", "repro")
-    orphan.suspend()  # so that it surely lives when the next one starts
-    assert not list((project.root / ".work/train@tiny").glob("*/pipeline")), (
-        "the training was over before it was stopped"
-    )
-    dvc.kill()
-    dvc.wait()
-    second = project.start_repro()
-    assert second.stdout is not None
-    waiting = next(line for line in second.stdout if "waiting for it" in line)
-    assert "another process is using" in waiting
-    orphan.resume()
-    output = finish(second)
-    assert second.returncode == 0, output
-    assert "train: resuming at" in output  # at the end, which the orphan has reached
-    assert project.digest(WEIGHTS) == uninterrupted
-    assert not leftovers(project, "train@tiny")
-
-
-def test_a_killed_dvc_takes_its_stage_with_it(project: Project) -> None:
-    project.settle()
-    uninterrupted = project.digest(WEIGHTS)
-    project.forget("train@tiny")
-    repro, stage = start_until(project, "train@tiny", "checkpoints/step-*")
-    dvc = descendant(repro, "-m", "dvc")
-    assert dvc is not None
-    dvc.kill()
-    finish(repro)
-    assert repro.returncode != 0
-    assert is_over(stage)
-    assert "train: resuming at" in project.repro()
-    assert project.digest(WEIGHTS) == uninterrupted
-    assert not leftovers(project, "train@tiny")
-
-
 def test_sampling_resumes_after_its_whole_group_was_killed(project: Project) -> None:
     project.settle()
     uninterrupted = project.digest("data/samples/tiny")
@@ -124,3 +66,47 @@ def test_sampling_resumes_after_its_whole_group_was_killed(project: Project) -> 
     assert outcomes(output)["evaluate@tiny"] == "skipped"
     assert project.runs("generate@tiny")[-2].info.status == "KILLED"
     assert not leftovers(project, "generate@tiny")
+
+
+def test_a_training_survives_kills_of_itself_and_of_dvc_with_the_same_weights(project: Project) -> None:
+    project.settle()
+    uninterrupted = project.digest(WEIGHTS)
+    project.forget("train@tiny")
+    until = ("train@tiny", "checkpoints/step-*")
+
+    repro, stage = start_until(project, *until)
+    stage.kill()
+    output = finish(repro)
+    assert repro.returncode != 0
+    assert "the pipeline stopped at the stage above" in output
+    assert "Traceback" not in output
+    assert project.runs("pipeline")[-1].info.status == "FAILED"
+
+    repro, stage = start_until(project, *until)
+    dvc = descendant(repro, "-m", "dvc")
+    assert dvc is not None
+    dvc.kill()
+    assert "train: resuming at" in finish(repro)
+    assert repro.returncode != 0
+    assert is_over(stage)  # it ends with its dvc
+
+    bare_dvc, orphan = start_until(project, *until, "dvc", "repro")
+    orphan.suspend()  # so that it surely lives when the next one starts
+    assert not first_match(project.root / ".work/train@tiny", "*/pipeline"), "the training was over too early"
+    bare_dvc.kill()
+    bare_dvc.wait()
+    last = project.start_repro()
+    assert last.stdout is not None
+    waiting = next(line for line in last.stdout if "waiting for it" in line)
+    assert "another process is using" in waiting
+    orphan.resume()
+    output = finish(last)
+    assert last.returncode == 0, output
+    assert "train: resuming at" in output  # at the end, which the orphan has reached
+    assert project.digest(WEIGHTS) == uninterrupted
+    assert outcomes(output)["generate@tiny"] == "skipped"  # the weights are the same for DVC too
+    assert not leftovers(project, "train@tiny")
+    runs = project.runs("train@tiny")[-4:]
+    assert (runs[0].info.status, runs[-1].info.status) == ("KILLED", "FINISHED")
+    for interrupted, resumed in pairwise(runs):
+        assert resumed.data.tags["resumed_from"] == interrupted.data.tags["spool"]

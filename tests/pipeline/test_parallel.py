@@ -8,7 +8,9 @@ from tests.pipeline.project import PATIENCE, Project, descendant, first_match, w
 pytestmark = pytest.mark.pipeline
 
 
-def test_samples_are_the_bytes_of_one_process(project: Project) -> None:
+def test_two_processes_draw_and_learn_the_same_even_if_one_is_killed(
+    project: Project, learnt_by_two: dict[str, str]
+) -> None:
     """Of ``encode``, ``tokenize`` and ``evaluate``, tests/test_shared_work.py shows it."""
     with project.by_hand(*TWO):
         before = project.digest("data/samples/tiny")
@@ -16,9 +18,6 @@ def test_samples_are_the_bytes_of_one_process(project: Project) -> None:
         assert "[rank 0] " in output
         assert project.digest("data/samples/tiny") == before
 
-
-def test_a_killed_worker_does_not_change_what_is_learnt(project: Project, learnt_by_two: dict[str, str]) -> None:
-    with project.by_hand(*TWO):
         stage = project.start(*TRAIN)
         worker = wait_for(lambda: descendant(stage, "-u", "tokenbridge.stages.worker"), "worker")
         work = project.root / ".work/train@tiny"

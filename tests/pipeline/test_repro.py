@@ -9,12 +9,20 @@ from mlflow.entities import Run
 
 from tests.pipeline.project import STAGES, Project, outcomes
 from tokenbridge.base.files import read_json, sha256_file
+from tokenbridge.cli import main
 from tokenbridge.images.shards import ImageShards
+from tokenbridge.infra.dvc import locked_outs
+from tokenbridge.infra.git import git
+from tokenbridge.infra.tracking.registry import Registry, Version
 from tokenbridge.infra.tracking.store import connect
 
 pytestmark = pytest.mark.pipeline
 
-EVERYTHING = set(STAGES)
+MODEL = "tokenbridge-fashion_mnist-tiny"
+
+
+def versions(project: Project) -> list[Version]:
+    return Registry(connect(project.root)).versions(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,7 @@ def test_every_declared_output_is_there(project: Project) -> None:
     project.settle()
     locked = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]
     outs = [out["path"] for stage in locked.values() for out in stage["outs"]]
-    assert set(locked) == EVERYTHING
+    assert set(locked) == set(STAGES)
     assert [out for out in outs if not (project.root / out).exists()] == []
 
 
@@ -78,7 +86,7 @@ def test_every_stage_is_a_child_run(project: Project, first_runs: dict[str, Run]
     tags = run.data.tags
     assert run.info.status == "FINISHED"
     assert tags["mlflow.parentRunId"] == first_runs["pipeline"].info.run_id
-    assert tags["git.commit"] == project.run("git", "rev-parse", "HEAD").strip()
+    assert tags["git.commit"] == git(project.root, "rev-parse", "HEAD")
     assert len(tags["stage.key"]) == 16
     assert any(name.startswith("out.") for name in tags)
     assert run.data.params
@@ -102,31 +110,51 @@ def test_training_is_recorded_with_its_curve_plots_and_model(project: Project, f
     assert "reports/samples/tiny.png" in project.artifacts(first_runs["generate@tiny"])
 
 
+def test_the_model_is_a_version_under_the_pipelines_run(project: Project) -> None:
+    version = versions(project)[0]
+    assert version.md5 == locked_outs(project.root)["models/tiny"]
+    assert float(version.tags["metric.fd_efficientnet_lite0_32px"]) > 0
+    assert version.tags["git.commit"] == git(project.root, "rev-parse", "HEAD")
+    run = project.runs("register@tiny")[-1]
+    assert run.data.tags["mlflow.parentRunId"] in {parent.info.run_id for parent in project.runs("pipeline")}
+    assert {"README.md", "samples.png", "tiny.json"} <= set(project.artifacts(run))
+    model = connect(project.root).client.get_logged_model(version.model_id)
+    assert model.source_run_id in {training.info.run_id for training in project.runs("train@tiny")}  # logged once
+
+
 def test_a_second_repro_does_nothing_and_links_the_runs_that_did(project: Project) -> None:
     project.settle()
+    before = len(versions(project)), len(project.runs("register@tiny"))
     output = project.repro()
     assert outcomes(output) == dict.fromkeys(STAGES, "skipped")
     assert "Everything is up to date" in output
     tags = project.runs("pipeline")[-1].data.tags
     for stage in STAGES:
         assert tags[f"reused.{stage.replace('@', '_')}"] in {run.info.run_id for run in project.runs(stage)}
+    assert "registry:" not in output
+    assert (len(versions(project)), len(project.runs("register@tiny"))) == before
 
 
-def test_a_changed_parameter_runs_only_what_depends_on_it(project: Project) -> None:
+def test_lost_outputs_come_back_from_the_cache(project: Project) -> None:
+    """Outputs gone and no lock file: nothing is computed again."""
     project.settle()
-    output = project.repro("generate.temperature=0.9")
-    assert {stage for stage, outcome in outcomes(output).items() if outcome == "ran"} == {
-        "generate@tiny",
-        "evaluate@tiny",
-    }
-    told = [line for line in output.splitlines() if line.startswith("pipeline: ")]
-    assert told[0].startswith("pipeline: 0 of 2 stages done; still to come: generate@tiny (")
-    assert told[-1] == "pipeline: 2 of 2 stages done"
-    assert "generate.temperature: 0.9" not in project.run("git", "show", "HEAD:params.yaml")
+    weights = project.digest("models/tiny")
+    for folder in ("data", "models", "reports"):
+        shutil.rmtree(project.root / folder)
+    (project.root / "dvc.lock").unlink()
+    assert outcomes(project.repro()) == dict.fromkeys(STAGES, "cached")
+    assert project.digest("models/tiny") == weights
 
-    restored = outcomes(project.repro())
-    assert {stage for stage, outcome in restored.items() if outcome == "cached"} == {"generate@tiny", "evaluate@tiny"}
-    assert "ran" not in restored.values()
+
+def test_a_pretrained_model_is_evaluated_without_training(project: Project, tmp_path: Path) -> None:
+    project.settle()
+    trained = project.digest("models/tiny/transformer")
+    shutil.copytree(project.root / "models/tiny", tmp_path / "elsewhere")
+    output = project.repro(f"models.tiny.pretrained={tmp_path / 'elsewhere'}")
+    assert outcomes(output)["train@tiny"] == "ran"
+    assert "train: " not in output  # its progress
+    assert project.digest("models/tiny/transformer") == trained
+    assert outcomes(output)["generate@tiny"] == "skipped"  # the folder is the same for DVC
 
 
 def test_dvc_commands_of_the_readme_work(project: Project) -> None:
@@ -148,7 +176,8 @@ def test_dvc_commands_of_the_readme_work(project: Project) -> None:
     assert "generate.steps" in project.run("dvc", "params", "diff", "HEAD")
 
 
-def test_a_wrong_setting_stops_before_anything_runs(project: Project) -> None:
+def test_a_wrong_setting_stops_before_anything_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
     before = (project.root / "params.yaml").read_text()
     for override, message in {
         "train.lrr=1": "Could not override 'train.lrr'",
@@ -157,18 +186,8 @@ def test_a_wrong_setting_stops_before_anything_runs(project: Project) -> None:
         "train.epochs=many": "train.epochs is 'many': must be a valid number",
         "train.precision=fp8": "train.precision is 'fp8': must be 'auto', 'bf16' or 'fp32'",
     }.items():
-        output = project.repro(override, fails=True)
-        assert output.startswith(f"tokenbridge: {message}")
-        assert len(output.splitlines()) == 1
+        with pytest.raises(SystemExit) as stop:
+            main(["repro", *project.overrides, override])
+        assert str(stop.value).startswith(f"tokenbridge: {message}")
+        assert len(str(stop.value).splitlines()) == 1
     assert (project.root / "params.yaml").read_text() == before
-
-
-def test_lost_outputs_come_back_from_the_cache(project: Project) -> None:
-    """Outputs gone and no lock file: nothing is computed again."""
-    project.settle()
-    weights = project.digest("models/tiny")
-    for folder in ("data", "models", "reports"):
-        shutil.rmtree(project.root / folder)
-    (project.root / "dvc.lock").unlink()
-    assert outcomes(project.repro()) == dict.fromkeys(STAGES, "cached")
-    assert project.digest("models/tiny") == weights

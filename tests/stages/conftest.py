@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.support.checkout import CHECKOUT
+from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.stages.runtime import PARENT_VARIABLE
 
 
@@ -19,3 +21,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(PARENT_VARIABLE, "parent")
     return tmp_path
+
+
+def configure(repository: Path, *overrides: str) -> None:
+    """Write a params.yaml of conf/ with these overrides."""
+    OmegaConf.save(compose_config(overrides, CHECKOUT / "conf"), repository / PARAMS_FILE)

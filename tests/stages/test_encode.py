@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from tests.evaluation.shards import save_shards
-from tests.support.checkout import CHECKOUT
+from tests.stages.conftest import configure
 from tests.vae.test_autoencoder import CONFIG as VAE
-from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.stages import encode
 from tokenbridge.tokenizer.moments import Moments
 from tokenbridge.vae.autoencoder import encode_moments
@@ -22,8 +20,8 @@ NAMES = ["light", "dark"]
 
 @pytest.mark.parametrize(("limit", "encoded"), [("null", 10), ("7", 7)])
 def test_moments_of_the_first_images_asked_for(repository: Path, limit: str, encoded: int) -> None:
-    settings = [f"encode.images={limit}", "encode.flip=true", "encode.precision=fp32", "launcher.batch_size=4"]
-    OmegaConf.save(compose_config(settings, CHECKOUT / "conf"), repository / PARAMS_FILE)
+    settings = ["encode.flip=true", "encode.precision=fp32", "launcher.batch_size=4"]
+    configure(repository, f"encode.images={limit}", *settings)
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8), dtype=np.uint8)
     splits = {"train": (images, np.arange(10) % 2), "validation": (images[::-1], np.arange(1, 11) % 2)}
     save_shards(repository / "data/images", splits, NAMES)

@@ -5,25 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.support.checkout import CHECKOUT
+from tests.stages.conftest import configure
 from tests.support.small_data import write_moments
 from tokenbridge.base.files import read_json
 from tokenbridge.base.loading import load_whole
-from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.stages import fit_quantizer
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 
-def set_quantizer(repository: Path, *changes: str) -> None:
-    OmegaConf.save(compose_config([*changes, "generate.steps=1"], CHECKOUT / "conf"), repository / PARAMS_FILE)
-
-
 @pytest.mark.parametrize("family", ["gaussian", "uniform", "lloyd_max"])
 def test_the_stage_fits_reports_and_draws(family: str, repository: Path, vae_latents: torch.Tensor) -> None:
-    set_quantizer(repository, f"quantizer={family}", "quantizer.levels=8", "quantizer.patch_size=2")
+    settings = ["quantizer.levels=8", "quantizer.patch_size=2", "generate.steps=1"]
+    configure(repository, f"quantizer={family}", *settings)
     write_moments(repository / "data/moments", vae_latents)
     fit_quantizer.main()
     quantizer = load_whole(DimensionwiseQuantizer, repository / "models/quantizer")
@@ -39,7 +34,7 @@ def test_the_stage_fits_reports_and_draws(family: str, repository: Path, vae_lat
 def test_too_few_values_for_the_levels_end_the_stage_with_a_remedy(
     repository: Path, vae_latents: torch.Tensor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    set_quantizer(repository, "quantizer=lloyd_max", "quantizer.fit_images=1")
+    configure(repository, "quantizer=lloyd_max", "quantizer.fit_images=1")
     write_moments(repository / "data/moments", vae_latents)
     with pytest.raises(SystemExit):
         fit_quantizer.main()

@@ -4,26 +4,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from tests.support.checkout import CHECKOUT
 from tests.support.services import SmallDisk
-from tests.support.small_data import write_moments
-from tests.vae.test_autoencoder import CONFIG as VAE
-from tokenbridge.base.files import sha256_tree, write_json
-from tokenbridge.config.params import PARAMS_FILE, compose_config
+from tests.support.small_project import write_inputs
+from tokenbridge.base.files import sha256_tree
 from tokenbridge.stages import train
 from tokenbridge.stages.runtime import MISTAKE_CODE, WORK
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
-from tokenbridge.vae.training import build_vae
 
 OFTEN = ["launcher.checkpoint_seconds=0.01", "launcher.checkpoint_share=1"]
-SETTINGS = ["experiment=smoke", "train.epochs=30", "train.warmup_epochs=1", *OFTEN]
+SETTINGS = ["train.epochs=30", "train.warmup_epochs=1", *OFTEN]
 
 
 @pytest.fixture
@@ -35,12 +29,7 @@ def project(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A repository with all that `train` needs; .work is a link to a small disk."""
-    OmegaConf.save(compose_config(SETTINGS, CHECKOUT / "conf"), repository / PARAMS_FILE)
-    for folder in ("moments", "validation_moments"):
-        write_moments(repository / "data" / folder, vae_latents)
-    quantizer.save_pretrained(repository / "models/quantizer")
-    build_vae(replace(VAE, dimensions=4), 8).save_pretrained(repository / "models/vae")
-    write_json(repository / "data/images/manifest.json", {"label_names": ["Sneaker", "Bag", "Ankle boot"]})
+    write_inputs(repository, vae_latents, quantizer, SETTINGS)
     (repository / WORK).symlink_to(small_disk.folder)
     monkeypatch.setattr(sys, "argv", ["train", "tiny"])
     return repository

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,14 @@ from tokenbridge.base.errors import UserError
 from tokenbridge.stages.runtime import WORK, StageRun, stage_run
 
 
-def events(repository: Path) -> list[dict[str, object]]:
+def events(repository: Path) -> list[dict[str, Any]]:
     """Of all runs so far, in turn."""
     files = sorted((repository / ".spool").glob("*/events.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def tags_of(repository: Path) -> list[dict[str, str]]:
+    return [event["values"] for event in events(repository) if event["type"] == "tags"]
 
 
 def work_of(repository: Path) -> list[Path]:
@@ -29,7 +34,7 @@ def write_moments(run: StageRun) -> None:
     run.publish(run.work / "validation_moments", "data/validation_moments")
 
 
-def test_what_is_published_replaces_what_was_there_and_the_work_goes(repository: Path) -> None:
+def test_outs_replace_what_was_there_and_are_recorded_and_the_work_goes(repository: Path) -> None:
     old = repository / "data/moments/old.npy"
     old.parent.mkdir(parents=True)
     old.touch()
@@ -37,54 +42,39 @@ def test_what_is_published_replaces_what_was_there_and_the_work_goes(repository:
         write_moments(run)
     assert [path.name for path in (repository / "data/moments").iterdir()] == ["shard.npy"]
     assert not work_of(repository)
-
-
-def test_parameters_inputs_and_outs_are_recorded(repository: Path) -> None:
-    with stage_run("encode") as run:
-        write_moments(run)
     recorded = events(repository)
     assert {
         "type": "params",
         "values": {"encode": {"images": None, "flip": False, "precision": "auto"}},
     }.items() <= recorded[1].items()
-    tags = {k: v for event in recorded if event["type"] == "tags" for k, v in event["values"].items()}  # type: ignore[attr-defined]
+    tags = {key: value for values in tags_of(repository) for key, value in values.items()}
     assert tags["dep.models/vae"] == "absent"
     assert tags["out.data/moments"].endswith(" 4 bytes")
     assert [event["folder"] for event in recorded if event["type"] == "artifact"] == ["data/moments"]
     assert recorded[-1]["status"] == "FINISHED"
 
 
-def test_a_mistake_of_the_user_ends_with_its_message_and_keeps_the_work(
+def test_a_mistake_keeps_the_work_and_a_rerun_resumes_it_with_the_same_settings_only(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop, stage_run("encode") as run:
+    with pytest.raises(SystemExit), stage_run("encode") as run:
         (run.work / "half").touch()
+        first = run
         raise UserError("cat.jpg is truncated: replace it")
-    assert "encode: cat.jpg is truncated: replace it" in f"{stop.value}{capsys.readouterr()}"
+    assert capsys.readouterr().err == "encode: cat.jpg is truncated: replace it\n"
     assert events(repository)[-1]["status"] == "FAILED"
-    (work,) = work_of(repository)
-    assert (work / "half").exists()
 
-
-def test_a_rerun_finds_the_work_and_names_the_run_it_resumes(repository: Path) -> None:
-    with pytest.raises(RuntimeError), stage_run("encode") as run:
-        (run.work / "shard").touch()
-        first = run.tracker.id
-        raise RuntimeError
-    with stage_run("encode") as run:
-        assert (run.work / "shard").exists()
-    tags = [event["values"] for event in events(repository) if event["type"] == "tags"]
-    assert any(tag.get("resumed_from") == first for tag in tags)  # type: ignore[attr-defined]
-
-
-def test_other_settings_have_another_work_folder(repository: Path) -> None:
-    with pytest.raises(RuntimeError), stage_run("encode") as run:
-        before = run.work
-        raise RuntimeError
     params = repository / "params.yaml"
-    params.write_text(params.read_text().replace("flip: false", "flip: true"))
+    settings = params.read_text()
+    params.write_text(settings.replace("flip: false", "flip: true"))
+    with pytest.raises(RuntimeError), stage_run("encode") as run:
+        assert run.work != first.work
+        raise RuntimeError  # no mistake of the user
+    params.write_text(settings)
     with stage_run("encode") as run:
-        assert run.work != before
+        assert (run.work / "half").exists()
+    resumed = [tags["resumed_from"] for tags in tags_of(repository) if "resumed_from" in tags]
+    assert resumed == [first.tracker.id]
 
 
 SECOND = """

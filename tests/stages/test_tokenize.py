@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from tests.support.checkout import CHECKOUT
+from tests.stages.conftest import configure
 from tests.support.small_data import write_moments
 from tokenbridge.base.files import read_json
 from tokenbridge.base.seeding import generator
-from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.infra.dvc import read_stages
 from tokenbridge.stages import tokenize
 from tokenbridge.stages.tokenize import npz_bytes, size_report
@@ -24,7 +22,7 @@ KL16 = (32, 16, 16)  # moments of 256 px
 @pytest.fixture
 def packed(repository: Path) -> Path:
     """The repository, with settings that store tokens."""
-    OmegaConf.save(compose_config(["tokens=packed", "tokenize.samples=2"], CHECKOUT / "conf"), repository / PARAMS_FILE)
+    configure(repository, "tokens=packed", "tokenize.samples=2")
     return repository
 
 
@@ -44,13 +42,14 @@ def test_moments_and_quantizer_become_tokens_and_a_report(
 
 
 def test_there_is_a_stage_only_where_tokens_are_asked_for(packed: Path) -> None:
-    graph = {name: stage.needed for name, stage in read_stages(packed).items()}
-    assert graph["tokenize@tokens"] == ["encode", "fit_quantizer"]
-    assert "tokenize@tokens" in graph["train@tiny"]
-    (packed / PARAMS_FILE).write_bytes((CHECKOUT / PARAMS_FILE).read_bytes())
-    graph = {name: stage.needed for name, stage in read_stages(packed).items()}
-    assert not [stage for stage in graph if stage.startswith("tokenize")]
-    assert "encode" in graph["train@tiny"]
+    stages = read_stages(packed)
+    assert stages["tokenize@tokens"].needed == ["encode", "fit_quantizer"]
+    assert "tokenize@tokens" in stages["train@tiny"].needed
+    configure(packed)
+    others = read_stages(packed)
+    assert not [stage for stage in others if stage.startswith("tokenize")]
+    assert "encode" in others["train@tiny"].needed
+    assert all(stages[name] == others[name] for name in ("encode", "fit_quantizer"))  # they need not run again
 
 
 @pytest.mark.parametrize(("packing", "at_least"), [("bits", 10), ("uint8", 8)])

@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.conftest import random_model
-from tests.support.checkout import CHECKOUT
-from tests.support.small_data import write_moments
 from tests.support.small_pipeline import build_pipeline
 from tests.support.small_project import write_inputs
 from tokenbridge.base.files import read_json
-from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.stages import train
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
@@ -25,10 +21,8 @@ from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 def project(
     repository: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A repository with moments and a quantizer, told to take its model from the folder given/."""
-    OmegaConf.save(compose_config(["+models.tiny.pretrained=given"], CHECKOUT / "conf"), repository / PARAMS_FILE)
-    write_moments(repository / "data/moments", vae_latents)
-    quantizer.save_pretrained(repository / "models/quantizer")
+    """A repository with all that `train` needs, told to take its model from the folder given/."""
+    write_inputs(repository, vae_latents, quantizer, ["+models.tiny.pretrained=given"])
     monkeypatch.setattr(sys, "argv", ["train", "tiny"])
     return repository
 
@@ -45,21 +39,18 @@ def test_a_pretrained_model_is_taken_as_it_is(project: Path, quantizer: Dimensio
     assert (project / "reports/train/tiny/validation.csv").read_text() == "step,images,validation_loss\n"
 
 
-def test_one_that_does_not_fit_is_refused(
+def test_one_that_is_missing_or_does_not_fit_is_refused(
     project: Path, quantizer: DimensionwiseQuantizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "given is no trained pipeline" in capsys.readouterr().err
     build_pipeline(random_model(levels=4, num_classes=2), quantizer).save_pretrained(project / "given")
     with pytest.raises(SystemExit):
         train.main()
     message = capsys.readouterr().err
     assert "models.tiny.pretrained: given does not fit data and quantizer" in message
     assert "levels is 4, not 8; num_classes is 2, not 3" in message
-
-
-def test_a_folder_that_is_no_pipeline_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        train.main()
-    assert "given is no trained pipeline" in capsys.readouterr().err
 
 
 def test_a_training_reports_its_validation_loss_and_logs_pictures_of_samples(

@@ -155,15 +155,19 @@ def _pass_on(work: Path, tracker: MetricSink, ended: threading.Event) -> None:
     measured, logged, last_time = GrowingFile(work / METRICS), time.monotonic(), False
     while not last_time:
         last_time = ended.wait(LISTEN_SECONDS)
-        for record in filter(None, map(_record, measured.lines())):
-            _send(record, work, tracker)
+        for line in measured.lines():
+            _send(line, work, tracker)
         if last_time or time.monotonic() - logged >= LOG_SECONDS:
             for log in work.glob(LOGS):
                 tracker.artifact(log, "workers")
             logged = time.monotonic()
 
 
-def _send(record: dict[str, Any], work: Path, tracker: MetricSink) -> None:
+def _send(line: str, work: Path, tracker: MetricSink) -> None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # a line that a kill cut short
+        return
     match record.pop("type"):
         case "metrics":
             tracker.metrics(**record)
@@ -171,10 +175,3 @@ def _send(record: dict[str, Any], work: Path, tracker: MetricSink) -> None:
             tracker.tags(**record)
         case "artifact":
             tracker.artifact(work / record["path"], record["folder"])
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(line))
-    except ValueError:  # a line that a kill cut short
-        return None

@@ -1,10 +1,8 @@
 """A project whose images are 8 x 8 pixels, with models of random weights and a real MLflow store."""
 
-import io
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from mlflow.entities import Run
-from PIL import Image
 
 from tests.conftest import QUANTIZER, random_model
+from tests.evaluation.conftest import Shapes
+from tests.evaluation.shards import save_shards
 from tests.support.checkout import CHECKOUT
 from tests.support.small_pipeline import NAMES, build_pipeline
 from tokenbridge.classifier.network import ImageClassifier, save_classifier
 from tokenbridge.config.params import write_params
-from tokenbridge.images.shards import Example, write_manifest, write_shards
 from tokenbridge.infra.dvc import md5_as_dvc
 from tokenbridge.infra.tracking.logged_model import MODEL_MD5
 from tokenbridge.infra.tracking.registry import EVALUATION, VETO, Registry, Version
@@ -97,12 +95,9 @@ class Project:
         return {item.path for item in self.store.client.list_artifacts(run.info.run_id)}
 
 
-def draw_images(count: int) -> Iterator[Example]:
-    noise = np.random.default_rng(count)
-    for index in range(count):
-        content = io.BytesIO()
-        Image.fromarray(noise.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(content, "PNG")
-        yield content.getvalue(), f"{index}.png", index % len(NAMES)
+def noise(count: int) -> Shapes:
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 3, SIDE, SIDE), dtype=np.uint8)
+    return pixels, np.arange(count) % len(NAMES)
 
 
 def small(seed: int) -> TokenBridgePipeline:
@@ -124,13 +119,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(CHECKOUT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=root, check=True)
     write_params(SETTINGS, root)
-    images = root / "data/images"
-    images.mkdir(parents=True)
-    splits = {
-        split: write_shards(images, split, draw_images(count), NAMES, count, count)
-        for split, count in (("train", 40), ("validation", 32), ("test", 20))
-    }
-    write_manifest(images, name="shapes", image_size=SIDE, label_names=NAMES, splits=splits)
+    images = {"train": noise(40), "validation": noise(32), "test": noise(20)}
+    save_shards(root / "data/images", images, NAMES)
     save_classifier(ImageClassifier(width=4, label_names=NAMES), root / "models/classifier")
     return root
 

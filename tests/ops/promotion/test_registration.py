@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from mlflow.entities import Run
 from PIL import Image
 
 from tests.ops.promotion.conftest import NAME, Project, small
 from tokenbridge.base.files import write_json
 from tokenbridge.infra.dvc import md5_as_dvc, read_stages
 from tokenbridge.infra.tracking.pending import find_spools
-from tokenbridge.infra.tracking.registry import EVALUATION, Version
+from tokenbridge.infra.tracking.registry import EVALUATION
 from tokenbridge.infra.tracking.sync import sync_all
 from tokenbridge.ops.promotion.registration import register_models, registered_name
 
@@ -46,14 +45,6 @@ def register(project: Project) -> None:
     assert sync_all(project.root).problem is None
 
 
-def versions(project: Project) -> list[Version]:
-    return project.registry.versions(NAME)
-
-
-def runs(project: Project) -> list[Run]:
-    return project.runs("register@tiny")
-
-
 @contextmanager
 def edited_lock(project: Project) -> Iterator[dict[str, Any]]:
     path = project.root / "dvc.lock"
@@ -62,9 +53,9 @@ def edited_lock(project: Project) -> Iterator[dict[str, Any]]:
     path.write_text(yaml.safe_dump(lock, sort_keys=False))
 
 
-def test_a_version_tells_where_it_comes_from_and_what_it_can_do(evaluated: Project) -> None:
+def test_a_version_tells_where_it_comes_from_and_its_newest_evaluation(evaluated: Project) -> None:
     register(evaluated)
-    (version,) = versions(evaluated)
+    (version,) = evaluated.registry.versions(NAME)
     assert version.md5 == md5_as_dvc(evaluated.root / "models/tiny")
     assert {
         "metric.fd_efficientnet_lite0_32px": "6.25",
@@ -73,7 +64,7 @@ def test_a_version_tells_where_it_comes_from_and_what_it_can_do(evaluated: Proje
         "seed": "0",
     }.items() <= version.tags.items()
     assert len(version.tags["data.digest"]) == len(version.tags["dvc.lock.sha256"]) == 64
-    (run,) = runs(evaluated)
+    (run,) = evaluated.runs("register@tiny")
     assert evaluated.artifacts(run) == {"README.md", "samples.png", "tiny.json"}
     description = evaluated.store.client.get_model_version(NAME, "1").description
     assert description.startswith("# TokenBridge `tiny`, trained on shapes")
@@ -81,22 +72,16 @@ def test_a_version_tells_where_it_comes_from_and_what_it_can_do(evaluated: Proje
     model = evaluated.store.client.get_logged_model(version.model_id)
     assert {metric.key: metric.value for metric in model.metrics}["class_accuracy"] == 0.5
 
-
-def test_what_is_registered_is_not_recorded_again(evaluated: Project) -> None:
-    register(evaluated)
-    register_models(evaluated.root, ["tiny"], "no-parent")
+    register_models(evaluated.root, ["tiny"], "no-parent")  # the same again
     assert find_spools(evaluated.root) == []
-    assert len(runs(evaluated)) == 1
+    assert len(evaluated.runs("register@tiny")) == 1
 
-
-def test_another_evaluation_of_the_model_is_news_of_its_version(evaluated: Project) -> None:
-    register(evaluated)
     write_json(evaluated.root / REPORT, {"class_accuracy": 0.75})
     with edited_lock(evaluated) as stages:
         record = next(out for out in stages["evaluate@tiny"]["outs"] if out["path"] == REPORT)
         record["md5"] = md5_as_dvc(evaluated.root / REPORT)
     register(evaluated)
-    (version,) = versions(evaluated)
+    (version,) = evaluated.registry.versions(NAME)  # another evaluation is news of the same version
     assert version.tags["metric.class_accuracy"] == "0.75"
     assert version.tags[EVALUATION] == md5_as_dvc(evaluated.root / REPORT)
 
@@ -108,7 +93,7 @@ def test_what_dvc_did_not_record_is_not_registered(
     with (evaluated.root / path).open("a") as file:
         file.write(" ")
     register(evaluated)
-    assert versions(evaluated) == []
+    assert evaluated.registry.versions(NAME) == []
     assert "registry: tiny is not registered" in capsys.readouterr().out
 
 
@@ -127,7 +112,7 @@ def test_weights_from_elsewhere_are_registered_without_a_card(evaluated: Project
     with edited_lock(evaluated) as stages:
         stages["train@tiny"]["params"]["params.yaml"]["models.tiny"]["pretrained"] = "elsewhere"
     register(evaluated)
-    assert len(versions(evaluated)) == 1
+    assert len(evaluated.registry.versions(NAME)) == 1
     assert "No model card: tiny was not trained here" in evaluated.store.client.get_model_version(NAME, "1").description
 
 

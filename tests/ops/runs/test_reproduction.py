@@ -14,14 +14,13 @@ import yaml
 from tokenbridge.base.machine import installed_packages, processor
 from tokenbridge.infra.dvc import RAN
 from tokenbridge.infra.git import git
-from tokenbridge.infra.tracking.recorded import RecordedRun
+from tokenbridge.infra.tracking.recorded import RecordedRun, RecordError
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import connect
 from tokenbridge.ops.runs.pipeline_run import PipelineRun
-from tokenbridge.ops.runs.reproduction import Difference, Reproduction, compare, report, reproduce_run
+from tokenbridge.ops.runs.reproduction import Difference, compare, report, reproduce_run
 
 METRIC = "measure/distance"
-TOLERANCE = 0.1
 
 
 @pytest.fixture
@@ -56,9 +55,9 @@ def recorded(run: PipelineRun) -> RecordedRun:
 
 
 def test_the_same_bits_are_the_same_run(run: PipelineRun, recorded: RecordedRun) -> None:
-    result = compare(recorded, run, recomputed=True, tolerance=TOLERANCE)
+    result = compare(recorded, run, recomputed=True)
     assert (result.outs, result.metrics, result.exact, result.equal) == (1, 1, True, True)
-    assert "the same bits" in report(result)
+    assert report(result).splitlines()[0] == f"Run r1 computed again in {run.root}: the same bits."
 
 
 @pytest.mark.parametrize(("content", "found"), [('{"distance": 5.000001}', "exact md5"), (None, "absent")])
@@ -67,7 +66,7 @@ def test_on_the_same_machine_nothing_may_differ(
 ) -> None:
     file = run.root / "measure.json"
     file.write_text(content) if content else file.unlink()
-    result = compare(recorded, run, recomputed=True, tolerance=TOLERANCE)
+    result = compare(recorded, run, recomputed=True)
     assert [item.what for item in result.changed] == ["measure.json"]
     assert (result.changed[0].found == found) == (content is None)
     assert [item.what for item in result.drifted] == [METRIC]
@@ -81,42 +80,37 @@ def test_elsewhere_metrics_may_differ_by_the_tolerance(
 ) -> None:
     (run.root / "measure.json").write_text(json.dumps({"distance": distance}))
     elsewhere = replace(recorded, processor="another")
-    result = compare(elsewhere, run, recomputed=True, tolerance=TOLERANCE)
+    result = compare(elsewhere, run, recomputed=True)
     assert [item.what for item in result.machine] == ["processor"]
     assert (result.exact, result.equal) == (False, equal)
-    assert not compare(elsewhere, run, recomputed=False, tolerance=TOLERANCE).equal  # what was restored has its bits
+    assert not compare(elsewhere, run, recomputed=False).equal  # what was restored has its bits
 
 
 @pytest.mark.parametrize("where", ["here", "another"])
 def test_what_is_missing_is_never_the_same(run: PipelineRun, recorded: RecordedRun, where: str) -> None:
     elsewhere = replace(recorded, processor=where)
-    more = compare(replace(elsewhere, metrics={METRIC: 5.0, "measure/recall": 0.5}), run, True, TOLERANCE)
+    more = compare(replace(elsewhere, metrics={METRIC: 5.0, "measure/recall": 0.5}), run, recomputed=True)
     assert more.drifted == [Difference("measure/recall", "0.5", "'absent'")]
     assert not more.equal
     (run.root / "measure.json").unlink()
     run.outcomes.clear()
-    less = compare(replace(elsewhere, metrics={}), run, True, TOLERANCE)
+    less = compare(replace(elsewhere, metrics={}), run, recomputed=True)
     assert [(item.what, item.found) for item in less.changed] == [("measure.json", "absent")]
     assert not less.equal
 
 
-def test_a_file_that_was_too_large_to_be_recorded_is_named(run: PipelineRun, recorded: RecordedRun) -> None:
-    result = compare(replace(recorded, left_out=("data.bin",)), run, recomputed=True, tolerance=TOLERANCE)
-    assert "| data.bin | too large to be recorded | absent |" in report(result)
-
-
-def test_other_packages_are_another_machine(run: PipelineRun, recorded: RecordedRun) -> None:
+def test_other_packages_and_files_that_were_too_large_are_another_machine(
+    run: PipelineRun, recorded: RecordedRun
+) -> None:
     packages = recorded.packages | {"torch": "0.1", "vanished": "1.0"}
-    result = compare(replace(recorded, packages=packages), run, recomputed=True, tolerance=TOLERANCE)
+    other = replace(recorded, packages=packages, left_out=("data.bin",))
+    result = compare(other, run, recomputed=True)
     assert {item.what: item.found for item in result.machine} == {
         "torch": installed_packages()["torch"],
         "vanished": "absent",
+        "data.bin": "absent",
     }
-
-
-def test_the_verdict_is_told_first() -> None:
-    result = Reproduction("r1", "/there", True, outs=3, metrics=2, machine=[], changed=[], drifted=[])
-    assert report(result).splitlines()[0] == "Run r1 computed again in /there: the same bits."
+    assert "| data.bin | too large to be recorded | absent |" in report(result)
 
 
 @pytest.fixture
@@ -171,3 +165,5 @@ def test_a_run_that_version_0_1_recorded_is_reproduced(old_run: tuple[Path, str]
     rebuilt = root / ".work/reproduce" / run_id
     assert (rebuilt / "note.txt").read_text() == "never committed\n"
     assert (rebuilt / "params.yaml").read_text() == "seed: 0\n"
+    with pytest.raises(RecordError, match=f"has no run {'0' * 32}: take the id of a `pipeline` row"):
+        reproduce_run(root, "0" * 32, recompute=False)

@@ -70,6 +70,7 @@ class Bench:
     def __init__(self, root: Path, config: Config, registry: Registry, model: str) -> None:
         self.root, self.config, self.registry, self.model = root, config, registry, model
         self.folder = root / WORK / "promotion"
+        self.stages = read_stages(root)
         self.validation = ImageShards(root / "data/images", VALIDATION)
         counts = image_counts(read_manifest(root / "data/images"))
         check_counts(config.evaluate, config.generate.samples, counts)
@@ -172,14 +173,10 @@ class Bench:
 
     def _generate(self, version: Version) -> StageSpec:
         """Return the stage ``generate`` as it would be for this version and these settings."""
-        stage = next(stage for name, stage in self._stages.items() if name.startswith("generate@"))
+        stage = next(stage for name, stage in self.stages.items() if name.startswith("generate@"))
         others = {path: md5 for path, md5 in stage.deps.items() if not path.startswith("models/")}
         deps = others | {f"models/{self.model}": version.md5}
         return replace(stage, name=f"generate@{self.model}", params=self.settings, deps=deps)
-
-    @cached_property
-    def _stages(self) -> dict[str, StageSpec]:
-        return read_stages(self.root)
 
 
 def is_finite(pipeline: TokenBridgePipeline) -> bool:

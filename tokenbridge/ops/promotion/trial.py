@@ -67,15 +67,22 @@ class Trial:
         versions = [version for version in (self.candidate, self.champion) if version is not None]
         pipelines = [pipeline, *(bench.load(version) for version in versions[1:])]
         measured = [bench.measure(version) for version in versions]
-        found = self._compare(bench, *measured) if self.champion else {}
+        limits = self.config.promotion
+        found: dict[str, Difference] = {}
+        if self.champion:
+            least, most = limits.min_resamples, limits.resamples
+            logger.info(f"promotion: resampling for {limits.seconds:g} s, {least} times at least, {most} at most")
+            found = compare(measured[0].compared, measured[1].compared, bench.reference["pooled"], limits)
         seconds = bench.seconds_per_image(pipelines)
         figures = [m.metrics | {SECONDS: median(taken)} for m, taken in zip(measured, seconds, strict=True)]
         differences = {kind: difference.interval() for kind, difference in found.items()}
-        gates = [*gates, finite_gate(figures[0] | flatten(differences)), *self._floors(measured[0])]
+        candidate = measured[0]
+        floors = (candidate.metrics[ACCURACY], candidate.figure("precision"), candidate.figure("recall"))
+        gates = [*gates, finite_gate(figures[0] | flatten(differences)), *absolute_gates(limits, *floors)]
         settings = bench.settings_record()
         if found:
             slowdown = median(new / old for new, old in zip(*seconds, strict=True))
-            gates += relative_gates(self.config.promotion, found, slowdown)
+            gates += relative_gates(limits, found, slowdown)
             settings["resamples"] = len(found["fd"].resampled)
         return self._decision(
             gates,
@@ -85,16 +92,6 @@ class Trial:
             settings=settings,
             pictures=self._pictures(measured, found),
         )
-
-    def _floors(self, measured: Measurement) -> list[Gate]:
-        figures = (measured.metrics[ACCURACY], measured.figure("precision"), measured.figure("recall"))
-        return absolute_gates(self.config.promotion, *figures)
-
-    def _compare(self, bench: Bench, candidate: Measurement, champion: Measurement) -> dict[str, Difference]:
-        limits = self.config.promotion
-        least, most = limits.min_resamples, limits.resamples
-        logger.info(f"promotion: resampling for {limits.seconds:g} s, {least} times at least, {most} at most")
-        return compare(candidate.compared, champion.compared, bench.reference["pooled"], limits)
 
     def _decision(self, gates: list[Gate], outcome: str = "", reason: str = "", **measured: Any) -> Decision:
         """Build the decision. Unless ``outcome`` is given, it is PROMOTED if every gate is passed, else REFUSED."""

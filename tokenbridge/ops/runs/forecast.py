@@ -10,6 +10,7 @@ from tokenbridge.infra.dvc import FAILED, RAN
 
 DURATIONS = Path(".work/durations.json")  # stage -> seconds of its last complete execution
 REPORT_SECONDS = 60.0  # between lines while a stage runs
+Show = Callable[[str], None]
 
 
 class Forecast:
@@ -32,36 +33,35 @@ class Forecast:
         self.ends: float | None = None  # by the running stage's own progress
         self.resumed = False
 
-    def note(self, stage: str, outcome: str) -> str | None:
-        """Note what DVC reports of a stage, and return the line to show if the stage starts to run."""
+    def note(self, stage: str, outcome: str, show: Show) -> None:
+        """Note what DVC reports of a stage, and show a line if the stage starts to run."""
         if outcome == FAILED:  # it still has to run
             self.running = None
-            return None
+            return
         self.finish()
         if outcome != RAN:
             self._done(stage)
-            return None
+            return
         if stage not in self.left:  # DVC runs it although it was not expected to
             self.left.insert(0, stage)
             self.planned += 1
         self.running, self.ends, self.resumed = stage, None, False
         self.began = self.reported = self.now()
-        return self.line()
+        show(self.line())
 
-    def listen(self, line: str) -> str | None:
-        """Read the running stage's progress, and return a line to show at most every ``REPORT_SECONDS``.
+    def listen(self, line: str, show: Show) -> None:
+        """Read the running stage's progress, and show a line at most every ``REPORT_SECONDS``.
 
         A resumed stage runs only the rest of its work, so it is not timed.
         """
         self.resumed = self.resumed or RESUMING in line
         left = read_left(line)
         if self.running is None or left is None:
-            return None
+            return
         self.ends = self.now() + left
-        if self.now() - self.reported < REPORT_SECONDS:
-            return None
-        self.reported = self.now()
-        return self.line()
+        if self.now() - self.reported >= REPORT_SECONDS:
+            self.reported = self.now()
+            show(self.line())
 
     def finish(self) -> None:
         """Note that the running stage, if any, has ended, and keep its duration."""
@@ -73,13 +73,12 @@ class Forecast:
         self._done(self.running)
         self.running = None
 
-    def end(self) -> str | None:
-        """Note that a dvc command has succeeded; return the last line to show, once, when no stage is left."""
+    def end(self, show: Show) -> None:
+        """Note that a dvc command has succeeded; show the last line, once, when no stage is left."""
         self.finish()
-        if self.left or not self.planned:
-            return None
-        line, self.planned = self.line(), 0
-        return line
+        if self.planned and not self.left:
+            show(self.line())
+            self.planned = 0
 
     def line(self) -> str:
         done = f"pipeline: {self.planned - len(self.left)} of {self.planned} stages done"

@@ -33,16 +33,8 @@ from tokenbridge.infra.dvc import (
     stale_stages,
 )
 from tokenbridge.infra.git import RepositoryError, checkout, git, uncommitted
+from tokenbridge.infra.tracking import recorded
 from tokenbridge.infra.tracking.pages import DISTANCES, HEADLINES
-from tokenbridge.infra.tracking.recorded import (
-    LEFT_OUT,
-    LOCK_DIGEST,
-    PACKAGES_FILE,
-    PATCH_FILE,
-    PIPELINE,
-    PROCESSOR,
-    SOURCE_STATE,
-)
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import tracking_uri
 from tokenbridge.infra.tracking.sync import LiveSync
@@ -82,15 +74,12 @@ class PipelineRun:
         coming = self.forecast = self.forecast or Forecast(self.root / DURATIONS, stale_stages(self.root))
 
         def note(line: str) -> None:
-            progress_line = coming.listen(line)
             on_line(line)
-            if progress_line:
-                on_line(progress_line)
+            coming.listen(line, on_line)
             for stage, outcome in read_outcome(line).items():
                 if (self.outcomes.get(stage), outcome) != (RAN, SKIPPED):  # a later command skips what this run ran
                     self.outcomes[stage] = outcome
-                if progress_line := coming.note(stage, outcome):
-                    on_line(progress_line)
+                coming.note(stage, outcome, on_line)
 
         environment = {PARENT_VARIABLE: self.tracker.id}
         with self._starting:
@@ -102,8 +91,7 @@ class PipelineRun:
         except BaseException:
             coming.running = None  # it still has to run
             raise
-        if progress_line := coming.end():
-            on_line(progress_line)
+        coming.end(on_line)
 
     def end(self) -> None:
         """Let no further command start, and stop one that another thread left running, as in a cancelled flow."""
@@ -191,8 +179,8 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
         if overrides:
             write_params(overrides, root)
         repair_lock_file(root)
-        key, name = sha256_file(root / PARAMS_FILE), title(PIPELINE, overrides)
-        with LiveSync(root), Tracker.open(PIPELINE, key, root, name=name) as tracker:
+        key, name = sha256_file(root / PARAMS_FILE), title(recorded.PIPELINE, overrides)
+        with LiveSync(root), Tracker.open(recorded.PIPELINE, key, root, name=name) as tracker:
             names = {"data": config.data.name, "models": ", ".join(config.models)}
             tracker.params({"overrides": " ".join(overrides)} | names)
             _record_origin(tracker, root)
@@ -207,16 +195,16 @@ def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[Pipeline
 
 def _record_origin(tracker: Tracker, root: Path) -> None:
     """Record what is needed to rebuild the run besides commit, settings and data."""
-    tracker.tags({PROCESSOR: processor()})
+    tracker.tags({recorded.PROCESSOR: processor()})
     with tempfile.TemporaryDirectory() as scratch:
-        packages = Path(scratch) / PACKAGES_FILE
+        packages = Path(scratch) / recorded.PACKAGES_FILE
         packages.write_text("".join(f"{name}=={version}\n" for name, version in sorted(installed_packages().items())))
         tracker.artifact(packages)
         with suppress(RepositoryError):  # without git there are no changes to record
             changes = uncommitted(root)
             if changes.left_out:
-                tracker.tags({LEFT_OUT: ", ".join(changes.left_out)})
-            patch = Path(scratch) / PATCH_FILE
+                tracker.tags({recorded.LEFT_OUT: ", ".join(changes.left_out)})
+            patch = Path(scratch) / recorded.PATCH_FILE
             patch.write_bytes(changes.patch)
             tracker.artifact(patch)
 
@@ -231,7 +219,7 @@ def _record(run: PipelineRun) -> None:
     lock = run.root / LOCK_FILE
     if lock.exists():
         run.tracker.artifact(lock)
-        run.tracker.tags({LOCK_DIGEST: sha256_file(lock)})
+        run.tracker.tags({recorded.LOCK_DIGEST: sha256_file(lock)})
     run.tracker.metrics(run.metrics())
     if headlines := run.headlines():
         run.tracker.tags({"model": headlines[0]})
@@ -241,7 +229,7 @@ def _record(run: PipelineRun) -> None:
     if run.source_state and run.outcomes.get(FETCH) == RAN:
         note_fetched(run.root, run.source_state)
     if run.source_state and is_of(run.root, load_params(run.root), run.source_state):
-        run.tracker.tags({SOURCE_STATE: run.source_state})
+        run.tracker.tags({recorded.SOURCE_STATE: run.source_state})
     register_models(run.root, run.evaluated(), run.tracker.id)
 
 

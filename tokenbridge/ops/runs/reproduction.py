@@ -83,14 +83,11 @@ class Reproduction:
         return self.exact or (self.recomputed and bool(self.machine) and complete and not self.drifted)
 
 
-def reproduce_run(
-    root: Path, run_id: str, recompute: bool, tolerance: float = TOLERANCE, on_line: OnLine = print
-) -> Reproduction:
+def reproduce_run(root: Path, run_id: str, recompute: bool, on_line: OnLine = print) -> Reproduction:
     """Rebuild the pipeline run ``run_id`` of MLflow in a worktree under .work/reproduce.
 
     Args:
         recompute: run every stage again instead of restoring its outs.
-        tolerance: the relative difference of a metric that passes as rounding.
 
     Raises:
         UserError: if the run is unknown or its record incomplete, or its data is neither in the cache nor at a remote.
@@ -102,7 +99,7 @@ def reproduce_run(
         tracker.tags({"reproduces": recorded.run_id, "recomputed": str(recompute).lower()})
         run = PipelineRun(folder, tracker)
         _bring(run, recompute, on_line)
-        result = compare(recorded, run, recompute, tolerance)
+        result = compare(recorded, run, recompute)
         write_json(folder / REPORT, asdict(result))
         tracker.artifact(folder / REPORT)
         tracker.tags({"equal": str(result.equal).lower(), "exact": str(result.exact).lower()})
@@ -149,7 +146,7 @@ def _restore(run: PipelineRun, outs: Sequence[str], on_line: OnLine) -> None:
             ) from error
 
 
-def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool, tolerance: float) -> Reproduction:
+def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool) -> Reproduction:
     """Compare the worktree of ``run`` with what was recorded."""
     machine = _differences(recorded.packages, installed_packages())
     machine += _differences({PROCESSOR: recorded.processor}, {PROCESSOR: processor()})
@@ -158,10 +155,10 @@ def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool, tolerance
     locked = [stage for name, stage in parse_lock(recorded.lock).items() if name in stages]
     outs = {path: md5 for stage in locked for path, md5 in stage.outs.items()}
     found = {path: md5_as_dvc(run.root / path) for path in outs if (run.root / path).exists()}
-    here, allowed = run.metrics(), tolerance if machine else 0.0
+    here, close = run.metrics(), _close if machine else _same
     names = {stage.replace("@", "_") for stage in stages} if recomputed else set()
     metrics = {name: value for name, value in recorded.metrics.items() if name.partition("/")[0] in names}
-    drifted = [name for name, value in metrics.items() if name not in here or not _close(here[name], value, allowed)]
+    drifted = [name for name, value in metrics.items() if name not in here or not close(here[name], value)]
     return Reproduction(
         run_id=recorded.run_id,
         folder=str(run.root),
@@ -182,10 +179,12 @@ def _differences(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[
     ]
 
 
-def _close(value: float, recorded: float, tolerance: float) -> bool:
-    if tolerance == 0:
-        return value == recorded or (math.isnan(value) and math.isnan(recorded))
-    return math.isclose(value, recorded, rel_tol=tolerance, abs_tol=NEAR_ZERO)
+def _same(value: float, recorded: float) -> bool:
+    return value == recorded or (math.isnan(value) and math.isnan(recorded))
+
+
+def _close(value: float, recorded: float) -> bool:
+    return math.isclose(value, recorded, rel_tol=TOLERANCE, abs_tol=NEAR_ZERO)
 
 
 def report(result: Reproduction) -> str:
