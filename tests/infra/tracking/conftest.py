@@ -1,15 +1,22 @@
+"""Stores, a pipeline to log, and processes that are killed at the end of a test."""
+
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import QUANTIZER, random_model
+from tests.pipeline.project import wait_for
 from tests.support.checkout import CHECKOUT
+from tests.support.services import free_ports
 from tests.support.small_pipeline import build_pipeline
 from tokenbridge.infra.tracking.store import Store, connect
 from tokenbridge.tokenizer.quantizer import fit_quantizer
@@ -45,7 +52,7 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Runs Python code in a process of its own, which is killed at the end of the test."""
+    """Run Python code in a process of its own, which is killed at the end of the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def run(code: str) -> subprocess.Popen[str]:
@@ -59,3 +66,40 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in processes:
         process.kill()
         process.wait()
+
+
+class MlflowServer:
+    """A command of MLflow that serves on a free port. It can be killed and started again over the same files.
+
+    Args:
+        health: path that answers when the server is up.
+        environment: variables besides those that this process has now.
+    """
+
+    def __init__(self, folder: Path, *command: str, health: str, **environment: str) -> None:
+        port = free_ports(1)[0]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.folder, self.address = folder, f"http://127.0.0.1:{port}"
+        self.health, self.log = f"{self.address}/{health}", folder / "server.log"
+        self.command = [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port)]
+        self.environment = os.environ | {"PATH": path} | environment
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+        wait_for(self.is_up, "answer of the server")
+
+    def is_up(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()[-2000:]
+        with suppress(OSError), urllib.request.urlopen(self.health, timeout=5):
+            return True
+        return False
+
+    def kill(self) -> None:
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
