@@ -27,7 +27,7 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Place
     server = S3Server(tmp_path / "fragile")
     server.start()
     yield use_s3(server, monkeypatch, tmp_path / "no such file")
-    server.stop(kill=True)
+    server.kill()
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_server_that_dies_is_reported_and_the_upload_goes_on_when_it_is_back(
     fragile: S3Place, large: Path, tmp_path: Path
 ) -> None:
     process = start_and_wait(large, fragile)
-    fragile.server.stop(kill=True)
+    fragile.server.kill()
     assert f"no answer from {fragile.config.endpoint}: start it" in last_line(process)
     fragile.server.start()
     check_round_trip(fragile, large, tmp_path / "back")

@@ -35,7 +35,7 @@ class Checkout(Project):
         super().__init__(root)
         self.server, self.remote = server, remote
         self.ran = root.parent / "ran"  # a letter for each time that the stage really ran
-        self.environment |= server.environment | {"RAN": str(self.ran)}
+        self.environment |= server.variables | {"RAN": str(self.ran)}
         del self.environment["AWS_ENDPOINT_URL"]
 
     def clone(self, name: str) -> "Checkout":

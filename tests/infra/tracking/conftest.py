@@ -2,21 +2,18 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import QUANTIZER, random_model
-from tests.pipeline.project import wait_for
 from tests.support.checkout import CHECKOUT
-from tests.support.services import free_ports
+from tests.support.services import Server, free_ports
 from tests.support.small_pipeline import build_pipeline
 from tokenbridge.infra.tracking.store import Store, connect
 from tokenbridge.tokenizer.quantizer import fit_quantizer
@@ -68,8 +65,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.wait()
 
 
-class MlflowServer:
-    """A command of MLflow that serves on a free port. It can be killed and started again over the same files.
+class MlflowServer(Server):
+    """A command of MLflow that serves.
 
     Args:
         health: path that answers when the server is up.
@@ -77,29 +74,12 @@ class MlflowServer:
     """
 
     def __init__(self, folder: Path, *command: str, health: str, **environment: str) -> None:
-        port = free_ports(1)[0]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.folder, self.address = folder, f"http://127.0.0.1:{port}"
-        self.health, self.log = f"{self.address}/{health}", folder / "server.log"
-        self.command = [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port)]
-        self.environment = os.environ | {"PATH": path} | environment
-        self.process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder, os.environ | {"PATH": path} | environment)
+        port = str(free_ports(1)[0])
+        self.address = f"http://127.0.0.1:{port}"
+        self.health = f"{self.address}/{health}"
+        self.command = [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", port]
 
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
-            )
-        wait_for(self.is_up, "answer of the server")
-
-    def is_up(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, self.log.read_text()[-2000:]
-        with suppress(OSError), urllib.request.urlopen(self.health, timeout=5):
-            return True
-        return False
-
-    def kill(self) -> None:
-        if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+    def call(self) -> None:
+        urllib.request.urlopen(self.health, timeout=5).close()
