@@ -8,6 +8,7 @@ import pytest
 
 from tests.infra.tracking.conftest import MlflowServer
 from tests.pipeline.project import wait_for
+from tokenbridge.infra.tracking import sync
 from tokenbridge.infra.tracking.pending import find_spools
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import connect
@@ -38,40 +39,34 @@ def steps_of(root: Path, tracker: Tracker) -> list[int]:
     return [metric.step for metric in store.client.get_metric_history(run.info.run_id, "loss")]
 
 
-def test_without_a_server_work_goes_on_and_one_that_comes_late_gets_everything(
-    tmp_path: Path, server: MlflowServer, capsys: pytest.CaptureFixture[str]
+def test_a_server_that_comes_late_and_dies_in_the_middle_gets_everything_in_the_end(
+    tmp_path: Path, server: MlflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(sync, "RETRY_SECONDS", 0.1)
     plot = tmp_path / "plot.png"
     plot.write_text("picture")
     started = time.monotonic()
     with (
-        LiveSync(tmp_path, interval=0.1) as sync,
+        LiveSync(tmp_path, interval=0.05) as live,
         Tracker.open("pipeline", "p", tmp_path) as parent,
         Tracker.open("train@tiny", "k", tmp_path, parent=parent.id) as tracker,
     ):
         train(tracker, 0, 1000)
         tracker.artifact(plot, "plots")
-        wait_for(lambda: sync.troubled, "attempt to send")
-    assert time.monotonic() - started < 30
-    assert capsys.readouterr().err.count("does not take runs now") == 1
+        wait_for(lambda: live.troubled, "attempt to send")
+        assert time.monotonic() - started < 30
+        server.start()
+        wait_for(lambda: not live.troubled, "successful attempt")
+        train(tracker, 1000, 4000)
+        time.sleep(1.0)
+        server.kill()
+        train(tracker, 4000, 6000)
+    assert live.troubled
+    messages = capsys.readouterr().err
+    assert messages.count("does not take runs now") == 1
+    assert messages.count("MLflow answers again; nothing was lost") == 1
     assert [spool.id for spool in find_spools(tmp_path)] == [parent.id, tracker.id]
     server.start()
     assert sync_all(tmp_path).problem is None
-    assert steps_of(tmp_path, tracker) == list(range(1000))
-    assert find_spools(tmp_path) == []
-
-
-def test_a_server_killed_in_the_middle_gets_the_rest_later(tmp_path: Path, server: MlflowServer) -> None:
-    server.start()
-    tracker = Tracker.open("train@tiny", "k", tmp_path)
-    with LiveSync(tmp_path, interval=0.05) as sync:
-        train(tracker, 0, 3000)
-        time.sleep(1.0)
-        server.kill()
-        train(tracker, 3000, 6000)
-        tracker.finish()
-    assert sync.troubled
-    server.start()
-    sync_all(tmp_path)
     assert sorted(steps_of(tmp_path, tracker)) == list(range(6000))
     assert find_spools(tmp_path) == []
