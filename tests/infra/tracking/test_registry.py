@@ -129,6 +129,7 @@ def test_a_kill_between_version_and_tags_is_repaired(
     send(root)
     (version,) = Registry(store).versions(NAME)
     assert version.tags[EVALUATION] == "first"
+    assert len(store.client.search_logged_models([store.experiment])) == 1
 
 
 def test_files_that_changed_in_the_store_are_refused(root: Path, store: Store, pipeline_folder: Path) -> None:
