@@ -24,7 +24,8 @@ pytestmark = pytest.mark.pipeline
 PROGRAM = "tests.support.distributed_training"
 CASES = {
     2: [
-        *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "compiled", "fsdp_compiled"),
+        *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "compiled"),
+        "fsdp_checkpointed_compiled",
         *("dropout", "bad", "dropout_interrupted", "dropout_interrupted<2"),
         *("ddp_interrupted", "fsdp_interrupted", "fsdp_interrupted<2"),
     ],
@@ -38,7 +39,7 @@ if BF16 in PRECISIONS:
     CASES[1].append("bf16")
     CASES[2] += ["bf16", "fsdp_bf16"]
 SAME_MATHS = ["ddp/2", "ddp/4", "fsdp/2", "fsdp/4", "accumulated/1", "accumulated/2", "fsdp_accumulated/2"]
-SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2", "compiled/2", "fsdp_compiled/2"]
+SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2", "compiled/2", "fsdp_checkpointed_compiled/2"]
 RESUMED = [f"{case}_interrupted/{way}" for case in ("ddp", "fsdp") for way in ("2-1", "2-4", "1-4")]
 
 
@@ -63,7 +64,7 @@ def losses(folder: Path, run: str) -> Tensor:
 
 
 def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Of all tensors together, relative."""
+    """The relative distance of all tensors together."""
     assert ours.keys() == theirs.keys()
     ours_flat, theirs_flat = (torch.cat([each[name].flatten().double() for name in ours]) for each in (ours, theirs))
     return ((ours_flat - theirs_flat).norm() / theirs_flat.norm()).item()
@@ -73,23 +74,20 @@ def equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("run", SAME_MATHS)
-def test_gradients_are_those_of_one_process(folder: Path, run: str) -> None:
-    assert distance(tensors(folder, run, "gradients"), tensors(folder, "ddp/1", "gradients")) < 1e-5
-
-
-@pytest.mark.parametrize("run", SAME_MATHS)
-def test_losses_are_those_of_one_process(folder: Path, run: str) -> None:
-    assert len(losses(folder, run)) == STEPS
-    torch.testing.assert_close(losses(folder, run), losses(folder, "ddp/1"), rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("run", [*SAME_MATHS, "fsdp_interrupted/2-2", *RESUMED])
-def test_validation_losses_are_those_of_one_process(folder: Path, run: str) -> None:
-    ours, theirs = (json.loads((folder / each / "evaluations.json").read_text()) for each in (run, "ddp/1"))
+def check_evaluations(folder: Path, run: str, expected: str = "ddp/1") -> None:
+    """Compare the validation losses of two runs."""
+    ours, theirs = (json.loads((folder / each / "evaluations.json").read_text()) for each in (run, expected))
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     values = (torch.tensor([row["validation_loss"] for row in rows]) for rows in (ours, theirs))
     torch.testing.assert_close(*values, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("run", SAME_MATHS)
+def test_gradients_and_losses_are_those_of_one_process(folder: Path, run: str) -> None:
+    assert distance(tensors(folder, run, "gradients"), tensors(folder, "ddp/1", "gradients")) < 1e-5
+    assert len(losses(folder, run)) == STEPS
+    torch.testing.assert_close(losses(folder, run), losses(folder, "ddp/1"), rtol=1e-4, atol=0)
+    check_evaluations(folder, run)
 
 
 @pytest.mark.skipif(BF16 not in PRECISIONS, reason="this processor emulates bfloat16")
@@ -108,7 +106,7 @@ def test_one_process_reads_the_averages_of_any_checkpoint(folder: Path) -> None:
         assert equal(read, saved)
 
 
-def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_is_told_alike(folder: Path) -> None:
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_with_one_message(folder: Path) -> None:
     messages = [(folder / "bad/2" / f"message-{rank}").read_text() for rank in range(2)]
     order = EpochOrder(64, BATCH, PLAIN.train.seed).indices(0)
     images = ", ".join(map(str, order[Processes(1, 2).share(BATCH)].tolist()))
@@ -120,22 +118,20 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_is_told_alike(fo
 
 
 @pytest.mark.parametrize("case", ["fsdp", "dropout"])
-def test_interrupted_and_taken_up_by_as_many_it_ends_with_the_same_bits(folder: Path, case: str) -> None:
+def test_continued_by_the_same_number_a_training_ends_with_the_same_bits(folder: Path, case: str) -> None:
     resumed, whole = f"{case}_interrupted/2-2", f"{case}/2"
     assert equal(tensors(folder, resumed, "weights"), tensors(folder, whole, "weights"))
     assert torch.equal(losses(folder, resumed), losses(folder, whole))
+    check_evaluations(folder, resumed, whole)
 
 
 @pytest.mark.parametrize("run", RESUMED)
-def test_any_other_number_takes_up_the_same_state(folder: Path, run: str) -> None:
+def test_any_other_number_continues_from_the_same_state(folder: Path, run: str) -> None:
     loaded = tensors(folder, run, "loaded")
     assert equal(loaded, tensors(folder, run.partition("-")[0], "saved"))
     assert {name.partition("/")[0] for name in loaded} == {"model", "ema", "watch", "adamw"}
-
-
-@pytest.mark.parametrize("run", RESUMED)
-def test_and_its_losses_go_on_from_there(folder: Path, run: str) -> None:
     alone = run.endswith("/1-4")  # nothing is sharded there, nor summed
     whole = losses(folder, "ddp/1" if alone else run.partition("_")[0] + "/2")
     assert torch.equal(losses(folder, run)[:HALF], whole[:HALF])
     torch.testing.assert_close(losses(folder, run), whole, rtol=1e-4, atol=0)
+    check_evaluations(folder, run)

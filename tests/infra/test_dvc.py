@@ -1,4 +1,4 @@
-"""What DVC tells of the pipeline."""
+"""Stages as DVC sees them: order, parameters, keys, and which are stale."""
 
 import shutil
 import subprocess
@@ -11,6 +11,7 @@ import yaml
 from tests.support.checkout import CHECKOUT
 from tokenbridge.infra.dvc import read_stages, repair_lock_file, stale_stages
 
+DVC = (sys.executable, "-m", "dvc")
 DVC_YAML = {
     "stages": {
         "last": {"cmd": "true", "deps": ["middle.txt", "code.py"], "params": ["seed"], "metrics": ["last.json"]},
@@ -22,20 +23,17 @@ DVC_YAML = {
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
+    subprocess.run([*DVC, "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(DVC_YAML))
     (tmp_path / "params.yaml").write_text("seed: 0\ngroup: {a: 1, b: [2, 3]}\nlauncher: {threads: 1}\n")
     (tmp_path / "code.py").write_text("x = 1\n")
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
     return tmp_path
 
 
-def test_dependencies_come_first(repository: Path) -> None:
-    needed = {name: stage.needed for name, stage in read_stages(repository).items()}
-    assert list(needed.items()) == [("first", []), ("middle", ["first"]), ("last", ["middle"])]
-
-
-def test_a_stage_knows_its_own_parameters_and_outs(repository: Path) -> None:
+def test_stages_come_in_order_with_their_parameters_and_outs(repository: Path) -> None:
     stages = read_stages(repository)
+    needed = [(name, stage.needed) for name, stage in stages.items()]
+    assert needed == [("first", []), ("middle", ["first"]), ("last", ["middle"])]
     assert stages["first"].params == {"group": {"a": 1, "b": [2, 3]}}
     assert stages["last"].outs == ["last.json"]
 
@@ -64,11 +62,11 @@ def test_an_input_made_by_a_stage_counts_by_its_md5_in_the_lock_file(repository:
     assert stage.key != before
 
 
-def test_stale_is_what_changed_and_all_that_needs_it(repository: Path) -> None:
+def test_changed_stages_and_all_that_need_them_are_stale(repository: Path) -> None:
     assert stale_stages(repository) == ["first", "middle", "last"]
     for out in ("first.txt", "middle.txt", "last.json"):
         (repository / out).write_text("{}")
-    subprocess.run([sys.executable, "-m", "dvc", "commit", "--quiet", "--force"], cwd=repository, check=True)
+    subprocess.run([*DVC, "commit", "--quiet", "--force"], cwd=repository, check=True)
     assert stale_stages(repository) == []
     (repository / "params.yaml").write_text("seed: 1\ngroup: {a: 1, b: [2, 3]}\n")
     assert stale_stages(repository) == ["last"]
@@ -77,9 +75,9 @@ def test_stale_is_what_changed_and_all_that_needs_it(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", ["", '{"read": {"a'])
-def test_a_torn_list_of_busy_paths_does_not_stop_dvc_for_ever(repository: Path, torn: str) -> None:
+def test_a_torn_list_of_busy_paths_is_repaired(repository: Path, torn: str) -> None:
     def dvc_works() -> bool:
-        command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", "first"]
+        command = [*DVC, "commit", "--quiet", "--force", "first"]
         return subprocess.run(command, cwd=repository, check=False).returncode == 0
 
     (repository / "first.txt").write_text("out")
@@ -93,11 +91,10 @@ def test_a_torn_list_of_busy_paths_does_not_stop_dvc_for_ever(repository: Path, 
     assert file.exists()  # whole: DVC's own affair
 
 
-def test_the_projects_own_graph_starts_with_fetch(tmp_path: Path) -> None:
+def test_the_projects_own_graph_starts_with_fetch(repository: Path) -> None:
     for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy(CHECKOUT / name, tmp_path)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
-    stages = read_stages(tmp_path)
+        shutil.copy(CHECKOUT / name, repository)
+    stages = read_stages(repository)
     assert next(iter(stages)) == "fetch"
     assert stages["evaluate@tiny"].needed == ["classifier", "fetch", "generate@tiny"]
     assert stages["train@tiny"].needed == ["encode", "fetch", "fit_quantizer", "vae"]

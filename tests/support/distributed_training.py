@@ -40,28 +40,23 @@ BAD_PLACE = 7  # in the first batch; the second of two processes has it
 HALF = 8  # steps of a training that is interrupted
 PLAIN = replace(MODEL, train=replace(RECIPE, batch_size=BATCH, epochs=STEPS * BATCH / 64))
 
-# case -> changes of the launcher, of the model, of the recipe
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "ddp": ({}, {}, {}),
-    "fsdp": ({"strategy": "fsdp"}, {}, {}),
-    "accumulated": ({"accumulation": 2}, {}, {}),
-    "fsdp_accumulated": ({"strategy": "fsdp", "accumulation": 2}, {}, {}),
-    "checkpointed": ({"checkpoint_activations": True}, {}, {}),
-    "fsdp_checkpointed": ({"strategy": "fsdp", "checkpoint_activations": True}, {}, {}),
-    "compiled": ({"compile": True}, {}, {}),
-    "fsdp_compiled": ({"strategy": "fsdp", "compile": True, "checkpoint_activations": True}, {}, {}),
-    "bf16": ({}, {}, {"precision": "bf16"}),
-    "fsdp_bf16": ({"strategy": "fsdp"}, {}, {"precision": "bf16"}),
-    "dropout": ({}, {"dropout": 0.1}, {}),
-    "ddp_interrupted": ({}, {}, {}),
-    "fsdp_interrupted": ({"strategy": "fsdp"}, {}, {}),
-    "dropout_interrupted": ({}, {"dropout": 0.1}, {}),
-    "bad": ({}, {}, {"label_dropout": 0.0}),
+# A case is named by its parts, such as fsdp_accumulated. They change the launcher, the model and the recipe.
+LAUNCHER_PARTS: dict[str, dict[str, Any]] = {
+    "fsdp": {"strategy": "fsdp"},
+    "accumulated": {"accumulation": 2},
+    "checkpointed": {"checkpoint_activations": True},
+    "compiled": {"compile": True},
 }
+MODEL_PARTS: dict[str, dict[str, Any]] = {"dropout": {"dropout": 0.1}}
+RECIPE_PARTS: dict[str, dict[str, Any]] = {"bf16": {"precision": "bf16"}, "bad": {"label_dropout": 0.0}}
+
+
+def changes(case: str, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {name: value for part in case.split("_") for name, value in parts.get(part, {}).items()}
 
 
 class Watched(Checkpoints):
-    """Writes down what the training itself has at the moment of each checkpoint, beside the folder."""
+    """Checkpoints that also write what the training has at that moment, beside their folder."""
 
     def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
         write(self.folder.parent / "saved.safetensors", live_tensors(state), self.processes)
@@ -78,10 +73,10 @@ class Run:
     """One case in one process."""
 
     def __init__(self, folder: Path, case: str, processes: Processes, start: str = "") -> None:
-        launching, model, recipe = CASES[case]
-        self.case, self.processes = case, processes
-        self.config: ModelConfig = replace(PLAIN, **model, train=replace(PLAIN.train, **recipe))
-        self.launcher = replace(LAUNCHER, checkpoint_seconds=3600, **launching)
+        self.processes = processes
+        recipe = replace(PLAIN.train, **changes(case, RECIPE_PARTS))
+        self.config: ModelConfig = replace(PLAIN, **changes(case, MODEL_PARTS), train=recipe)
+        self.launcher = replace(LAUNCHER, checkpoint_seconds=3600, **changes(case, LAUNCHER_PARTS))
         self.quantizer = load_whole(DimensionwiseQuantizer, folder / "quantizer")
         self.data = FreshTokens(Moments(folder / "moments"), self.quantizer)
         self.out = folder / case / f"{start}{processes.world}"
@@ -95,7 +90,7 @@ class Run:
         return Trainer(self.config, self.data, self.quantizer, self.out, self.launcher, cpu, self.processes)
 
     def train(self, steps: int | None = None) -> None:
-        """Train to the end, or for so many steps; losses and averaged weights are written if it ends."""
+        """Train to the end, or for ``steps``. Losses and averaged weights are written if it ends."""
         left = iter(range(steps or STEPS))
         model, history, evaluations = train(
             self.config,
@@ -118,13 +113,13 @@ class Run:
         write(self.out / f"{name}.safetensors", tensors, self.processes)
 
     def gradients(self) -> None:
-        """Those of the first step."""
+        """Write the gradients of the first step."""
         trainer = self.trainer()
         trainer.accumulate_gradients(trainer.draw(0))
         self.write("gradients", {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
 
     def loaded(self) -> None:
-        """All that a fresh training has after it took up the checkpoint."""
+        """Write all that a new training has after it loaded the checkpoint."""
         trainer = self.trainer()
         assert Checkpoints(self.out / CHECKPOINTS, self.processes).load(trainer.state) is not None
         self.write("loaded", live_tensors(trainer.state))
@@ -152,21 +147,18 @@ def main(folder: Path, cases: list[str]) -> None:
     ):
         for case in cases:
             name, _, former = case.partition("<")  # interrupted<2: goes on with the checkpoint of two processes
+            run = Run(folder, name, processes, f"{former}-" if former else "")
             if former:
-                run = Run(folder, name, processes, f"{former}-")
                 run.loaded()
                 run.train()
-                continue
-            run = Run(folder, name, processes)
-            if name == "bad":
+            elif name == "bad":
                 run.bad()
-                continue
-            if "interrupted" not in name:
+            elif "interrupted" in name:
+                with suppress(InterruptedTrainingError):
+                    run.train(HALF)
+            else:
                 run.gradients()
                 run.train()
-                continue
-            with suppress(InterruptedTrainingError):
-                run.train(HALF)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Real servers for tests, on free ports of 127.0.0.1, and a disk that gets full."""
 
-import json
+import os
 import random
 import secrets
+import signal
 import socket
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,17 +20,18 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.pipeline.project import wait_for
 from tests.support.programs import require_rights
+from tokenbridge.base.files import write_json
 from tokenbridge.config import StorageConfig
 from tokenbridge.infra.storage.bucket import S3Folder
 
-PATIENCE = 30  # seconds; a server that needs more has failed
 REGION = "us-east-1"
 GRPC_OFFSET = 10_000  # SeaweedFS's own
 
 
 def free_ports(count: int, beside: int = 0) -> list[int]:
-    """Ports that nobody listens on, all different.
+    """Ports that no one listens on, all different.
 
     Args:
         beside: each port + ``beside`` is free, too; SeaweedFS puts gRPC there.
@@ -53,6 +54,44 @@ def is_free(port: int) -> bool:
         return True
 
 
+class Server:
+    """A server program that can be killed and started again on the same ports over the same files.
+
+    Its log is ``folder/log``. Subclasses set ``command`` and define ``call``.
+    """
+
+    command: list[str | Path]
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder, self.environment = folder, environment
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def call(self) -> None:
+        """Make a request, which fails until the server is up."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, cwd=self.folder, env=self.environment, start_new_session=True
+            )
+        wait_for(self._is_up, "answer of the server")
+
+    def _is_up(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
+        with suppress(OSError, BotoCoreError, ClientError):
+            self.call()
+            return True
+        return False
+
+    def kill(self) -> None:
+        """End the server and its processes at once, as when a machine loses power."""
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
 @dataclass
 class Credentials:
     """What one user of the server signs requests with."""
@@ -60,9 +99,14 @@ class Credentials:
     access_key: str = field(default_factory=lambda: secrets.token_hex(8))
     secret_key: str = field(default_factory=lambda: secrets.token_hex(16))
 
+    def identity(self, name: str, *actions: str) -> dict[str, Any]:
+        """The user, as SeaweedFS's settings have it."""
+        keys = {"accessKey": self.access_key, "secretKey": self.secret_key}
+        return {"name": name, "credentials": [keys], "actions": actions}
 
-class S3Server:
-    """SeaweedFS with its data in ``folder``; can be stopped, killed and started again on the same ports.
+
+class S3Server(Server):
+    """SeaweedFS with its data in ``folder``.
 
     Attributes:
         endpoint: http://127.0.0.1:<port>
@@ -71,24 +115,25 @@ class S3Server:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder, {"TMPDIR": str(folder)})
         self.owner, self.reader = Credentials(), Credentials()
-        self.ports = free_ports(5, beside=GRPC_OFFSET)
+        names = ["s3", "filer", "master", "volume", "admin"]
+        self.ports = free_ports(len(names), beside=GRPC_OFFSET)
         self.endpoint = f"http://127.0.0.1:{self.ports[0]}"
-        self.process: subprocess.Popen[bytes] | None = None
         (folder / "data").mkdir(parents=True)
-        rights = {"owner": ["Admin", "Read", "Write", "List", "Tagging"], "reader": ["Read", "List"]}
-        identities = [
-            {"name": name, "credentials": [self.keys(name)], "actions": actions} for name, actions in rights.items()
+        owner = self.owner.identity("owner", "Admin", "Read", "Write", "List", "Tagging")
+        write_json(folder / "s3.json", {"identities": [owner, self.reader.identity("reader", "Read", "List")]})
+        self.command = [
+            *(Path(sys.executable).parent / "weed", "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(f"-{name}.port={port}" for name, port in zip(names, self.ports, strict=True)),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
+            *("-master.telemetry=false", "-s3.autoCreateBucket=false"),
+            "-volume.max=400",  # each bucket takes one, and a small disk would allow few of them
+            *(f"-dir={folder / 'data'}", f"-s3.config={folder / 's3.json'}"),
         ]
-        (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-
-    def keys(self, name: str) -> dict[str, str]:
-        who: Credentials = getattr(self, name)
-        return {"accessKey": who.access_key, "secretKey": who.secret_key}
 
     @property
-    def environment(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
         """The variables by which boto3, DVC and MLflow find the server and are let in."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
@@ -96,53 +141,6 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": self.owner.secret_key,
             "AWS_DEFAULT_REGION": REGION,
         }
-
-    def start(self) -> None:
-        names = ["s3", "filer", "master", "volume", "admin"]
-        options = [f"-{name}.port={port}" for name, port in zip(names, self.ports, strict=True)]
-        options += [
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-            "-master.telemetry=false",
-            "-admin.ui=false",
-            "-s3.autoCreateBucket=false",
-        ]
-        options += ["-volume.max=400"]  # each bucket takes one, and a small disk would allow few of them
-        options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false"]
-        options += [f"-dir={self.folder / 'data'}", f"-s3.config={self.folder / 's3.json'}"]
-        weed = Path(sys.executable).parent / "weed"
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [weed, "mini", *options], stdout=log, stderr=log, cwd=self.folder, env={"TMPDIR": str(self.folder)}
-            )
-        self.wait()
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            assert self.process is not None
-            if self.process.poll() is not None:
-                break
-            with suppress(BotoCoreError, ClientError):
-                self.client.list_buckets()
-                return
-            time.sleep(0.1)
-        raise RuntimeError(f"SeaweedFS did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
-
-    def stop(self, kill: bool = False) -> None:
-        """End the process: by ``kill`` at once, as when a machine loses power."""
-        if self.process is None:
-            return
-        if kill:
-            self.process.kill()
-        else:
-            self.process.terminate()
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
 
     @cached_property
     def client(self) -> Any:
@@ -156,8 +154,11 @@ class S3Server:
             config=Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1}),
         )
 
+    def call(self) -> None:
+        self.client.list_buckets()
+
     def new_bucket(self) -> str:
-        """Name of an empty bucket that nobody else uses."""
+        """Name of an empty bucket that no one else uses."""
         name = f"test-{uuid.uuid4().hex[:12]}"
         self.client.create_bucket(Bucket=name)
         return name
@@ -171,7 +172,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         server.start()
         yield server
     finally:
-        server.stop()
+        server.kill()
 
 
 @dataclass(frozen=True)
@@ -191,18 +192,18 @@ class S3Place:
         return S3Folder(self.uri, self.config)
 
     def fill(self, folder: Path, below: str = "") -> None:
-        """Store a folder's files as anyone would, without a manifest; the last by name first."""
+        """Store a folder's files without a manifest; the last by name first."""
         place = self.folder
         for file in sorted((file for file in folder.rglob("*") if file.is_file()), reverse=True):
             place.put(below + file.relative_to(folder).as_posix(), file.read_bytes())
 
 
 def use_s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, nowhere: Path) -> S3Place:
-    """Credentials from the environment alone, whatever this machine's user has; and no long patience."""
+    """Credentials from the environment alone, whatever this machine's user has, and few attempts."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     files = {name: str(nowhere) for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")}
-    for name, value in (server.environment | files).items():
+    for name, value in (server.variables | files).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")

@@ -1,6 +1,7 @@
 """A real Slurm of two nodes on this machine, in a network of its own that reaches nothing else."""
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -60,52 +61,45 @@ class SlurmCluster:
     """Two nodes; partition `main`, which is the default, and `high`, whose jobs preempt those of `main`.
 
     Commands run inside the cluster's network, as on its login node; the file system is this machine's.
-
-    Attributes:
-        environment: that commands need beyond this process's.
     """
 
     folder: Path
-    environment: dict[str, str] = field(init=False)
     keeper: subprocess.Popen[bytes] = field(init=False)  # its life is the network's
 
-    def __post_init__(self) -> None:
-        self.environment = {
-            "SLURM_CONF": str(self.folder / "slurm.conf"),
-            "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": "1",
-        }
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that commands need beyond this process's."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
     @property
-    def prefix(self) -> list[str]:
-        """In front of any command that shall run in the cluster's network, with ``environment``."""
-        return ["nsenter", f"--target={self.keeper.pid}", "--net", "--mount", f"--wd={Path.cwd()}"]
+    def inside(self) -> list[str]:
+        """The command that runs another one in the cluster's network and this process's folder."""
+        return ["nsenter", f"--target={self.keeper.pid}", "--net", "--mount", "--wd=."]
 
-    def start(self, *command: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *command: str) -> subprocess.Popen[str]:
         """The process of a command in the cluster's network; it is the command itself, so it may be killed."""
         return subprocess.Popen(
-            [*self.prefix[:-1], f"--wd={cwd or Path.cwd()}", *command],
-            env=os.environ | self.environment | environment,
+            [*self.inside, *command],
+            env=os.environ | self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def run(self, *command: str, fails: bool = False) -> str:
-        """Output of a command that must succeed, or must fail."""
+    def run(self, *command: str) -> str:
+        """Output of a command that must succeed."""
         process = self.start(*command)
         output, _ = process.communicate(timeout=PATIENCE)
-        assert (process.returncode != 0) == fails, output
+        assert process.returncode == 0, output
         return output.strip()
 
     def from_outside(self) -> dict[str, str]:
         """What makes a process outside of the cluster's network a login node: Slurm's commands, which go inside."""
         commands = self.folder / "commands"
         commands.mkdir(exist_ok=True)
-        inside = f"nsenter --target={self.keeper.pid} --net --mount --wd=."
         for name in ("sbatch", "squeue", "scontrol", "scancel"):
             script = commands / name
-            script.write_text(f'#!/bin/sh\nexec {inside} {shutil.which(name)} "$@"\n')
+            script.write_text(f'#!/bin/sh\nexec {shlex.join(self.inside)} {shutil.which(name)} "$@"\n')
             script.chmod(0o755)
         return self.environment | {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
 
@@ -113,10 +107,13 @@ class SlurmCluster:
         return self.run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that runs in the cluster's network but what it was made of."""
-        ours = _namespace(self.keeper.pid)
-        inside = [each for each in psutil.process_iter(["name"]) if _namespace(each.pid) == ours]
-        return [each for each in inside if each.info["name"] not in ("sleep", "slurmctld", "slurmd", "slurmscriptd")]
+        """Everything that runs in the cluster's network but the cluster itself."""
+        own = ("sleep", "slurmctld", "slurmd", "slurmscriptd")
+        return [each for each in self._all_processes() if each.info["name"] not in own]
+
+    def _all_processes(self) -> list[psutil.Process]:
+        network = _namespace(self.keeper.pid)
+        return [each for each in psutil.process_iter(["name"]) if _namespace(each.pid) == network]
 
     def up(self) -> None:
         """Start the daemons, and wait until both nodes are idle."""
@@ -140,14 +137,13 @@ class SlurmCluster:
     def down(self) -> None:
         """End everything: the jobs, then the daemons, then whatever is left in the network."""
         if self.keeper.poll() is None:
-            ours = _namespace(self.keeper.pid)
             with suppress(AssertionError):
                 self.run("scancel", "--full", "--signal=KILL", "--user=root")
-            inside = [each for each in psutil.process_iter() if _namespace(each.pid) == ours]
-            for process in inside:
+            left = self._all_processes()
+            for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(inside, PATIENCE)
+            psutil.wait_procs(left, PATIENCE)
         self.keeper.wait(PATIENCE)
 
     def _configuration(self, host: str) -> str:
@@ -173,7 +169,7 @@ class SlurmCluster:
 
 
 def _namespace(process: int) -> str | None:
-    """Of a process's network."""
+    """The id of a process's network."""
     try:
         return str(Path(f"/proc/{process}/ns/net").readlink())
     except OSError:

@@ -1,4 +1,7 @@
-"""The pipeline as DVC sees it: stages, their order, dependencies and outcomes. No other module imports dvc."""
+"""The pipeline as DVC sees it: stages, their order, dependencies and outcomes.
+
+Only this module and ``tokenbridge.infra.storage.remote`` import dvc.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Which worker failed first, and what is said about it."""
+"""Which worker failed first, and the message about it."""
 
 import json
 import os

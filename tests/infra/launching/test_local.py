@@ -35,7 +35,7 @@ def saved_step(work: Path) -> int:
 
 
 def process_id(output: str) -> int:
-    """Of the worker that told it last."""
+    """The id in the last such line."""
     return int(re.findall(r"as process (\d+)", output)[-1])
 
 
@@ -77,7 +77,7 @@ def test_an_ended_driver_leaves_no_process(tmp_path: Path, signum: signal.Signal
     ],
     ids=["fail", "mistake"],
 )
-def test_a_failing_rank_is_heard(tmp_path: Path, mischief: str, message: str) -> None:
+def test_a_failing_rank_is_reported(tmp_path: Path, mischief: str, message: str) -> None:
     driver = start(tmp_path, mischief, max_restarts=0)
     output = rest(driver)
     assert re.search(message, output, re.MULTILINE), output

@@ -99,7 +99,7 @@ def test_ending_the_driver_cancels_its_job(slurm: SlurmCluster, tmp_path: Path) 
 
 
 @pytest.mark.cluster
-def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_a_refusal_of_slurm_is_quoted(slurm: SlurmCluster, tmp_path: Path) -> None:
     settings = TWO_NODES | {"slurm": replace(SLURM, partition="quantum")}
     driver = slurm.start(*command(tmp_path, **settings))
     message = rest(driver)

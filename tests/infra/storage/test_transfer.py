@@ -1,4 +1,4 @@
-"""Folders to the real server and back: whole or not at all, and nothing sent twice."""
+"""Folders to a real server and back: whole or not at all, and nothing sent twice."""
 
 import hashlib
 import json
@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from tests.support.services import S3Place, SmallDisk
-from tokenbridge.base.checkpoints import PREFIX, Checkpoints, State, live_tensors
-from tokenbridge.base.files import sha256_tree
+from tokenbridge.base.files import sha256_file, sha256_tree
 from tokenbridge.infra.storage import StorageError, transfer
 from tokenbridge.infra.storage.prefix_manifest import MANIFEST
 from tokenbridge.infra.storage.transfer import SETTINGS, download, upload
 
 pytestmark = pytest.mark.cluster
+LARGE = SETTINGS.multipart_threshold + 1000  # bytes, sent in two parts
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     (folder / "vae").mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
-    (folder / "empty").write_bytes(b"")
+    (folder / ".metadata").write_bytes(b"")  # hidden, as in a checkpoint, and empty
     for index in range(5):
         (folder / "vae" / f"{index} ü.bin").write_bytes(bytes([index]) * 1000)
     return folder
@@ -35,25 +33,27 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def large_model(model: Path) -> Path:
-    """And one file of two parts."""
-    (model / "weights.safetensors").write_bytes(np.random.default_rng(0).bytes(SETTINGS.multipart_threshold + 1000))
+    """The small files and one of two parts."""
+    (model / "weights.safetensors").write_bytes(np.random.default_rng(0).bytes(LARGE))
     return model
 
 
-def test_what_comes_back_is_what_was_sent(place: S3Place, large_model: Path, tmp_path: Path) -> None:
+def check_download(place: S3Place, model: Path, back: Path) -> None:
+    download(place.uri, back, place.config)
+    assert sha256_tree(back) == sha256_tree(model)
+
+
+def test_a_download_equals_the_upload_and_every_object_has_its_digest(
+    place: S3Place, large_model: Path, tmp_path: Path
+) -> None:
     upload(large_model, place.uri, place.config)
-    download(place.uri, tmp_path / "back", place.config)
-    assert sha256_tree(tmp_path / "back") == sha256_tree(large_model)
+    check_download(place, large_model, tmp_path / "back")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "model"]
-
-
-def test_every_object_carries_its_digest(place: S3Place, large_model: Path) -> None:
-    upload(large_model, place.uri, place.config)
     for file in (file for file in large_model.rglob("*") if file.is_file()):
         key = place.folder.prefix + file.relative_to(large_model).as_posix()
         head = place.server.client.head_object(Bucket=place.bucket, Key=key, ChecksumMode="ENABLED")
-        assert head["Metadata"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert head["ChecksumSHA256"]  # the server keeps one of its own, too
+        assert head["Metadata"]["sha256"] == sha256_file(file)
+        assert head["ChecksumSHA256"]  # the server's own
 
 
 def test_only_what_changed_is_sent_again(place: S3Place, model: Path, calls: Counter[str]) -> None:
@@ -90,39 +90,33 @@ def test_a_folder_without_files_is_no_upload(place: S3Place, tmp_path: Path) -> 
         upload(tmp_path, place.uri, place.config)
 
 
-def test_a_missing_object_is_named(place: S3Place, model: Path, tmp_path: Path) -> None:
-    upload(model, place.uri, place.config)
-    place.folder.delete("vae/2 ü.bin")
-    with pytest.raises(StorageError, match=r"vae/2 ü\.bin: it is missing: .*upload it again"):
-        download(place.uri, tmp_path / "back", place.config)
-    assert not (tmp_path / "back").exists()
-
-
-def test_without_its_manifest_a_prefix_is_nothing(place: S3Place, model: Path, tmp_path: Path) -> None:
-    upload(model, place.uri, place.config)
-    place.folder.delete(MANIFEST)
-    with pytest.raises(StorageError, match=f"has no {MANIFEST}, so it is no whole upload"):
-        download(place.uri, tmp_path / "back", place.config)
-    assert not (tmp_path / "back").exists()
-
-
 def test_a_neighbour_with_a_longer_name_is_not_taken_along(place: S3Place, model: Path) -> None:
     upload(model, place.uri + "_2", place.config)
     assert place.folder.list() == []
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "weights.safetensors"])
-def test_an_object_that_was_replaced_is_not_believed(
-    place: S3Place, large_model: Path, tmp_path: Path, name: str
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", b"[]", f"manifest.json is not what {MANIFEST} says"),
+        ("weights.safetensors", bytes(LARGE), f"weights.safetensors is not what {MANIFEST} says"),
+        ("vae/2 ü.bin", None, r"vae/2 ü\.bin: it is missing: .*upload it again"),
+    ],
+    ids=["replaced", "replaced in parts", "missing"],
+)
+def test_an_object_that_was_replaced_or_deleted_is_named(
+    place: S3Place, large_model: Path, tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     upload(large_model, place.uri, place.config)
-    place.folder.put(name, b"x" * (large_model / name).stat().st_size)
-    with pytest.raises(StorageError, match=rf"{name} is not what {MANIFEST} says"):
+    if content is None:
+        place.folder.delete(name)
+    else:
+        place.folder.put(name, content)
+    with pytest.raises(StorageError, match=message):
         download(place.uri, tmp_path / "back", place.config)
     assert not (tmp_path / "back").exists()
     upload(large_model, place.uri, place.config)  # the remedy
-    download(place.uri, tmp_path / "back", place.config)
-    assert sha256_tree(tmp_path / "back") == sha256_tree(large_model)
+    check_download(place, large_model, tmp_path / "back")
 
 
 def test_a_manifest_cannot_write_outside_of_the_folder(place: S3Place, tmp_path: Path) -> None:
@@ -145,8 +139,7 @@ def test_a_download_goes_on_with_files_that_are_right(
     (aside / "vae" / "0 ü.bin").write_bytes(b"\xff" * 1000)  # torn: the right size, other bytes
     (aside / "of another upload").write_bytes(b"x")
     calls.clear()
-    download(place.uri, tmp_path / "back", place.config)
-    assert sha256_tree(tmp_path / "back") == sha256_tree(large_model)
+    check_download(place, large_model, tmp_path / "back")
     assert calls["GetObject"] == 1 + 7  # the manifest and the small ones
 
 
@@ -157,8 +150,7 @@ def test_a_disk_that_is_too_small_is_named(place: S3Place, large_model: Path, sm
         download(place.uri, small_disk.folder / "back", place.config)
     assert not (small_disk.folder / "back").exists()
     small_disk.free()
-    download(place.uri, small_disk.folder / "back", place.config)
-    assert sha256_tree(small_disk.folder / "back") == sha256_tree(large_model)
+    check_download(place, large_model, small_disk.folder / "back")
 
 
 def test_a_folder_that_is_there_is_left_alone(place: S3Place, model: Path, tmp_path: Path, calls: Counter[str]) -> None:
@@ -170,17 +162,3 @@ def test_a_folder_that_is_there_is_left_alone(place: S3Place, model: Path, tmp_p
     with pytest.raises(StorageError, match="is there already, with other files"):
         download(place.uri, model, place.config)
     assert (model / "mine").exists()
-
-
-def test_a_checkpoint_goes_on_from_the_bucket(place: S3Place, tmp_path: Path) -> None:
-    state: State = {"model": nn.Linear(2, 2)}
-    checkpoints = Checkpoints(tmp_path / "here")
-    checkpoints.save(5, state, {"step": 5})
-    checkpoints.finish()
-    step = f"{PREFIX}{5:08d}"
-    upload(tmp_path / "here" / step, place.uri, place.config)
-    download(place.uri, tmp_path / "there" / step, place.config)
-    fresh: State = {"model": nn.Linear(2, 2)}
-    assert Checkpoints(tmp_path / "there").load(fresh) == {"step": 5}
-    ours, theirs = live_tensors(fresh), live_tensors(state)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -1,7 +1,10 @@
+"""Stores, a pipeline to log, and processes that are killed at the end of a test."""
+
 import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import torch
 
 from tests.conftest import QUANTIZER, random_model
 from tests.support.checkout import CHECKOUT
+from tests.support.services import Server, free_ports
 from tests.support.small_pipeline import build_pipeline
 from tokenbridge.infra.tracking.store import Store, connect
 from tokenbridge.tokenizer.quantizer import fit_quantizer
@@ -45,7 +49,7 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Runs Python code in a process of its own, which is killed at the end of the test."""
+    """Run Python code in a process of its own, which is killed at the end of the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def run(code: str) -> subprocess.Popen[str]:
@@ -59,3 +63,23 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in processes:
         process.kill()
         process.wait()
+
+
+class MlflowServer(Server):
+    """A command of MLflow that serves.
+
+    Args:
+        health: path that answers when the server is up.
+        environment: variables besides those that this process has now.
+    """
+
+    def __init__(self, folder: Path, *command: str, health: str, **environment: str) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        super().__init__(folder, os.environ | {"PATH": path} | environment)
+        port = str(free_ports(1)[0])
+        self.address = f"http://127.0.0.1:{port}"
+        self.health = f"{self.address}/{health}"
+        self.command = [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", port]
+
+    def call(self) -> None:
+        urllib.request.urlopen(self.health, timeout=5).close()

@@ -1,31 +1,26 @@
-"""A pipeline folder becomes a model that anyone can load from MLflow and ask for images."""
+"""A pipeline folder becomes a model that anyone can load from MLflow. test_serving.py asks one for images."""
 
-import base64
-import io
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from mlflow import pyfunc
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
-from PIL import Image
 
 from tokenbridge.infra.dvc import md5_as_dvc
 from tokenbridge.infra.tracking.logged_model import READY, find_models
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import Store
 from tokenbridge.infra.tracking.sync import sync_all
-from tokenbridge.sampling.pipeline import TokenBridgePipeline
 
 pytestmark = pytest.mark.pipeline
 
 COLUMNS = {"class", "seed", "guidance_scale", "steps", "temperature"}
 
 
-def test_a_logged_pipeline_loads_and_generates(root: Path, store: Store, pipeline_folder: Path) -> None:
+def test_a_logged_pipeline_loads_and_is_logged_once(root: Path, store: Store, pipeline_folder: Path) -> None:
     with Tracker.open("train@micro", "key", root, system_interval=0) as tracker:
         tracker.model(pipeline_folder, "micro")
     shutil.copytree(tracker.folder, root / "before")
@@ -43,14 +38,8 @@ def test_a_logged_pipeline_loads_and_generates(root: Path, store: Store, pipelin
     assert served.metadata.saved_input_example_info
     files = Path(download_artifacts(model.artifact_location)).rglob("*")
     assert not {".pkl", ".pickle", ".pt"} & {path.suffix for path in files}
-    rows = pd.DataFrame({"class": ["Bag", "1", "0"], "seed": [7, 7, 8], "guidance_scale": [1.5, 1.5, 1.0]})
-    images = served.predict(rows)
-    assert images[0] == images[1] != images[2]
-    generator = torch.Generator().manual_seed(7)
-    expected = TokenBridgePipeline.from_pretrained(pipeline_folder)([1], guidance_scale=1.5, generator=generator)
-    assert Image.open(io.BytesIO(base64.b64decode(images[0]))).tobytes() == expected.images[0].tobytes()
     with pytest.raises(MlflowException, match="4 rows: ask for at most 3 at a time"):
-        served.predict(pd.concat([rows, rows[:1]]))
+        served.predict(pd.DataFrame({"class": ["Bag"] * 4}))
 
     (root / "before").rename(tracker.folder)
     sync_all(root)

@@ -47,20 +47,26 @@ def send(root: Path) -> None:
 @pytest.fixture
 def another(pipeline_folder: Path, tmp_path: Path) -> Path:
     """A model of other bytes."""
-    folder = tmp_path / "another"
-    shutil.copytree(pipeline_folder, folder)
+    folder = shutil.copytree(pipeline_folder, tmp_path / "another")
     (folder / "note").write_text("other")
     return folder
 
 
-def test_an_evaluated_model_becomes_a_version(root: Path, store: Store, pipeline_folder: Path) -> None:
-    record(root, pipeline_folder)
+def test_an_evaluated_model_becomes_one_version_even_if_it_is_sent_twice(
+    root: Path, store: Store, pipeline_folder: Path
+) -> None:
+    with Tracker.open("train@micro", "key", root, system_interval=0) as training:
+        training.model(pipeline_folder, "micro")
+    tracker = record(root, pipeline_folder)
+    shutil.copytree(tracker.folder, root / "before")
     send(root)
+    (root / "before").rename(tracker.folder)
+    send(root)
+    (model,) = store.client.search_logged_models([store.experiment])  # that of the training
     registry = Registry(store)
-    version = registry.version(NAME)
-    assert version.number == 1
+    (version,) = registry.versions(NAME)
+    assert (version.number, version.model_id) == (1, model.model_id)
     assert tags_of(pipeline_folder, "first", 6.5).items() <= version.tags.items()
-    model = store.client.get_logged_model(version.model_id)
     assert [(metric.key, metric.value) for metric in model.metrics] == [("fd", 6.5)]
     assert store.client.get_model_version(NAME, "1").description == "card"
     assert is_registered(root, NAME, tags_of(pipeline_folder, "first", 6.5))
@@ -68,26 +74,16 @@ def test_an_evaluated_model_becomes_a_version(root: Path, store: Store, pipeline
     assert registry.holder(NAME, "champion") is None
 
 
-def test_a_replay_makes_no_second_version(root: Path, store: Store, pipeline_folder: Path) -> None:
-    tracker = record(root, pipeline_folder)
-    shutil.copytree(tracker.folder, root / "before")
-    send(root)
-    (root / "before").rename(tracker.folder)
-    send(root)
-    assert [version.number for version in Registry(store).versions(NAME)] == [1]
-    assert len(store.client.search_logged_models([store.experiment])) == 1
-
-
-def test_a_second_evaluation_is_news_of_the_same_version(root: Path, store: Store, pipeline_folder: Path) -> None:
+def test_a_second_evaluation_updates_the_same_version(root: Path, store: Store, pipeline_folder: Path) -> None:
     record(root, pipeline_folder)
     send(root)
     Registry(store).tag(Registry(store).version(NAME), {f"{METRIC}fid": "4"})  # which the second does not measure
-    record(root, pipeline_folder, evaluation="second", fd=5.0, description="a newer card")
+    record(root, pipeline_folder, evaluation="second", fd=5.0, description="x" * 9000)
     send(root)
     (version,) = Registry(store).versions(NAME)
     assert f"{METRIC}fid" not in version.tags
     assert (version.tags[EVALUATION], version.tags[f"{METRIC}fd"]) == ("second", "5")
-    assert store.client.get_model_version(NAME, "1").description == "a newer card"
+    assert store.client.get_model_version(NAME, "1").description == "x" * LONGEST_DESCRIPTION
 
 
 def test_another_model_is_the_next_version(root: Path, store: Store, pipeline_folder: Path, another: Path) -> None:
@@ -103,21 +99,11 @@ def test_another_model_is_the_next_version(root: Path, store: Store, pipeline_fo
     assert holder.number == 1
 
 
-def test_a_model_that_its_training_logged_is_not_logged_again(root: Path, store: Store, pipeline_folder: Path) -> None:
-    with Tracker.open("train@micro", "key", root, system_interval=0) as training:
-        training.model(pipeline_folder, "micro")
-    record(root, pipeline_folder)
-    send(root)
-    (model,) = store.client.search_logged_models([store.experiment])
-    assert Registry(store).version(NAME).model_id == model.model_id
-
-
-def test_a_store_that_is_down_gets_it_later(
-    root: Path, store: Store, pipeline_folder: Path, another: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_store_that_was_down_gets_the_version_later(
+    root: Path, store: Store, pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the model as it was, though the project has another by then."""
-    folder = root / "models/micro"
-    shutil.copytree(pipeline_folder, folder)
+    """It gets the model as it was recorded, even if the project has no such folder any more."""
+    folder = shutil.copytree(pipeline_folder, root / "models/micro")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert not is_registered(root, NAME, tags_of(folder, "first", 6.5))
     record(root, folder)
@@ -130,7 +116,7 @@ def test_a_store_that_is_down_gets_it_later(
     assert md5_as_dvc(root / "fetched") == md5_as_dvc(pipeline_folder)
 
 
-def test_a_kill_between_version_and_tags_is_mended(
+def test_a_kill_between_version_and_tags_is_repaired(
     root: Path, store: Store, pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(self: Registry, version: Version, tags: dict[str, str]) -> None:
@@ -143,9 +129,10 @@ def test_a_kill_between_version_and_tags_is_mended(
     send(root)
     (version,) = Registry(store).versions(NAME)
     assert version.tags[EVALUATION] == "first"
+    assert len(store.client.search_logged_models([store.experiment])) == 1
 
 
-def test_files_that_changed_in_the_store_are_not_taken(root: Path, store: Store, pipeline_folder: Path) -> None:
+def test_files_that_changed_in_the_store_are_refused(root: Path, store: Store, pipeline_folder: Path) -> None:
     record(root, pipeline_folder)
     send(root)
     registry = Registry(store)
@@ -156,22 +143,12 @@ def test_files_that_changed_in_the_store_are_not_taken(root: Path, store: Store,
     assert not (root / "fetched").exists()
 
 
-def test_a_long_card_is_cut_to_what_a_database_holds(root: Path, store: Store, pipeline_folder: Path) -> None:
-    record(root, pipeline_folder, description="x" * 9000)
-    send(root)
-    described = store.client.get_model_version(NAME, "1").description
-    assert len(described) == LONGEST_DESCRIPTION
-
-
-def test_what_is_not_there_is_named(root: Path, store: Store) -> None:
+def test_what_is_missing_is_named(root: Path, store: Store) -> None:
     with pytest.raises(RegistryError, match=r"no version of other is registered.*\(registered models: none\)"):
         Registry(store).version("other")
     store.client.create_registered_model("by-hand")
     store.client.create_model_version("by-hand", "file:///nowhere")
     with pytest.raises(RegistryError, match=r"by-hand version 1 has no tag model\.md5"):
         _ = Registry(store).version("by-hand").md5
-
-
-def test_a_refusal_of_mlflow_is_told_as_such(root: Path) -> None:
     with pytest.raises(StoreError, match="does not answer, or refuses"), open_registry(root) as registry:
-        registry.holder("nobody", "champion")
+        registry.holder("unknown", "champion")

@@ -4,22 +4,19 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
 
+from tests.infra.tracking.conftest import Start
 from tests.support.checkout import CHECKOUT
 from tokenbridge.infra.tracking.pending import Spool, find_spools
 from tokenbridge.infra.tracking.registry import Registry
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import Store, connect
 from tokenbridge.infra.tracking.sync import LiveSync, main, sync_all
-
-Start = Callable[[str], "subprocess.Popen[str]"]
 
 WRITER = """
 import itertools, time
@@ -56,6 +53,7 @@ def history(store: Store, run: Run, metric: str) -> list[tuple[int, float]]:
 def test_a_run_arrives_with_all_it_recorded(root: Path, store: Store) -> None:
     plot = root / "curve.png"
     plot.write_text("picture")
+    before = time.time() * 1000
     with open_tracker(root) as tracker:
         tracker.params({"train": {"epochs": 2, "precision": "bf16", "ema": None}})
         tracker.tags({"launcher": "local"})
@@ -63,50 +61,26 @@ def test_a_run_arrives_with_all_it_recorded(root: Path, store: Store) -> None:
         for step in range(3):
             tracker.metrics({"loss": 1.0 / (1 + step)}, step)
         tracker.artifact(plot, "plots")
+    after = time.time() * 1000
+    time.sleep(0.1)
     sync_all(root)
+    assert find_spools(root) == []
     run = run_of(store, tracker)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "train@tiny"
     assert run.data.params == {"train.epochs": "2", "train.precision": "bf16", "train.ema": "null"}
     assert {"launcher": "local", "stage": "train@tiny", "stage.key": "key"}.items() <= run.data.tags.items()
     assert history(store, run, "loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    times = [metric.timestamp for metric in store.client.get_metric_history(run.info.run_id, "loss")]
+    assert before - 1 <= run.info.start_time <= times[0] <= times[-1] <= run.info.end_time <= after
     assert [file.path for file in store.client.list_artifacts(run.info.run_id, "plots")] == ["plots/curve.png"]
     (used,) = run.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("fashion_mnist", "a" * 36)
     assert {tag.key: tag.value for tag in used.tags}["digest"] == "a" * 64
 
 
-def test_times_are_those_of_the_work_and_not_of_the_sync(root: Path, store: Store) -> None:
-    before = time.time() * 1000
-    with open_tracker(root) as tracker:
-        tracker.metrics({"loss": 1.0})
-    after = time.time() * 1000
-    time.sleep(0.1)
-    sync_all(root)
-    run = run_of(store, tracker)
-    (metric,) = store.client.get_metric_history(run.info.run_id, "loss")
-    assert before - 1 <= run.info.start_time <= metric.timestamp <= run.info.end_time <= after
-
-
-def test_what_was_sent_completely_leaves_nothing_behind(root: Path) -> None:
-    open_tracker(root).finish()
-    sync_all(root)
-    assert find_spools(root) == []
-    assert sync_all(root).sent == []
-
-
-def test_a_running_run_is_sent_bit_by_bit(root: Path, store: Store) -> None:
-    tracker = open_tracker(root)
-    for step in range(3):
-        tracker.metrics({"loss": float(step)}, step)
-        sync_all(root)
-        assert history(store, run_of(store, tracker), "loss")[-1] == (step, float(step))
-    assert run_of(store, tracker).info.status == "RUNNING"
-    tracker.finish()
-
-
 def test_sending_twice_changes_nothing(root: Path, store: Store) -> None:
-    """As after a kill between sending and noting that it was sent, at the worst possible moment."""
+    """As after a kill between sending and noting that it was sent."""
     before = root / "before"
     with open_tracker(root) as tracker:
         tracker.params({"epochs": 2})
@@ -147,27 +121,24 @@ def test_a_skipped_stage_names_the_run_that_made_its_outputs(root: Path, store: 
     assert tags["reused.train_base"] == "a run unknown to this store"
 
 
-def test_a_long_value_is_cut_in_silence(root: Path, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_values_are_cut_and_names_cleaned_in_silence(
+    root: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     names = ["x" * 100] * 100
     with open_tracker(root) as tracker:
         tracker.params({"data": {"label_names": names}})
         tracker.tags({"left_out": "y" * 10_000})
+        tracker.metrics({"accuracy[T-shirt]": 0.5})
     sync_all(root)
     run = run_of(store, tracker)
     assert json.dumps(names).startswith(run.data.params["data.label_names"])
     assert len(run.data.params["data.label_names"]) > 5000
     assert len(run.data.tags["left_out"]) > 5000
+    assert run.data.metrics == {"accuracy_T-shirt_": 0.5}
     assert caplog.records == []
 
 
-def test_names_that_mlflow_forbids_are_cleaned(root: Path, store: Store) -> None:
-    with open_tracker(root) as tracker:
-        tracker.metrics({"accuracy[T-shirt]": 0.5})
-    sync_all(root)
-    assert run_of(store, tracker).data.metrics == {"accuracy_T-shirt_": 0.5}
-
-
-def test_a_refused_record_is_told_and_stops_nothing(
+def test_a_refused_record_is_reported_and_stops_nothing(
     root: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open_tracker(root) as tracker:
@@ -187,16 +158,21 @@ def test_a_refused_record_is_told_and_stops_nothing(
     assert sync_all(root).sent == []
 
 
-def test_a_new_store_gets_everything_again(root: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_run_is_sent_bit_by_bit_and_a_new_store_gets_all_of_it(
+    root: Path, store: Store, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = open_tracker(root)
-    tracker.metrics({"loss": 1.0})
-    sync_all(root)
+    for step in range(2):
+        tracker.metrics({"loss": float(step)}, step)
+        sync_all(root)
+        assert history(store, run_of(store, tracker), "loss")[-1] == (step, float(step))
+    assert run_of(store, tracker).info.status == "RUNNING"
     other = root / "other.db"
     other.write_bytes(empty_database.read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
     tracker.finish()
     sync_all(root)
-    assert history(connect(root), run_of(connect(root), tracker), "loss") == [(0, 1.0)]
+    assert history(connect(root), run_of(connect(root), tracker), "loss") == [(0, 0.0), (1, 1.0)]
 
 
 def test_a_run_whose_process_was_killed_is_closed(root: Path, store: Store, start: Start) -> None:
@@ -205,6 +181,7 @@ def test_a_run_whose_process_was_killed_is_closed(root: Path, store: Store, star
     assert writer.stdout.readline() == "ready\n"
     sync_all(root)
     (spool,) = find_spools(root)
+    assert not spool.abandoned()
     run_id = str(spool.state().run_id)
     assert store.client.get_run(run_id).info.status == "RUNNING"
     os.kill(writer.pid, signal.SIGKILL)
@@ -233,7 +210,7 @@ def test_two_syncers_at_once_send_everything_once(root: Path, store: Store, star
 
 
 @pytest.mark.pipeline
-def test_a_syncer_killed_at_any_moment_loses_and_doubles_nothing(root: Path, store: Store, start: Start) -> None:
+def test_a_syncer_killed_at_any_moment_loses_and_repeats_nothing(root: Path, store: Store, start: Start) -> None:
     with open_tracker(root) as tracker:
         for step in range(20_000):
             tracker.metrics({"loss": float(step)}, step)
@@ -282,7 +259,7 @@ def test_live_sync_sends_while_the_block_runs(root: Path, store: Store) -> None:
     assert find_spools(root) == []
 
 
-def test_the_command_line_says_what_it_did(
+def test_the_command_line_reports_what_it_sent(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["sync", str(root)])

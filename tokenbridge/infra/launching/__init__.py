@@ -2,19 +2,18 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from tokenbridge.config.launcher import LOCAL, SLURM, LauncherConfig
+from tokenbridge.config.launcher import SLURM, LauncherConfig
 from tokenbridge.infra.launching import local, slurm
-from tokenbridge.infra.launching.work import Ending, LaunchError, Output, ParallelWork
+from tokenbridge.infra.launching.work import LaunchError, Output, ParallelWork
 
 __all__ = ["LaunchError", "launch"]
 
 WORKER = "tokenbridge.stages.worker"
-STARTERS: dict[str, Callable[[ParallelWork, Output], Ending]] = {LOCAL: local.run, SLURM: slurm.run}
 
 
 def launch(arguments: Sequence[str], *, root: Path, work: Path, launcher: LauncherConfig, module: str = WORKER) -> None:
@@ -38,8 +37,9 @@ def launch(arguments: Sequence[str], *, root: Path, work: Path, launcher: Launch
     if parallel.complete.exists():
         return
     output = Output()
+    run = slurm.run if launcher.kind == SLURM else local.run
     with _sigterm_unwinds():
-        ending = STARTERS[launcher.kind](parallel, output)
+        ending = run(parallel, output)
     parallel.judge(ending, output)
 
 

@@ -29,14 +29,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _upload(options: argparse.Namespace) -> None:
     from tokenbridge.infra.storage.transfer import upload
 
-    with _told():
+    with _errors_in_one_line():
         upload(options.folder, options.address, _settings())
 
 
 def _download(options: argparse.Namespace) -> None:
     from tokenbridge.infra.storage.transfer import download
 
-    with _told():
+    with _errors_in_one_line():
         download(options.address, options.folder, _settings())
 
 
@@ -57,7 +57,7 @@ def _settings() -> StorageConfig:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _errors_in_one_line() -> Iterator[None]:
     """Report Ctrl-C, and files that cannot be read or written, in one line."""
     try:
         yield
