@@ -1,6 +1,5 @@
 """Shards: written streaming, read by parts, typed for Hugging Face datasets."""
 
-import io
 import pickle
 from pathlib import Path
 
@@ -8,15 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.sources.conftest import CLASSES
+from tests.sources.conftest import CLASSES, encode
 from tokenbridge.images import DataError, shards
 from tokenbridge.images.shards import Example, ImageShards, write_manifest, write_shards
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -26,18 +19,22 @@ def images() -> np.ndarray:
 
 @pytest.fixture
 def examples(images: np.ndarray) -> list[Example]:
-    return [(png(image), f"{index}.png", index % 3) for index, image in enumerate(images)]
+    return [(encode(Image.fromarray(image)), f"{index}.png", index % 3) for index, image in enumerate(images)]
+
+
+def write(folder: Path, examples: list[Example]) -> str:
+    """Write shards of 10 images, and return the manifest's digest."""
+    folder.mkdir()
+    written = {"train": write_shards(folder, "train", examples, CLASSES, 10, len(examples))}
+    return write_manifest(folder, name="noise", image_size=8, label_names=CLASSES, splits=written)["digest"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> Path:
     """23 images in shards of 10, in row groups of 4, so that reads cross both."""
     monkeypatch.setattr(shards, "ROW_GROUP", 4)
-    folder = tmp_path / "images"
-    folder.mkdir()
-    written = {"train": write_shards(folder, "train", examples, CLASSES, 10, len(examples))}
-    write_manifest(folder, name="noise", image_size=8, label_names=CLASSES, splits=written)
-    return folder
+    write(tmp_path / "images", examples)
+    return tmp_path / "images"
 
 
 def test_files_are_named_and_counted_as_the_manifest_says(folder: Path) -> None:
@@ -83,14 +80,8 @@ def test_a_reader_can_be_sent_to_another_process(folder: Path) -> None:
 def test_the_same_images_give_the_same_bytes_and_other_images_another_digest(
     tmp_path: Path, examples: list[Example]
 ) -> None:
-    digests = []
-    for name, content in (("a", examples), ("b", examples), ("c", examples[::-1])):
-        (tmp_path / name).mkdir()
-        written = {"train": write_shards(tmp_path / name, "train", content, CLASSES, 10, 23)}
-        digests.append(
-            write_manifest(tmp_path / name, name="noise", image_size=8, label_names=CLASSES, splits=written)["digest"]
-        )
-    assert digests[0] == digests[1] != digests[2]
+    first, again = (write(tmp_path / name, examples) for name in "ab")
+    assert first == again != write(tmp_path / "c", examples[::-1])
 
 
 @pytest.mark.parametrize("count", [20, 22, 24, 31])

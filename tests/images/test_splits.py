@@ -33,13 +33,9 @@ def test_classes_differ_by_one_unless_one_runs_out(labels: list[int], limit: int
 LABELS = np.repeat([0, 1, 2], [300, 100, 20])
 
 
-def test_validation_is_cut_from_each_class_by_its_share() -> None:
-    cut = cut_validation(LABELS, 42, seed=0)
-    assert np.bincount(LABELS[cut]).tolist() == [30, 10, 2]
-
-
-def test_no_more_than_a_tenth_is_cut() -> None:
-    assert np.bincount(LABELS[cut_validation(LABELS, 2000, seed=0)]).tolist() == [30, 10, 2]
+@pytest.mark.parametrize("count", [42, 2000])
+def test_validation_is_cut_from_each_class_by_its_share_up_to_a_tenth(count: int) -> None:
+    assert np.bincount(LABELS[cut_validation(LABELS, count, seed=0)]).tolist() == [30, 10, 2]
 
 
 def test_the_seed_decides_which_images_are_cut() -> None:

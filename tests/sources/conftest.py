@@ -1,9 +1,11 @@
-"""Small real data sets: IDX files as MNIST has them, and folders of JPEG and PNG pictures."""
+"""Small real data sets: IDX files as MNIST has them, folders of JPEG and PNG pictures, and photographs."""
 
 import gzip
 import hashlib
+import io
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.photographs import Photographs, photographs
 from tokenbridge.config import DataConfig, MirrorConfig
 from tokenbridge.sources.idx import IDX_FILES
 
 CLASSES = ["Bag", "Coat", "Shirt"]
+Make = Callable[..., DataConfig]  # takes the settings to change
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -27,6 +31,22 @@ def picture(seed: int, width: int = 12, height: int = 12) -> Image.Image:
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
 
 
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def sha256_of(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def data_config(**settings: Any) -> DataConfig:
+    """The settings of a small data set, where ``settings`` does not name others."""
+    small = {"name": "tiny", "licence": "ours", "citation": "nobody", "image_size": 8, "num_classes": 3}
+    return DataConfig(**small | settings)
+
+
 @pytest.fixture
 def pixels() -> dict[str, np.ndarray]:
     """Grey images [N, 6, 6] of each split; the label of image i is i % 3."""
@@ -35,49 +55,16 @@ def pixels() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def idx_files(pixels: dict[str, np.ndarray]) -> dict[str, bytes]:
-    files = {}
-    for split, (images, labels) in IDX_FILES.items():
-        files[images] = idx_bytes(pixels[split])
-        files[labels] = idx_bytes(np.arange(len(pixels[split])) % 3)
-    return files
-
-
-@pytest.fixture
-def idx_folder(tmp_path: Path, idx_files: dict[str, bytes]) -> Path:
-    """The four files, half of them plain and half .gz."""
-    folder = tmp_path / "idx"
+def idx_config(pixels: dict[str, np.ndarray], tmp_path: Path) -> Make:
+    """The four files in a folder, half of them plain and half .gz."""
+    folder, files = tmp_path / "idx", {}
     folder.mkdir()
-    for name, content in idx_files.items():
-        if "labels" in name:
-            (folder / name).write_bytes(content)
-        else:
-            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
-    return folder
-
-
-def sha256_of(files: dict[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-
-
-@pytest.fixture
-def idx_config(idx_files: dict[str, bytes], idx_folder: Path) -> Callable[..., DataConfig]:
-    def make(**changes: Any) -> DataConfig:
-        settings: dict[str, Any] = {
-            "name": "tiny_idx",
-            "source": "idx",
-            "licence": "MIT",
-            "citation": "nobody",
-            "image_size": 8,
-            "num_classes": 3,
-            "label_names": CLASSES,
-            "mirrors": [MirrorConfig("folder", str(idx_folder))],
-            "sha256": sha256_of(idx_files),
-            "shard_size": 10,
-        }
-        return DataConfig(**settings | changes)
-
-    return make
+    for split, (images, labels) in IDX_FILES.items():
+        files |= {images: idx_bytes(pixels[split]), labels: idx_bytes(np.arange(len(pixels[split])) % 3)}
+        (folder / f"{images}.gz").write_bytes(gzip.compress(files[images]))
+        (folder / labels).write_bytes(files[labels])
+    mirrors, sha256 = [MirrorConfig("folder", str(folder))], sha256_of(files)
+    return partial(data_config, source="idx", label_names=CLASSES, mirrors=mirrors, sha256=sha256, shard_size=10)
 
 
 @pytest.fixture
@@ -93,18 +80,11 @@ def image_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def folder_config(image_root: Path) -> Callable[..., DataConfig]:
-    def make(**changes: Any) -> DataConfig:
-        settings: dict[str, Any] = {
-            "name": "tiny_folder",
-            "source": "imagefolder",
-            "licence": "ours",
-            "citation": "",
-            "image_size": 8,
-            "num_classes": 3,
-            "root": str(image_root),
-            "test_fraction": 0.2,
-        }
-        return DataConfig(**settings | changes)
+def folder_config(image_root: Path) -> Make:
+    return partial(data_config, source="imagefolder", root=str(image_root), test_fraction=0.2)
 
-    return make
+
+@pytest.fixture(scope="session")
+def photos() -> Photographs:
+    """Whole photographs, of each class 6 for training and 2 for testing."""
+    return photographs(6, 2, broken=False)

@@ -2,17 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.sources.conftest import Make
 from tests.support.services import S3Place
 from tokenbridge.config import DataConfig, StorageConfig
 from tokenbridge.images import DataError
 from tokenbridge.sources.state import source_state
-
-Make = Callable[..., DataConfig]
 
 
 def state(config: DataConfig) -> str:

@@ -3,32 +3,31 @@
 import gzip
 import io
 import json
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.sources.conftest import CLASSES, picture
+from tests.sources.conftest import CLASSES, Make, data_config, encode, picture
 from tests.support.services import S3Place
-from tokenbridge.config import ConfigError, DataConfig, StorageConfig
+from tokenbridge.config import DataConfig, StorageConfig
 from tokenbridge.images import DataError
 from tokenbridge.images.splits import Split
 from tokenbridge.sources import imagefiles, tars
 from tokenbridge.sources.fetch import fetch_images
 from tokenbridge.sources.webdataset import load_webdataset
 
-Make = Callable[..., DataConfig]
 Members = list[tuple[str | tarfile.TarInfo, bytes]]
 
 
 def png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    picture(seed).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode(picture(seed))
 
 
 def write_tar(path: Path, members: Members, form: int = tarfile.PAX_FORMAT) -> None:
@@ -65,21 +64,7 @@ def shards(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(shards: Path) -> Make:
-    def make(**changes: Any) -> DataConfig:
-        settings: dict[str, Any] = {
-            "name": "tiny_tars",
-            "source": "webdataset",
-            "licence": "ours",
-            "citation": "",
-            "image_size": 8,
-            "num_classes": 3,
-            "label_names": CLASSES,
-            "root": str(shards),
-            "test_fraction": 0.2,
-        }
-        return DataConfig(**settings | changes)
-
-    return make
+    return partial(data_config, source="webdataset", label_names=CLASSES, root=str(shards), test_fraction=0.2)
 
 
 def load(config: DataConfig) -> dict[str, Split]:
@@ -95,12 +80,6 @@ def test_images_are_kept_byte_for_byte_with_their_label(config: Make) -> None:
             index = int(Path(path).stem)
             assert content == png(index)
             assert (label, path) == (index % 3, f"train-{index // 10}/{index:04d}.png")
-
-
-def test_classes_are_mixed(config: Make) -> None:
-    labels = load(config())["train"].labels
-    assert labels.tolist() != sorted(labels)
-    assert labels.tolist() != [index % 3 for index in range(24)]
 
 
 def test_without_names_classes_are_numbers(shards: Path, config: Make) -> None:
@@ -222,19 +201,18 @@ def test_too_many_members_are_refused(config: Make, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_image_of_too_many_pixels_is_refused(config: Make, shards: Path, tmp_path: Path) -> None:
-    """225 million of them in 30 kilobytes."""
-    buffer = io.BytesIO()
-    Image.new("1", (15_000, 15_000)).save(buffer, "PNG")
-    write_tar(shards / "x.tar", [("0.png", buffer.getvalue()), ("0.cls", b"0")])
+    """A small file whose header says 225 million."""
+    bomb = bytearray(png(0))
+    bomb[16:24] = struct.pack(">II", 15_000, 15_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    write_tar(shards / "x.tar", [("0.png", bytes(bomb)), ("0.cls", b"0")])
     with pytest.raises(DataError, match=r"x\.tar: 0\.png is corrupt.*decompression bomb"):
         fetch_images(config(), tmp_path / "images")
-    assert not (tmp_path / "images").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"root": None}, r"data\.root is not set: name your tars"),
         ({"test_fraction": 0.0}, r"data\.test_root is not set and data\.test_fraction is 0"),
         ({"label_names": [*CLASSES, "Hat"], "num_classes": 4}, r"has no image of Hat"),
         ({"root": "/nowhere/*.tar"}, r"/nowhere is not a folder"),
@@ -248,8 +226,3 @@ def test_a_setting_that_disagrees_is_named(config: Make, changes: dict[str, Any]
 def test_a_place_without_tars_is_named(config: Make, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no \.tar files"):
         load(config(root=f"{tmp_path}/*.none"))
-
-
-def test_a_test_root_is_for_tars_alone(config: Make) -> None:
-    with pytest.raises(ConfigError, match=r"only data\.source=webdataset uses it"):
-        config(source="imagefolder", test_root="x")

@@ -9,30 +9,22 @@ from tokenbridge.sources.broken import LeftOut
 
 
 class FetchProgress:
-    """The shards that are whole: in a file beside ``folder``, or only in memory without ``folder``.
+    """The shards of a folder that are whole, in a file beside the folder."""
 
-    Attributes:
-        kept: whether an earlier fetch of the same source left whole shards.
-    """
-
-    def __init__(self, folder: Path | None = None, state: str = "") -> None:
+    def __init__(self, folder: Path, state: str) -> None:
         """Read the progress in ``folder``. Remove the folder if it was made from another ``state`` of the source."""
-        self.path = folder.with_suffix(".json") if folder is not None else None
-        self.state, self.done = state, dict[str, dict[str, Any]]()
-        if folder is not None and self.path is not None:
-            found = read_json(self.path) if self.path.exists() else {}
-            if found.get("state") == state:
-                # a fetch that was killed after moving its shards starts again
-                self.done = {name: each for name, each in found["shards"].items() if (folder / name).exists()}
-            elif folder.exists():
-                shutil.rmtree(folder)
-        self.kept = bool(self.done)
+        self.path, self.state, self.done = folder.with_suffix(".json"), state, dict[str, dict[str, Any]]()
+        found = read_json(self.path) if self.path.exists() else {}
+        if found.get("state") == state:
+            # a fetch that was killed after moving its shards starts again
+            self.done = {name: each for name, each in found["shards"].items() if (folder / name).exists()}
+        elif folder.exists():
+            shutil.rmtree(folder)
 
     def add(self, split: str, shard: dict[str, Any], left_out: list[LeftOut]) -> None:
         """Record a shard that is whole, as ``write_shard`` returned it, and its broken images ``left_out``."""
         self.done[shard["file"]] = {"split": split, "shard": shard, "left_out": left_out}
-        if self.path is not None:
-            write_json(self.path, {"state": self.state, "shards": self.done})
+        write_json(self.path, {"state": self.state, "shards": self.done})
 
     @property
     def seen(self) -> int:

@@ -6,20 +6,13 @@ from functools import partial
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, HfFileSystem
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
 from tokenbridge.images import DataError
+from tokenbridge.sources.places import HUB, StoredFile
 
-SCHEME = "hf://"
 REFUSED = (401, 403)  # HTTP: unauthorized, forbidden
-
-Entry = tuple[str, str, int, str]  # path below the address, whole address, bytes, digest by Git or LFS
 
 
 @contextmanager
@@ -27,21 +20,11 @@ def explained(address: str) -> Iterator[None]:
     """Convert the errors of huggingface_hub into a DataError that says what to do."""
     try:
         yield
-    except GatedRepoError as error:
-        raise DataError(refusal(address)) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise DataError(
-            f"{address} is not on the Hub, or you have no access: correct data.root, or set HF_TOKEN"
-        ) from error
     except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in REFUSED:
-            raise DataError(refusal(address)) from error
-        raise DataError(f"{address}: the Hub answers with an error ({error}): try again later") from error
+        raise DataError(answer_of(error, address)) from error
     except (FileNotFoundError, ValueError, NotImplementedError) as error:
-        cause = error.__cause__
-        if isinstance(cause, HfHubHTTPError):
-            with explained(address):
-                raise cause from None
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise DataError(answer_of(error.__cause__, address)) from error
         raise DataError(
             f"{address} is not an address of a data set on the Hub: write hf://datasets/owner/name[/folder]"
         ) from error
@@ -51,12 +34,18 @@ def explained(address: str) -> Iterator[None]:
         ) from error
 
 
-def refusal(address: str) -> str:
-    return f"{address} is gated or private: accept its terms on its page, then run `hf auth login` or set HF_TOKEN"
+def answer_of(error: HfHubHTTPError, address: str) -> str:
+    """Return what the Hub's answer means, and what to do."""
+    gated = isinstance(error, GatedRepoError)  # also a RepositoryNotFoundError
+    if not gated and isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+        return f"{address} is not on the Hub, or you have no access: correct data.root, or set HF_TOKEN"
+    if gated or error.response.status_code in REFUSED:
+        return f"{address} is gated or private: accept its terms on its page, then run `hf auth login` or set HF_TOKEN"
+    return f"{address}: the Hub answers with an error ({error}): try again later"
 
 
-def hub_files(address: str) -> Iterator[tuple[Entry, partial[bytes]]]:
-    """Yield every file below ``hf://datasets/owner/name[@revision][/folder]``, and a function that reads (start, size).
+def hub_files(address: str) -> Iterator[StoredFile]:
+    """Yield every file below ``hf://datasets/owner/name[@revision][/folder]``. Its version is its digest by Git or LFS.
 
     All files are of the commit that the revision names now. So a later push does not mix two versions.
     """
@@ -72,17 +61,17 @@ def hub_files(address: str) -> Iterator[tuple[Entry, partial[bytes]]]:
     for path, about in listed.items():
         version = about["lfs"].sha256 if about.get("lfs") else about["blob_id"]
         name = path.removeprefix(base).lstrip("/") or path.rpartition("/")[2]
-        yield (name, SCHEME + path, about["size"], version), partial(read_range, system, path)
+        yield StoredFile(name, HUB + path, about["size"], version, partial(read_range, system, path))
 
 
 def read_range(system: HfFileSystem, path: str, start: int, size: int) -> bytes:
     """Return bytes start..start+size-1, by one request. huggingface_hub repeats transfers that break off."""
     if size == 0:
         return b""
-    with explained(SCHEME + path):
+    with explained(HUB + path):
         content: bytes = system.cat_file(path, start, start + size, cache_type="none")
     if len(content) != size:
         raise DataError(
-            f"{SCHEME + path} gave {len(content):,} of {size:,} bytes: repeat the command, finished work is kept"
+            f"{HUB + path} gave {len(content):,} of {size:,} bytes: repeat the command, finished work is kept"
         )
     return content

@@ -6,7 +6,7 @@ Images are kept in the order of their rows, so that files are read from beginnin
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import PurePosixPath
@@ -17,10 +17,10 @@ import numpy as np
 from tokenbridge.config import IMAGENET, DataConfig, StorageConfig
 from tokenbridge.images import TEST, TRAIN, VALIDATION, DataError
 from tokenbridge.images.rowgroups import RowGroups
-from tokenbridge.images.splits import Encoded, Labels, Split
+from tokenbridge.images.splits import Labels, Split
 from tokenbridge.sources.imagefiles import ImageFile, read_side_by_side
 from tokenbridge.sources.imagenet_classes import imagenet_names
-from tokenbridge.sources.places import StoredFile, list_files
+from tokenbridge.sources.places import StoredFile, list_files, root_of
 from tokenbridge.sources.streams import Stream
 
 SUFFIX = ".parquet"
@@ -35,15 +35,14 @@ def load_huggingface(config: DataConfig, storage: StorageConfig) -> tuple[list[s
     Raises:
         DataError: if a data set, split or column is missing, if labels are not 0..num_classes-1, or if the Hub refuses.
     """
-    if config.root is None:
-        raise DataError("data.root is not set: name a data set, data.root=hf://datasets/owner/name, or its folder")
+    root = root_of(config)
     named = [split for split in (config.hub.train, config.hub.test, config.hub.validation) if split is not None]
     if len({*named}) < len(named):
         raise DataError(
             f"data.hub.train, test and validation are {', '.join(named)}: name different splits, or set test or "
             "validation to null, so that it is cut from the training images"
         )
-    files = [file for file in list_files(config.root, storage) if file.name.endswith(SUFFIX)]
+    files = [file for file in list_files(root, storage) if file.name.endswith(SUFFIX)]
     train = HubSplit(config, files, config.hub.train)
     names = label_names(config, train)
     wanted = {TEST: config.hub.test, VALIDATION: config.hub.validation}
@@ -105,20 +104,19 @@ class HubSplit:
     def split(self, rows: Labels | None = None) -> Split:
         """Return all images as a split, or those of the ascending ``rows``."""
         kept = np.arange(len(self.labels)) if rows is None else rows
-        return Split(self.labels[kept], lambda indices: self.encode(kept[np.fromiter(indices, np.int64)]))
+        return Split(
+            self.labels[kept],
+            lambda indices: read_side_by_side(self.images(kept[np.fromiter(indices, np.int64)])),
+        )
 
-    def encode(self, rows: Labels) -> Iterator[tuple[Encoded, str]]:
-        return read_side_by_side(self.images(rows))
-
-    def images(self, rows: Iterable[int]) -> Iterator[ImageFile]:
+    def images(self, rows: Labels) -> Iterator[ImageFile]:
         """Yield the images of ascending rows, with one row group at a time in memory."""
-        wanted = np.asarray(rows)
-        bounds = np.searchsorted(wanted, self.rows.starts)
+        bounds = np.searchsorted(rows, self.rows.starts)
         for position, (first, last) in enumerate(pairwise(bounds.tolist())):
             if first < last:
                 start = self.rows.starts[position]
                 column = self.rows.group(position, [self.hub.image])[self.hub.image]
-                for row in wanted[first:last].tolist():
+                for row in rows[first:last].tolist():
                     yield self.image(row, column[row - start].as_py())
 
     def image(self, row: int, content: Any) -> ImageFile:
@@ -167,11 +165,9 @@ def label_names(config: DataConfig, split: HubSplit) -> list[str]:
 
 def held_out(labels: Labels, fraction: float) -> np.ndarray:
     """Choose ``fraction`` of each class, at least one row, by the hashes of row numbers; return a boolean [N]."""
-    key = [hashlib.sha256(b"%d" % row).digest() for row in range(len(labels))]
-    order = np.array(sorted(range(len(labels)), key=key.__getitem__))
     aside = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        rows = order[labels[order] == label]
+        rows = sorted(np.flatnonzero(labels == label).tolist(), key=lambda row: hashlib.sha256(b"%d" % row).digest())
         if len(rows) < 2:
             raise DataError(f"class {label} has one image, but both splits need one: add another")
         aside[rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)]] = True

@@ -11,6 +11,7 @@ from PIL import Image
 from tokenbridge.config import DataConfig
 from tokenbridge.images import DataError
 from tokenbridge.images.splits import Split
+from tokenbridge.sources.mirrors import fetch_files
 
 IDX_FILES = {  # split: images, labels
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -37,9 +38,15 @@ def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def load_idx(config: DataConfig, folder: Path) -> dict[str, Split]:
-    """Return both splits from the four IDX files in ``folder``."""
-    return {split: load_split(config, folder, split) for split in IDX_FILES}
+def load_idx(config: DataConfig, scratch: Path) -> tuple[list[str], dict[str, Split]]:
+    """Return label names and both splits. The four files are put into ``scratch``."""
+    files = [name for pair in IDX_FILES.values() for name in pair]
+    unproven = [name for name in files if name not in config.sha256]
+    if unproven:
+        raise DataError(f"data.sha256 lacks {', '.join(unproven)}: give the SHA-256 of each decompressed IDX file")
+    fetch_files(config.name, config.mirrors, {name: config.sha256[name] for name in files}, scratch)
+    label_names = config.label_names or [str(label) for label in range(config.num_classes)]
+    return label_names, {split: load_split(config, scratch, split) for split in IDX_FILES}
 
 
 def load_split(config: DataConfig, folder: Path, split: str) -> Split:

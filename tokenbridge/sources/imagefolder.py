@@ -3,37 +3,27 @@
 A folder root/val, valid or validation beside root/train holds the images for validation.
 """
 
-from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Protocol, Self
 
-from tokenbridge.config import IMAGENET, DataConfig
+from tokenbridge.config import IMAGENET, DataConfig, StorageConfig
 from tokenbridge.images import TEST, TRAIN, VALIDATION, DataError
 from tokenbridge.images.splits import Split
 from tokenbridge.sources.imagefiles import SUFFIXES, ClassFiles, ImageFile, divide, make_split
 from tokenbridge.sources.imagenet_classes import names_of
+from tokenbridge.sources.places import list_files, root_of
+from tokenbridge.sources.s3_folder import Node, tree_of
 
 VALIDATION_FOLDERS = ("val", "valid", "validation")
+Folder = Path | Node  # a folder or file, local or on S3
 
 
-class Folder(Protocol):
-    """The methods that are used of a folder or file. pathlib.Path has them, and so has a file on S3 (``s3_folder``)."""
+def load_imagefolder(config: DataConfig, storage: StorageConfig) -> tuple[list[str], dict[str, Split]]:
+    """Return label names and the splits. A prefix on S3 gives the same as a local copy of it.
 
-    @property
-    def name(self) -> str: ...
-    def is_dir(self) -> bool: ...
-    def iterdir(self) -> Iterator[Self]: ...
-    def read_bytes(self) -> bytes: ...
-    def __truediv__(self, name: str, /) -> Self: ...
-
-
-def load_imagefolder(config: DataConfig) -> tuple[list[str], dict[str, Split]]:
-    """Return label names and the splits. Only names are read; images are read and checked when they are encoded."""
-    return load_folder(config, find_root(config))
-
-
-def load_folder(config: DataConfig, root: Folder) -> tuple[list[str], dict[str, Split]]:
-    """Return what ``load_imagefolder`` returns, for a folder ``root`` that may be remote."""
+    Only names are read. Images are read and checked when they are encoded, ``imagefiles.READ_AHEAD`` at a time. An
+    image is written to disk only as part of its shard.
+    """
+    root = find_root(config, storage)
     if (root / "train").is_dir():
         folders = {TRAIN: root / "train", TEST: root / "test"}
         if (found := validation_folder(root)) is not None:
@@ -70,10 +60,11 @@ def validation_folder(root: Folder) -> Folder | None:
     return found[0] if found else None
 
 
-def find_root(config: DataConfig) -> Path:
-    if config.root is None:
-        raise DataError("data.root is not set: name your folder of images, data.root=/path/to/images")
-    root = Path(config.root).expanduser()
+def find_root(config: DataConfig, storage: StorageConfig) -> Folder:
+    location = root_of(config)
+    if config.source == "s3":
+        return tree_of(location.rstrip("/"), list_files(location, storage))
+    root = Path(location).expanduser()
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: set data.root to the folder that holds your class folders")
     return root

@@ -9,12 +9,11 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import PurePosixPath
-from typing import TypeVar
 
 import numpy as np
 import scipy.io
@@ -33,13 +32,12 @@ from tokenbridge.sources.imagefiles import (
     make_split,
 )
 from tokenbridge.sources.imagenet_classes import names_of
-from tokenbridge.sources.places import TAR, StoredFile, list_files
-from tokenbridge.sources.tars import files_of, member_file, open_tar
+from tokenbridge.sources.places import TAR, StoredFile, list_files, root_of
+from tokenbridge.sources.tars import files_of, member_file, member_image, open_tar
 
 TRAIN, VALIDATION, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 MAX_CLASS_BYTES = 2**32  # of one class's tar; ImageNet's have up to 300 MB
 CHUNK = 2**24  # bytes read at a time for a digest
-Parsed = TypeVar("Parsed")
 META, TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 
 
@@ -58,12 +56,11 @@ def load_imagenet_tars(
         DataError: if an archive is missing, has another MD5 than data.md5, or is damaged or unsafe, or if the classes
             of the archives and of data.num_classes are not the same.
     """
-    if config.root is None:
-        raise DataError(f"data.root is not set: name the folder, or the prefix, of {TRAIN}, {VALIDATION} and {DEVKIT}")
-    archives = {file.name: file for file in list_files(config.root, storage)}
+    root = root_of(config)
+    archives = {file.name: file for file in list_files(root, storage)}
     missing = [name for name in (TRAIN, VALIDATION, DEVKIT) if name not in archives]
     if missing:
-        raise DataError(f"{config.root} lacks {', '.join(missing)}: get it from image-net.org, or correct data.root")
+        raise DataError(f"{root} lacks {', '.join(missing)}: get it from image-net.org, or correct data.root")
     if not proven:
         check_digests(archives, config, every)
     wnids, truth = read_devkit(archives[DEVKIT])
@@ -92,16 +89,14 @@ def check_digests(archives: dict[str, StoredFile], config: DataConfig, every: fl
     """
     checked = {name: archives[name] for name in (DEVKIT, VALIDATION, TRAIN) if name in config.md5}
     total = sum(file.size for file in checked.values())
-    progress = Progress("check MD5 of the archives", max(total // 10**6, 1), "MB", every)
+    progress, read = Progress("check MD5 of the archives", max(total // 10**6, 1), "MB", every), 0
     for name, file in checked.items():
-        digest, position = hashlib.md5(usedforsecurity=False), 0
-        while position < file.size:
-            content = file.read(position, min(CHUNK, file.size - position))
-            if not content:
-                raise DataError(f"{file.place} became shorter while it was read: get it again")
+        digest = hashlib.md5(usedforsecurity=False)
+        for start in range(0, file.size, CHUNK):
+            content = file.read(start, min(CHUNK, file.size - start))
             digest.update(content)
-            progress.advance((position + len(content)) // 10**6 - position // 10**6)
-            position += len(content)
+            read += len(content)
+            progress.advance(read // 10**6 - progress.done)
         if digest.hexdigest() != config.md5[name]:
             raise DataError(
                 f"{file.place} has the MD5 {digest.hexdigest()}, not {config.md5[name]}: get it again, or correct "
@@ -135,11 +130,7 @@ def index_class(tar: StoredFile) -> list[ImageFile]:
 def images_of(tar: StoredFile, prefix: str) -> list[ImageFile]:
     with open_tar(tar) as archive:
         return [
-            ImageFile(
-                prefix + PurePosixPath(member.name).name,
-                f"{tar.place}: {member.name}",
-                partial(tar.read, member.offset_data, member.size),
-            )
+            member_image(tar, member, prefix + PurePosixPath(member.name).name)
             for member in files_of(archive, tar.place)
             if PurePosixPath(member.name).suffix.lower() in SUFFIXES
         ]
@@ -168,17 +159,20 @@ def index_validation(archive: StoredFile, wnids: dict[int, str], truth: list[int
 def read_devkit(archive: StoredFile) -> tuple[dict[int, str], list[int]]:
     """Return ILSVRC2012_ID -> wnid, and the ID of each validation image."""
     contents = read_gzipped(archive, (META, TRUTH))
-    meta = parse(contents[META], META, read_meta)
-    truth = parse(contents[TRUTH], TRUTH, lambda content: [int(line) for line in content.decode().split()])
+    with explained(META):
+        meta = read_meta(contents[META])
+    with explained(TRUTH):
+        truth = [int(line) for line in contents[TRUTH].decode().split()]
     unknown = sorted(set(truth) - set(meta))
     if unknown:
         raise DataError(f"{archive.place}: {TRUTH} has the ID {unknown[0]}, which {META} does not know: get it again")
     return meta, truth
 
 
-def parse(content: bytes, name: str, how: Callable[[bytes], Parsed]) -> Parsed:
+@contextmanager
+def explained(name: str) -> Iterator[None]:
     try:
-        return how(content)
+        yield
     except Exception as error:  # scipy raises many types on damaged files
         raise DataError(f"{DEVKIT}: {name} cannot be read ({error}): get it again") from error
 
@@ -200,13 +194,9 @@ def read_gzipped(archive: StoredFile, names: tuple[str, ...]) -> dict[str, bytes
         raise DataError(f"{archive.place} is not a .tar.gz, or is cut short ({error}): get it again") from error
     check_size(len(content), archive.place)
     inner = replace(archive, size=len(content), read=lambda start, size: content[start : start + size])
-    found = {}
     with open_tar(inner) as tar:
-        for member in files_of(tar, archive.place):
-            name = PurePosixPath(member.name).name
-            if name in names:
-                found[name] = inner.read(member.offset_data, member.size)
-    missing = [name for name in names if name not in found]
+        members = {PurePosixPath(member.name).name: member for member in files_of(tar, archive.place)}
+    missing = [name for name in names if name not in members]
     if missing:
         raise DataError(f"{archive.place} lacks {', '.join(missing)}: get it again")
-    return found
+    return {name: inner.read(members[name].offset_data, members[name].size) for name in names}

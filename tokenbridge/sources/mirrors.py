@@ -1,17 +1,16 @@
 """Fetching of a data set's files from the first mirror that has them, with a check of each SHA-256."""
 
 import gzip
-import http.client
 import logging
 import os
 import shutil
 import subprocess
 import tempfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+
+import httpx2
 
 from tokenbridge.base.files import sha256_file
 from tokenbridge.base.progress import Progress
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 GZIP_MAGIC = b"\x1f\x8b"
 CHUNK = 1 << 18  # bytes
-TRANSFER_ERRORS = (OSError, EOFError, http.client.HTTPException, zlib.error)  # gzip's and urllib's are OSErrors
+NOT_FOUND = 404  # HTTP
 
 
 class MirrorError(Exception):
@@ -48,7 +47,7 @@ def fetch_files(name: str, mirrors: Sequence[MirrorConfig], sha256: dict[str, st
             with tempfile.TemporaryDirectory() as scratch:
                 source = locate(mirror.kind, mirror.location, list(sha256), mirror.timeout, Path(scratch))
                 unpack(source, sha256, folder)
-        except (MirrorError, *TRANSFER_ERRORS) as error:
+        except (MirrorError, OSError) as error:
             failures.append(f"{mirror.kind}: {error}")
             logger.info(f"fetch {name}: {failures[-1]}")
         else:
@@ -133,23 +132,21 @@ def download_file(url: str, timeout: float, target: Path) -> None:
     Raises:
         MirrorError: on an error, on a file that is cut short, or if no data comes for ``timeout`` seconds.
     """
+    unchanged = {"Accept-Encoding": "identity"}
+    request = httpx2.stream("GET", url, headers=unchanged, timeout=timeout, follow_redirects=True)
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response, target.open("wb") as out:
+        with request as response, target.open("wb") as out:
+            if not response.is_success:
+                reason = f"{url}: {response.status_code} {response.reason_phrase}"
+                raise NotFoundError(reason) if response.status_code == NOT_FOUND else MirrorError(reason)
             length = int(response.headers.get("Content-Length") or 0)
             progress = Progress(f"fetch {target.name}", length, "bytes")
-            while chunk := response.read(CHUNK):
+            for chunk in response.iter_raw(CHUNK):
                 out.write(chunk)
                 if length:  # else the total is unknown
                     progress.advance(len(chunk))
-    except urllib.error.HTTPError as error:
-        reason = f"{url}: {error.code} {error.reason}"
-        raise NotFoundError(reason) if error.code == http.client.NOT_FOUND else MirrorError(reason) from error
-    except urllib.error.URLError as error:
-        raise MirrorError(f"{url}: {error.reason}") from error
-    except TRANSFER_ERRORS as error:
+    except httpx2.HTTPError as error:
         raise MirrorError(f"{url}: {error}") from error
-    if target.stat().st_size < length:
-        raise MirrorError(f"{url}: ended after {target.stat().st_size:,} of {length:,} bytes")
 
 
 def extract_package(package: str, files: list[str], timeout: float, scratch: Path) -> Path:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from tokenbridge.config import StorageConfig
+from tokenbridge.config import DataConfig, StorageConfig
 from tokenbridge.images import DataError
 
 REMOTE = "s3://"
@@ -26,6 +26,17 @@ class StoredFile:
     size: int  # bytes
     version: str  # ETag, digest or time of the last change: it changes when the content changes
     read: Callable[[int, int], bytes]  # takes (start, size)
+
+
+def root_of(data: DataConfig) -> str:
+    """Return ``data.root``.
+
+    Raises:
+        DataError: if it is not set.
+    """
+    if data.root is None:
+        raise DataError("data.root is not set: name the folder or prefix of your images")
+    return data.root
 
 
 def list_files(location: str, storage: StorageConfig) -> list[StoredFile]:
@@ -48,7 +59,11 @@ def list_files(location: str, storage: StorageConfig) -> list[StoredFile]:
 def files_below(base: str, storage: StorageConfig) -> Iterator[StoredFile]:
     if base.startswith(REMOTE):
         return remote_files(base, storage)
-    return files_of_hub(base) if base.startswith(HUB) else local_files(Path(base).expanduser())
+    if base.startswith(HUB):
+        from tokenbridge.sources.hub import hub_files  # huggingface_hub takes a while to import
+
+        return hub_files(base)
+    return local_files(Path(base).expanduser())
 
 
 def split_pattern(location: str) -> tuple[str, str]:
@@ -97,10 +112,3 @@ def remote_files(uri: str, storage: StorageConfig) -> Iterator[StoredFile]:
     folder = S3Folder(uri, storage)
     for item in folder.list():
         yield StoredFile(item.path, folder.address(item.path), item.size, item.etag, partial(folder.read, item))
-
-
-def files_of_hub(address: str) -> Iterator[StoredFile]:
-    from tokenbridge.sources.hub import hub_files  # huggingface_hub takes a while to import
-
-    for (name, place, size, version), read in hub_files(address):
-        yield StoredFile(name, place, size, version, read)

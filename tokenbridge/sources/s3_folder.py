@@ -1,14 +1,10 @@
-"""A prefix of images on S3, with the layout of an imagefolder."""
+"""A prefix on S3 as a tree of folders."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tokenbridge.config import DataConfig, StorageConfig
-from tokenbridge.images import DataError
-from tokenbridge.images.splits import Split
 from tokenbridge.sources.imagefiles import check_size
-from tokenbridge.sources.imagefolder import load_folder
-from tokenbridge.sources.places import StoredFile, list_files
+from tokenbridge.sources.places import StoredFile
 
 
 @dataclass
@@ -36,17 +32,6 @@ class Node:
         assert self.file is not None
         check_size(self.file.size, self.place)
         return self.file.read(0, self.file.size)
-
-
-def load_objects(config: DataConfig, storage: StorageConfig) -> tuple[list[str], dict[str, Split]]:
-    """Return label names and both splits, the same as for a local copy of the folder.
-
-    Only names are listed; images are read when they are encoded. ``imagefiles.READ_AHEAD`` images are in memory at a
-    time. An image is written to disk only as part of its shard.
-    """
-    if config.root is None:
-        raise DataError("data.root is not set: name the prefix of your images, data.root=s3://bucket/prefix")
-    return load_folder(config, tree_of(config.root.rstrip("/"), list_files(config.root, storage)))
 
 
 def tree_of(place: str, files: list[StoredFile]) -> Node:

@@ -4,8 +4,7 @@ import hashlib
 import json
 
 from tokenbridge.config import DataConfig, StorageConfig
-from tokenbridge.images import DataError
-from tokenbridge.sources.places import list_files
+from tokenbridge.sources.places import list_files, root_of
 
 
 def source_state(data: DataConfig, storage: StorageConfig) -> str:
@@ -21,9 +20,7 @@ def source_state(data: DataConfig, storage: StorageConfig) -> str:
     """
     if data.source == "idx":
         state: object = data.sha256
-    elif data.root is None:
-        raise DataError("data.root is not set: name the folder or prefix of your images")
     else:
-        roots = [data.root] if data.test_root is None else [data.root, data.test_root]
+        roots = [root_of(data)] if data.test_root is None else [root_of(data), data.test_root]
         state = [[(file.name, file.size, file.version) for file in list_files(root, storage)] for root in roots]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -3,10 +3,11 @@
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePosixPath
 
 from tokenbridge.images import DataError
-from tokenbridge.sources.imagefiles import MAX_FILE_BYTES, check_size
+from tokenbridge.sources.imagefiles import MAX_FILE_BYTES, ImageFile, check_size
 from tokenbridge.sources.places import StoredFile
 from tokenbridge.sources.streams import Stream
 
@@ -22,6 +23,11 @@ def member_file(file: StoredFile, member: tarfile.TarInfo) -> StoredFile:
         return file.read(start + position, size)
 
     return StoredFile(member.name, f"{file.place}: {member.name}", member.size, file.version, read)
+
+
+def member_image(file: StoredFile, member: tarfile.TarInfo, path: str) -> ImageFile:
+    """Return a member as an image with the given path, which is read from its place in the archive."""
+    return ImageFile(path, f"{file.place}: {member.name}", partial(file.read, member.offset_data, member.size))
 
 
 @contextmanager

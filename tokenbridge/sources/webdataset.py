@@ -12,8 +12,8 @@ from tokenbridge.images import DataError
 from tokenbridge.images.splits import Split
 from tokenbridge.sources.imagefiles import SUFFIXES, THREADS, ClassFiles, ImageFile, divide, make_split
 from tokenbridge.sources.imagenet_classes import imagenet_names, names_of
-from tokenbridge.sources.places import TAR, StoredFile, list_files
-from tokenbridge.sources.tars import files_of, open_tar
+from tokenbridge.sources.places import TAR, StoredFile, list_files, root_of
+from tokenbridge.sources.tars import files_of, member_image, open_tar
 
 LABEL_SUFFIXES = (".cls", ".json")  # a text with a class's name or index; an object with a name or index as "label"
 Labelled = tuple[ImageFile, str]
@@ -32,10 +32,9 @@ def load_webdataset(
     Raises:
         DataError: if tars, images or labels are missing, damaged or unsafe.
     """
-    if config.root is None:
-        raise DataError("data.root is not set: name your tars, data.root='/path/train-*.tar' or s3://bucket/prefix")
+    root = root_of(config)
     names = config.label_names or classes_by_index(config)
-    train = index_tars(config.root, names, config, storage, every)
+    train = index_tars(root, names, config, storage, every)
     if config.test_root is not None:
         files = {"train": train, "test": index_tars(config.test_root, names, config, storage, every)}
     elif config.test_fraction > 0:
@@ -45,7 +44,7 @@ def load_webdataset(
             "data.test_root is not set and data.test_fraction is 0: set one of them, such as data.test_fraction=0.1"
         )
     splits = {split: make_split(classes, names) for split, classes in files.items()}
-    return names_of(names, config.root) if config.class_names == IMAGENET else names, splits
+    return names_of(names, root) if config.class_names == IMAGENET else names, splits
 
 
 def classes_by_index(config: DataConfig) -> list[str]:
@@ -89,8 +88,7 @@ def index_tar(tar: StoredFile, names: list[str]) -> list[Labelled]:
             if key in found:
                 raise DataError(f"{place} is a second {'image' if found is images else 'label'} of its key: keep one")
             if found is images:
-                read = partial(tar.read, member.offset_data, member.size)
-                images[key] = ImageFile(f"{tar.name.removesuffix(TAR)}/{key}{suffix}", place, read)
+                images[key] = member_image(tar, member, f"{tar.name.removesuffix(TAR)}/{key}{suffix}")
             else:
                 content = archive.extractfile(member)
                 assert content is not None  # None only for members that are not files

@@ -21,7 +21,7 @@ def main() -> None:
     with stage_run("fetch") as run:
         data = run.config.data
         seconds = run.config.launcher.log_seconds
-        manifest = fetch_images(data, run.work / "images", seconds, run.config.storage, resume=True)
+        manifest = fetch_images(data, run.work / "images", seconds, run.config.storage)
         run.tracker.dataset(data.name, manifest["digest"], source=data.citation or data.name, context="fetch")
         picture(ImageShards(run.work / "images", "train")).save(run.work / "images.png")
         _check(run.config, manifest)
