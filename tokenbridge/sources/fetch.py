@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tokenbridge.base.files import atomic_path
+from tokenbridge.base.files import atomic_folder
 from tokenbridge.base.progress import Progress
 from tokenbridge.config import DataConfig, StorageConfig
 from tokenbridge.images import TEST, TRAIN, VALIDATION, DataError
@@ -52,7 +52,7 @@ def fetch_images(
     with tempfile.TemporaryDirectory() as scratch:
         fetched = FetchProgress(destination, source_state(config, storage)) if resume else FetchProgress()
         label_names, splits = open_source(config, Path(scratch), storage, every, proven=fetched.kept)
-        with nullcontext(destination) if resume else atomic_path(destination) as folder:
+        with nullcontext(destination) if resume else atomic_folder(destination) as folder:
             folder.mkdir(parents=True, exist_ok=True)
             return write_images(config, folder, label_names, splits, every, fetched)
 
