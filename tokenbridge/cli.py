@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--model", type=Path, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
     sample.add_argument("--class", dest="classes", action="append", help="name or index; repeat for more; none: all")
     sample.add_argument("--count", type=int, default=16, help="images of each class (%(default)s)")
-    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="picture to write (%(default)s)")
+    sample.add_argument(
+        "--out", type=Path, default=Path("samples.png"), help="picture to write: .png, .jpg or .webp (%(default)s)"
+    )
     _add_sampling(sample)
     sample.set_defaults(command=_sample)
 
@@ -64,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     kept.add_argument("--keep", metavar="SIDE", help="keep the left, right, top or bottom half")
     edit.add_argument("--class", dest="label", required=True, help="name or index; may differ from the image's own")
     edit.add_argument("--count", type=int, default=4, help="edits of each image (%(default)s)")
-    edit.add_argument("--out", type=Path, default=Path("edits.png"), help="picture to write (%(default)s)")
+    edit.add_argument("--out", type=Path, default=Path("edits.png"), help="PNG, JPEG or WebP (%(default)s)")
     _add_sampling(edit)
     edit.set_defaults(command=_edit)
 

@@ -1,11 +1,12 @@
 """Files that are whole or absent."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.files import atomic_path, atomic_write_text, new_folder, sha256_file, sha256_tree
+from tokenbridge.base.files import atomic_folder, atomic_path, atomic_write_text, new_folder, sha256_file, sha256_tree
 
 
 def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
 def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     for name in ("first", "second"):
-        with atomic_path(path) as target:
+        with atomic_folder(path) as target:
             target.mkdir()
             (target / name).touch()
     assert [file.name for file in path.iterdir()] == ["second"]
@@ -32,9 +33,22 @@ def test_a_folder_that_was_not_written_replaces_nothing(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()
     (path / "kept").touch()
-    with pytest.raises(FileNotFoundError), atomic_path(path):
+    with pytest.raises(FileNotFoundError), atomic_folder(path):
         pass
     assert (path / "kept").exists()
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe", "link to a folder", "file/below", "n" * 300])
+def test_a_file_replaces_only_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/letter").write_text("precious")
+    (tmp_path / "link to a folder").symlink_to(tmp_path / "folder")
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"name (a|another) file"), atomic_path(tmp_path / name):
+        pytest.fail("the work was begun")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_new_folder_replaces_nothing(tmp_path: Path) -> None:

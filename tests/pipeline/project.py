@@ -126,7 +126,7 @@ class Project:
 
     def artifacts(self, run: Run, folder: str | None = None) -> list[str]:
         """Paths of all files of an MLflow run."""
-        paths = []
+        paths: list[str] = []
         for item in connect(self.root).client.list_artifacts(run.info.run_id, folder):
             paths += self.artifacts(run, item.path) if item.is_dir else [item.path]
         return paths

@@ -4,6 +4,7 @@ import csv
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,18 +50,47 @@ def is_full(path: Path, error: BaseException) -> bool:
     return shutil.disk_usage(there).free < NEXT_TO_NOTHING
 
 
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path near ``path``. On success it replaces ``path``, whether it is a file or a folder.
-
-    On an exception the temporary file or folder is removed and ``path`` stays as it was.
+def check_target(path: Path) -> None:
+    """Check that a file can be written to ``path``. Only a regular file may be replaced.
 
     Raises:
+        UserError: if it is a folder, a device or a pipe, or if its folder is no folder or not writable.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is a {'folder' if path.is_dir() else 'device or pipe'}: name a file")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"{path} cannot be written: {error.strerror}; name another file") from error
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = "you may not write to it" if folder.is_dir() else "it is no folder"
+        raise UserError(f"{path} cannot be written into {folder}, because {reason}: name another file")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path near ``path``. On success the file there replaces ``path``, which may be a regular file.
+
+    On an exception the temporary file is removed and ``path`` stays as it was.
+
+    Raises:
+        UserError: if ``path`` cannot be written (see ``check_target``).
         DiskFullError: instead of what the body raises when the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=SCRATCH, dir=path.parent))
-    try:
+    check_target(path)
+    with _scratch(path) as scratch:
+        target = scratch / path.name
+        with explain_full_disk(path):
+            yield target
+        target.replace(path)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Do the same as ``atomic_path`` for a folder. It replaces everything in ``path``, so never call it with a folder
+    that a user may have named: ``new_folder`` is for these.
+    """
+    with _scratch(path) as scratch:
         target = scratch / path.name
         with explain_full_disk(path):
             yield target
@@ -68,26 +98,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _exchange(target, path, scratch / "replaced")
         else:
             target.replace(path)
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """Make a temporary folder beside ``path``, and remove it at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=SCRATCH, dir=path.parent))
+    try:
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def clear_scratch(folder: Path) -> None:
-    """Remove what killed calls of ``atomic_path`` left in a folder. No process may be writing to the folder."""
+    """Remove what killed writers left in a folder. No process may be writing to the folder."""
     for left in folder.glob(f".*{SCRATCH}"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Do the same as ``atomic_path`` for a folder that must not exist yet.
+    """Do the same as ``atomic_folder`` for a folder that must not exist yet.
 
     Raises:
         UserError: if the folder exists.
     """
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise UserError(f"{path} is there already: remove it, or name another folder")
-    with atomic_path(path) as target:
+    with atomic_folder(path) as target:
         yield target
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenbridge.base.chunks import Advance, Chunk, cut, make_chunks
 from tokenbridge.base.distributed import Processes
-from tokenbridge.base.files import atomic_path, read_json, write_json
+from tokenbridge.base.files import atomic_folder, atomic_path, read_json, write_json
 from tokenbridge.config import LauncherConfig
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.images.shards import ImageShards
@@ -74,7 +74,7 @@ def channels_last(model: ImageClassifier) -> ImageClassifier:
 
 
 def save_classifier(model: ImageClassifier, folder: Path) -> None:
-    with atomic_path(folder) as target:
+    with atomic_folder(folder) as target:
         target.mkdir()
         weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, target / WEIGHTS)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from tokenbridge.base.files import atomic_path, atomic_write_text, write_csv, write_json
+from tokenbridge.base.files import atomic_folder, atomic_write_text, write_csv, write_json
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.loading import load_whole
 from tokenbridge.config import MOMENTS, ConfigError, ModelConfig
@@ -126,7 +126,7 @@ def _take(context: StageContext, folder: Path, shape: dict[str, int]) -> None:
 
 
 def _write(context: StageContext, pipeline: TokenBridgePipeline, metrics: dict[str, float | str]) -> None:
-    with atomic_path(context.work / "pipeline") as target:
+    with atomic_folder(context.work / "pipeline") as target:
         pipeline.save_pretrained(target)
     parameters = sum(parameter.numel() for parameter in pipeline.transformer.parameters())
     write_json(context.work / "metrics.json", metrics | {"parameters": parameters})

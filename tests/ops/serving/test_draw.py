@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.small_pipeline import build_pipeline
 from tokenbridge.cli import main
 from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.ops.serving.draw import FORMATS
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 
@@ -59,3 +61,35 @@ def test_every_option_tells(folder: Path, option: list[str]) -> None:
 def test_the_command_ends_with_one_line(folder: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         main(["sample", "--model", str(folder), *arguments])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_the_suffix_decides_the_format(folder: Path, suffix: str) -> None:
+    out = folder.parent / f"grid{suffix}"
+    main(["sample", "--model", str(folder), "--class", "Sneaker", "--count", "1", "--steps", "1", "--out", str(out)])
+    assert Image.open(out).format == FORMATS[suffix]
+
+
+EDIT = "edit --image in.png --keep left --class Bag --out"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sample --out pictures", "is a folder: name a file"),
+        ("sample --out grid.gif", ".jpg"),
+        (f"{EDIT} pictures", "is a folder: name a file"),
+        (f"{EDIT} grid.gif", ".jpg"),
+        ("plan --json pictures", "is a folder: name a file"),
+    ],
+)
+def test_a_bad_target_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    """No model is there, which would be the first error otherwise."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/letter").write_text("precious")
+    with pytest.raises(SystemExit, match=message):
+        main(command.split())
+    assert (tmp_path / "pictures/letter").read_text() == "precious"

@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.files import atomic_path
+from tokenbridge.base.files import atomic_folder
 from tokenbridge.infra.dvc import md5_as_dvc
 from tokenbridge.infra.tracking.logged_model import MODEL_MD5, READY, find_models, log_model
 from tokenbridge.infra.tracking.store import Store, open_store
@@ -137,7 +137,7 @@ class Registry:
         if folder.exists():
             return
         uri = f"{self.client.get_logged_model(version.model_id).artifact_location}/artifacts"
-        with atomic_path(folder) as target, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        with atomic_folder(folder) as target, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             (came,) = Path(download_artifacts(uri, dst_path=scratch, tracking_uri=self.store.uri)).iterdir()
             if md5_as_dvc(came) != version.md5:
                 raise RegistryError(f"the files of {version} are not what was registered: veto it, and retrain")

@@ -13,11 +13,13 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from tokenbridge.base.files import write_json
+    from tokenbridge.base.files import check_target, write_json
     from tokenbridge.config.params import compose_config, validate
     from tokenbridge.ops.planning.plan import plan_model
     from tokenbridge.ops.planning.report import report
 
+    if options.json is not None:
+        check_target(options.json)
     config = validate(compose_config(options.overrides))
     plans = [plan_model(config, name) for name in config.models]
     print("\n\n".join(report(plan, config) for plan in plans))

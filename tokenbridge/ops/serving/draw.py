@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from tokenbridge.base.device import best_device
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.files import atomic_path
+from tokenbridge.base.files import atomic_path, check_target
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.progress import Progress
 from tokenbridge.base.seeding import generator
@@ -21,6 +21,8 @@ from tokenbridge.sampling.pipeline import TokenBridgePipeline
 logger = logging.getLogger(__name__)
 
 BATCH = 250  # images drawn at once: bounds memory
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+QUALITY = 95  # of JPEG and WebP
 
 
 def write_grid(
@@ -31,12 +33,28 @@ def write_grid(
     Raises:
         UserError: with a message that says what to change.
     """
+    check_picture(out)
     pipeline = TokenBridgePipeline.from_pretrained(model).to(best_device())
-    picture = draw_grid(pipeline, classes, count, seed=seed, settings=settings)
-    with atomic_path(out) as target:
-        picture.save(target, "PNG")
+    save_picture(draw_grid(pipeline, classes, count, seed=seed, settings=settings), out)
     names = [pipeline.class_names[label] for label in _labels(pipeline, classes)]
     logger.info(f"{out}: {count * len(names)} images of {', '.join(names)}")
+
+
+def check_picture(out: Path) -> None:
+    """Check, before any work, that a picture can be written to ``out``.
+
+    Raises:
+        UserError: if not, or if no format has its suffix.
+    """
+    check_target(out)
+    if out.suffix.lower() not in FORMATS:
+        raise UserError(f"{out} is no name of a picture: let it end with {', '.join(FORMATS)}")
+
+
+def save_picture(picture: Image, out: Path) -> None:
+    """Write a picture in the format of the suffix of ``out``."""
+    with atomic_path(out) as target:
+        picture.save(target, FORMATS[out.suffix.lower()], quality=QUALITY)
 
 
 def draw_grid(

@@ -11,12 +11,12 @@ from PIL import Image, ImageOps
 
 from tokenbridge.base.device import best_device
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.files import atomic_path
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.progress import Progress
 from tokenbridge.base.seeding import generator
 from tokenbridge.config.model import SamplingSettings
 from tokenbridge.images.decoding import open_whole
+from tokenbridge.ops.serving.draw import check_picture, save_picture
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def draw_edits(
     """
     if count < 1:
         raise UserError(f"--count is {count}: at least one edit is needed")
+    check_picture(out)
     pipeline = TokenBridgePipeline.from_pretrained(model).to(best_device())
     index = pipeline.label_index(label)
     originals = np.stack([read_fitted(path, "RGB", pipeline.image_size) for path in images]).transpose(0, 3, 1, 2)
@@ -60,8 +61,7 @@ def draw_edits(
         labels = torch.full((count,), index)
         edits = pipeline.sample(labels, generators, settings, lambda *_: progress.advance(1), tokens, kept)
         rows.append(np.concatenate([original[None], cover(original, kept)[None], edits]))
-    with atomic_path(out) as target:
-        image_grid(np.concatenate(rows), count + 2).save(target, "PNG")
+    save_picture(image_grid(np.concatenate(rows), count + 2), out)
     logger.info(f"{out}: {count} edits of each of {len(images)} images as {pipeline.class_names[index]}")
 
 
