@@ -141,20 +141,16 @@ def test_parameters_are_counted(project: Path) -> None:
     }
 
 
-def test_a_missing_report_is_named(project: Path) -> None:
-    (project / "reports/evaluate/tiny.json").unlink()
+def test_a_file_that_is_missing_or_was_edited_is_left_out(project: Path) -> None:
+    (project / "reports/train/tiny.json").unlink()
     (project / "reports/samples/tiny.png").unlink()
-    card = export()
-    assert "`reports/evaluate/tiny.json` was missing" in card
-    assert "`reports/samples/tiny.png` was missing" in card
-    assert "| `fd_efficientnet" not in card
-    assert not Path("out/tiny/samples.png").exists()
-
-
-def test_a_report_that_was_edited_is_left_out(project: Path) -> None:
     write_json(project / "reports/evaluate/tiny.json", {"fd_efficientnet_lite0_32px": 0.0})
     card = export()
+    assert "`reports/train/tiny.json` was missing" in card
+    assert "`reports/samples/tiny.png` was missing" in card
+    assert not Path("out/tiny/samples.png").exists()
     assert "`reports/evaluate/tiny.json` is left out: it is not the file" in card
+    assert "| `fd_efficientnet" not in card
     assert "| `quantized_psnr` | 26.5 |" in card
 
 
