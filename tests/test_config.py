@@ -9,12 +9,10 @@ from omegaconf import OmegaConf
 
 from tests.support.checkout import CHECKOUT
 from tokenbridge.config import Config, ConfigError
-from tokenbridge.config.model import SamplingSettings
 from tokenbridge.config.params import PARAMS_FILE, compose_config, flatten, load_params, validate, write_params
 from tokenbridge.ops.planning.sizes import meta_model
 
 CONF = CHECKOUT / "conf"
-CHOICES = [f"{group}={path.stem}" for group in ("experiment", "launcher") for path in (CONF / group).glob("*.yaml")]
 
 
 def composed(*overrides: str) -> Config:
@@ -34,16 +32,15 @@ def test_every_experiment_can_be_built(path: Path) -> None:
         assert meta_model(config, model).head
 
 
-@pytest.mark.parametrize("choice", sorted(CHOICES))
-def test_every_experiment_and_launcher_is_valid(choice: str) -> None:
-    assert composed(choice)
+@pytest.mark.parametrize("path", sorted((CONF / "launcher").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_launcher_is_valid(path: Path) -> None:
+    assert composed(f"launcher={path.stem}")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ("train.batch_size=none", "train.batch_size is 'none': must be a valid integer"),
-        ("train.batch_size=-1", "train.batch_size is -1: must be greater than 0"),
         ("train.batch_size=true", "train.batch_size is True: must be a number"),
         ("train.precision=fp16", "train.precision is 'fp16': must be 'auto', 'bf16' or 'fp32'"),
         ("train.warmup_epochs=1000", "train.warmup_epochs is 1000.0: must be at most train.epochs (1.6)"),
@@ -56,8 +53,6 @@ def test_every_experiment_and_launcher_is_valid(choice: str) -> None:
         ("data.num_classes=9", "data.label_names has 10 names: must be as many as data.num_classes (9)"),
         ("evaluate.inception_reference=x.npz", "evaluate.inception_reference is 'x.npz': set evaluate.inception_w"),
         ("models.tiny.heads=7", "models.tiny.width is 160: must be a multiple of heads (7)"),
-        ("launcher.kind=cloud", "launcher.kind is 'cloud': must be 'local' or 'slurm'"),
-        ("launcher.max_restarts=-1", "launcher.max_restarts is -1: must be greater than or equal to 0"),
         ("launcher.nodes=2", "launcher.nodes is 2: must be 1 with launcher=local"),
         ("launcher.kind=slurm", "launcher.slurm is null, and launcher.kind is slurm: set launcher=slurm"),
         ("launcher=slurm launcher.slurm.time=86400", "launcher.slurm.time is '86400': write hours:"),
@@ -122,11 +117,6 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 def test_missing_params_say_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tokenbridge params"):
         load_params(tmp_path)
-
-
-def test_a_constructor_names_mistakes_too() -> None:
-    with pytest.raises(ConfigError, match=r"^top_p is 2: must be less than or equal to 1$"):
-        SamplingSettings(top_p=2)
 
 
 def test_nested_settings_become_dotted() -> None:

@@ -93,10 +93,7 @@ def test_where_things_run_and_lie_is_no_parameter_of_any_stage() -> None:
     assert not [name for name in declared_parameters if name.startswith(("launcher", "storage"))]
 
 
-def test_train_depends_on_its_own_model_only() -> None:
+def test_train_depends_on_its_own_model_and_on_what_it_trains_on_only() -> None:
     assert STAGES["train"]["params"] == ["train_on", "models.${item.model}"]
-
-
-def test_train_depends_on_what_it_trains_on() -> None:
     assert "data/${train_on}" in STAGES["train"]["deps"]
     assert "data/moments" not in STAGES["train"]["deps"]

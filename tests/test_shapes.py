@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from tests.conftest import LAUNCHER, MODEL, QUANTIZER, SHAPE, Silent
+from tests.conftest import QUANTIZER, SHAPE
 from tests.support.small_data import write_moments
+from tests.training.conftest import run
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.tokenizer.moments import fitting_latents
 from tokenbridge.tokenizer.quantizer import fit_quantizer
 from tokenbridge.training.datasets import FreshTokens
-from tokenbridge.training.trainer import train
 from tokenbridge.vae.autoencoder import encode_moments
 
 IMAGES = 4
@@ -69,22 +69,11 @@ def test_it_trains_a_step_and_samples(case: Case, tmp_path: Path) -> None:
     config = replace(QUANTIZER, patch_size=case.patch_size, fit_images=IMAGES)
     quantizer = fit_quantizer(fitting_latents(moments, IMAGES, seed=0), config)
 
-    recipe = replace(MODEL.train, batch_size=IMAGES)
-    data = FreshTokens(moments, quantizer)
-    model, history, _ = train(
-        replace(MODEL, train=recipe),
-        data,
-        data,
-        quantizer,
-        folder=tmp_path,
-        launcher=LAUNCHER,
-        tracker=Silent(),
-        device=torch.device("cpu"),
-    )
-    assert len(history) == 1
-    assert np.isfinite(history[0]["loss"])
+    trained = run(tmp_path / "run", FreshTokens(moments, quantizer), batch_size=IMAGES)
+    assert len(trained.history) == 1
+    assert np.isfinite(trained.history[0]["loss"])
 
-    pipeline = TokenBridgePipeline(vae, model.eval(), quantizer, CLASSES)
+    pipeline = TokenBridgePipeline(vae, trained.model.eval(), quantizer, CLASSES)
     pictures = pipeline(["0", "1"], num_inference_steps=2).images
     assert [picture.size for picture in pictures] == [(case.width, case.height)] * 2
     step = case.stride * case.patch_size

@@ -33,14 +33,6 @@ def test_a_folder_without_a_classifier_is_named(tmp_path: Path) -> None:
         load_classifier(tmp_path)
 
 
-def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
-    save_classifier(ImageClassifier(width=8, label_names=LABEL_NAMES), tmp_path / "classifier")
-    settings = tmp_path / "classifier/config.json"
-    settings.write_text(settings.read_text().replace('"width": 8', '"width": 16'))
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        load_classifier(tmp_path / "classifier")
-
-
 def test_accuracy_by_class_leaves_out_classes_that_do_not_occur() -> None:
     predicted, labels = np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1])
     assert accuracy_by_class(predicted, labels, LABEL_NAMES) == {"disc": 0.5, "square": 1.0}

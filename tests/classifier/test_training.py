@@ -9,6 +9,7 @@ import torch
 from tests import conftest
 from tests.evaluation.conftest import LABEL_NAMES, draw_shapes
 from tokenbridge.base.checkpoints import Checkpoints
+from tokenbridge.base.protocols import Discard
 from tokenbridge.classifier.network import ImageClassifier, class_accuracy
 from tokenbridge.classifier.training import shift_images, train_classifier
 from tokenbridge.config import ClassifierConfig
@@ -22,8 +23,8 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-class Sink:
-    """Takes metrics, and ends training after ``stop`` of them."""
+class Sink(Discard):
+    """Ends training after ``stop`` metrics."""
 
     def __init__(self, stop: int | None = None) -> None:
         self.stop, self.seen = stop, 0
@@ -32,10 +33,6 @@ class Sink:
         self.seen += 1
         if self.seen == self.stop:
             raise Killed
-
-    def tags(self, values: dict[str, str]) -> None: ...
-
-    def artifact(self, path: Path, folder: str = "") -> None: ...
 
 
 def run_training(checkpoint: Path, sink: Sink | None = None, epochs: int = 6) -> tuple[ImageClassifier, History]:

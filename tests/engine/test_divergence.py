@@ -1,12 +1,12 @@
 """Watch over a training's numbers."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import LAUNCHER, MODEL, RECIPE
+from tests.conftest import LAUNCHER, MODEL
 from tests.support.small_data import write_moments
 from tokenbridge.base.distributed import SINGLE_PROCESS
 from tokenbridge.base.loading import load_whole
@@ -20,38 +20,27 @@ from tokenbridge.training.trainer import BAD_STEP, Trainer
 CPU = torch.device("cpu")
 
 
-def losses(count: int, seed: int = 0) -> torch.Tensor:
-    """Noise around a falling line."""
-    noise = torch.randn(count, generator=torch.Generator().manual_seed(seed))
-    return torch.linspace(4, 3, count) + 0.1 * noise
-
-
-def test_a_jump_of_the_loss_is_a_spike_and_noise_is_none() -> None:
+@pytest.mark.parametrize(
+    ("count", "places", "height", "found"),
+    [
+        (1000, [500], 2, [500]),
+        (400, [200, 201, 202], 3, [200, 201, 202]),  # a spike does not hide the next
+        (SETTLING, [SETTLING // 2], 100, []),  # none before the mean has settled
+    ],
+)
+def test_a_jump_of_the_loss_is_a_spike_and_noise_is_none(
+    count: int, places: list[int], height: float, found: list[int]
+) -> None:
     watch = LossWatch()
-    values = losses(1000)
-    values[500] += 2
-    assert [step for step, value in enumerate(values) if watch.is_spike(value)] == [500]
-
-
-def test_nothing_is_a_spike_before_the_mean_has_settled() -> None:
-    watch = LossWatch()
-    values = losses(SETTLING)
-    values[SETTLING // 2] += 100
-    assert not any(watch.is_spike(value) for value in values)
-
-
-def test_a_spike_does_not_hide_the_next() -> None:
-    watch = LossWatch()
-    values = losses(400)
-    values[200:203] += 3
-    assert [step for step, value in enumerate(values) if watch.is_spike(value)] == [200, 201, 202]
+    values = torch.linspace(4, 3, count) + 0.1 * torch.randn(count, generator=torch.Generator().manual_seed(0))
+    values[places] += height
+    assert [step for step, value in enumerate(values) if watch.is_spike(value)] == found
 
 
 @pytest.fixture
 def trainer(tmp_path: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer) -> Trainer:
     data = FreshTokens(write_moments(tmp_path / "moments", vae_latents), quantizer)
-    config = replace(MODEL, train=replace(RECIPE, clip_norm=1.0))
-    return Trainer(config, data, quantizer, tmp_path / "run", LAUNCHER, CPU, SINGLE_PROCESS)
+    return Trainer(MODEL, data, quantizer, tmp_path / "run", LAUNCHER, CPU, SINGLE_PROCESS)
 
 
 def test_a_bad_step_stops_before_the_update_and_is_kept_for_a_replay(

@@ -7,24 +7,23 @@ from torch import nn
 from tokenbridge.engine.ema import Ema
 
 
-def test_it_is_the_exponential_average() -> None:
+def average_of_ones(updates: int, decay: float, *, warmup: bool) -> float:
+    """The average of a weight that starts at zero and is one at each update."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    ema = Ema(model, decay=0.9, warmup=False)
+    ema = Ema(model, decay, warmup)
     nn.init.ones_(model.weight)
-    for _ in range(3):
+    for _ in range(updates):
         ema.update(model)
-    assert ema.averages["weight"].item() == pytest.approx(1 - 0.9**3)
+    return ema.averages["weight"].item()
+
+
+def test_it_is_the_exponential_average() -> None:
+    assert average_of_ones(3, 0.9, warmup=False) == pytest.approx(1 - 0.9**3)
 
 
 def test_warm_up_forgets_the_start() -> None:
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.zeros_(model.weight)
-    ema = Ema(model, decay=0.9999, warmup=True)
-    nn.init.ones_(model.weight)
-    for _ in range(100):
-        ema.update(model)
-    assert ema.averages["weight"].item() > 0.99
+    assert average_of_ones(100, 0.9999, warmup=True) > 0.99
 
 
 @pytest.mark.parametrize("warmup", [False, True])

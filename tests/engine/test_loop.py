@@ -57,25 +57,16 @@ def run(checkpoint: Path, stop_at: int | None = None, evaluations: Evaluations |
     return model.weight.detach().clone(), history
 
 
-def test_interrupted_twice_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_interrupted_twice_it_ends_with_the_same_bits_and_is_then_not_run_again(tmp_path: Path) -> None:
     weights, history = run(tmp_path / "whole.pt")
+    assert [row["images"] for row in history] == [4 * (i + 1) for i in range(STEPS)]
     for stop_at in (5, 9):
         with pytest.raises(Interrupted):
             run(tmp_path / "resumed.pt", stop_at)
-    resumed_weights, resumed_history = run(tmp_path / "resumed.pt")
-    assert torch.equal(resumed_weights, weights)
-    assert resumed_history == history
-
-
-def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
-    weights, _ = run(tmp_path / "done.pt")
-    again, _ = run(tmp_path / "done.pt", stop_at=0)
-    assert torch.equal(again, weights)
-
-
-def test_history_counts_images(tmp_path: Path) -> None:
-    _, history = run(tmp_path / "history.pt")
-    assert [row["images"] for row in history] == [4 * (i + 1) for i in range(STEPS)]
+    for stop_at in (None, 0):
+        resumed_weights, resumed_history = run(tmp_path / "resumed.pt", stop_at)
+        assert torch.equal(resumed_weights, weights)
+        assert resumed_history == history
 
 
 @pytest.mark.parametrize("times", [1, 5, 8, STEPS, 100])

@@ -1,9 +1,6 @@
 """Small drawn images of three classes (disc, square, stripes), with noise: real enough to be told apart."""
 
-from collections.abc import Callable
-
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 SIDE = 32
@@ -24,8 +21,3 @@ def draw_shapes(count: int, seed: int = 0) -> Shapes:
         mask = (disc, square, square & (x % 4 < 2))[label]
         image[:, mask] += rng.integers(100, 180)
     return images.clip(0, 255).astype(np.uint8), labels
-
-
-@pytest.fixture(scope="session")
-def shapes() -> Callable[[int, int], Shapes]:
-    return draw_shapes

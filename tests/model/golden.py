@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.checkout import CHECKOUT
@@ -54,11 +54,17 @@ def released_weights() -> dict[str, Tensor]:
     return group("weights.")
 
 
+def write_released(folder: Path) -> Path:
+    file = folder / "released.safetensors"
+    save_file(released_weights(), file)
+    return file
+
+
 def group(prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): tensor for n, tensor in load_file(FILE).items() if n.startswith(prefix)}
 
 
 def load_golden(folder: Path) -> Golden:
-    import_tokenbridge(FILE, folder / "imported", write_vae(folder / "vae"), SETTINGS)
+    import_tokenbridge(write_released(folder), folder / "imported", write_vae(folder / "vae"), SETTINGS)
     pipeline = TokenBridgePipeline.from_pretrained(folder / "imported")
     return Golden(group("input."), group("expected."), pipeline.transformer.eval(), pipeline.quantizer)

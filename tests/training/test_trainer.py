@@ -9,36 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import LAUNCHER, MODEL, PRECISIONS, QUANTIZER, RECIPE, SHAPE, Silent
-from tests.support.small_data import store_tokens, write_moments
+from tests.conftest import LAUNCHER, MODEL, PRECISIONS, QUANTIZER, RECIPE, SHAPE
+from tests.support.small_data import store_tokens
+from tests.training.conftest import run
 from tokenbridge.base.seeding import generator
-from tokenbridge.config import ModelConfig
-from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer
+from tokenbridge.tokenizer.quantizer import fit_quantizer
 from tokenbridge.training.batches import draw_batch, num_masked_positions
 from tokenbridge.training.datasets import FreshTokens, TrainingData
-from tokenbridge.training.trainer import build_model, train
+from tokenbridge.training.trainer import Trained, build_model
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def data(tmp_path: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer) -> FreshTokens:
-    return FreshTokens(write_moments(tmp_path / "moments", vae_latents), quantizer)
+SELDOM = replace(LAUNCHER, checkpoint_seconds=60)
 
 
-def run(
-    config: ModelConfig,
-    data: TrainingData,
-    quantizer: DimensionwiseQuantizer,
-    folder: Path,
-    checkpoint_seconds: float = LAUNCHER.checkpoint_seconds,
-) -> tuple[TokenBridgeTransformer, list[float]]:
-    launcher = replace(LAUNCHER, checkpoint_seconds=checkpoint_seconds)
-    model, history, _ = train(
-        config, data, data, quantizer, folder=folder, launcher=launcher, tracker=Silent(), device=CPU
-    )
-    return model, [row["loss"] for row in history]
+def losses(trained: Trained) -> list[float]:
+    return [row["loss"] for row in trained.history]
 
 
 def test_masking_ratio_follows_the_truncated_normal() -> None:
@@ -55,14 +39,6 @@ def test_masking_is_rounded_up_and_leaves_nothing_out(uniform: float, masked: in
     assert num_masked_positions(torch.tensor(uniform), 16, RECIPE) == masked
 
 
-def test_a_batch_is_a_function_of_its_generator(data: FreshTokens) -> None:
-    batches = []
-    for _ in range(2):
-        batches.append(draw_batch(data, torch.arange(8), RECIPE, generator(5)))
-    assert torch.equal(batches[0].tokens, batches[1].tokens)
-    assert torch.equal(batches[0].order, batches[1].order)
-
-
 def test_labels_are_dropped_at_their_rate(data: FreshTokens) -> None:
     recipe = replace(RECIPE, label_dropout=0.25)
     labels = torch.cat([draw_batch(data, torch.arange(64), recipe, generator(step)).labels for step in range(50)])
@@ -77,42 +53,35 @@ def test_the_model_takes_its_shapes_from_data_and_quantizer(data: FreshTokens, v
     assert (config.grid_height, config.grid_width, config.dimensions) == (2, 2, 16)
 
 
-def test_it_learns(data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path) -> None:
-    config = replace(MODEL, train=replace(RECIPE, epochs=30))
-    _, losses = run(config, data, quantizer, tmp_path / "run", checkpoint_seconds=60)
-    assert sum(losses[-20:]) / 20 < losses[0] - 0.5
+def test_it_learns(data: FreshTokens, tmp_path: Path) -> None:
+    falling = losses(run(tmp_path / "run", data, launcher=SELDOM, epochs=30))
+    assert sum(falling[-20:]) / 20 < falling[0] - 0.5
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_same_seed_gives_the_same_bits(
-    data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path, precision: str
+def test_the_same_seed_gives_the_same_bits_and_another_others(
+    data: FreshTokens, tmp_path: Path, precision: str
 ) -> None:
-    config = replace(MODEL, dropout=0.1, train=replace(RECIPE, precision=precision))
-    first, second = (run(config, data, quantizer, tmp_path / str(i))[0] for i in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
-def test_another_seed_of_the_recipe_gives_another_model(
-    data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
-) -> None:
-    first, second = (
-        run(replace(MODEL, train=replace(RECIPE, seed=seed)), data, quantizer, tmp_path / str(seed))[0]
-        for seed in (1, 2)
+    first, second, other = (
+        run(tmp_path / str(i), data, dropout=0.1, precision=precision, seed=seed).model
+        for i, seed in enumerate((1, 1, 2))
     )
-    assert not torch.equal(first.token_in.weight, second.token_in.weight)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first.token_in.weight, other.token_in.weight)
 
 
 @pytest.mark.pipeline
 def test_stored_tokens_end_at_the_loss_of_fresh_ones_within_the_noise_of_seeds(
-    data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
+    data: FreshTokens, tmp_path: Path
 ) -> None:
     def final_losses(source: TrainingData, name: str) -> torch.Tensor:
-        configs = [replace(MODEL, train=replace(RECIPE, seed=seed, epochs=8)) for seed in range(4)]
-        runs = [run(c, source, quantizer, tmp_path / f"{name}{c.train.seed}", checkpoint_seconds=60) for c in configs]
-        return torch.tensor([losses[-32:] for _, losses in runs]).mean(1)
+        runs = [
+            run(tmp_path / f"{name}{seed}", data, source, launcher=SELDOM, seed=seed, epochs=8) for seed in range(4)
+        ]
+        return torch.tensor([losses(trained)[-32:] for trained in runs]).mean(1)
 
     fresh = final_losses(data, "fresh")
-    stored = final_losses(store_tokens(tmp_path, data.moments, quantizer), "stored")
+    stored = final_losses(store_tokens(tmp_path, data.moments, data.quantizer), "stored")
     standard_error = ((fresh.var() + stored.var()) / len(fresh)).sqrt()
     assert (fresh.mean() - stored.mean()).abs() < 3 * standard_error
 
@@ -121,26 +90,23 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from tests.conftest import MODEL, PRECISIONS, RECIPE
-from tests.training.test_trainer import run
+from tests.conftest import PRECISIONS
+from tests.training.conftest import run
 from tokenbridge.tokenizer.moments import Moments
 from tokenbridge.base.loading import load_whole
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.training.datasets import FreshTokens
-from dataclasses import replace
 folder = Path(sys.argv[1])
 quantizer = load_whole(DimensionwiseQuantizer, folder / "quantizer")
-config = replace(MODEL, dropout=0.1, train=replace(RECIPE, epochs=10, precision=PRECISIONS[-1], optimizer="muon"))
-model, _ = run(config, FreshTokens(Moments(folder / "moments"), quantizer), quantizer, folder / sys.argv[2])
-torch.save(model.state_dict(), folder / f"{sys.argv[2]}.weights")
+data = FreshTokens(Moments(folder / "moments"), quantizer)
+trained = run(folder / sys.argv[2], data, dropout=0.1, epochs=10, precision=PRECISIONS[-1], optimizer="muon")
+torch.save(trained.model.state_dict(), folder / f"{sys.argv[2]}.weights")
 """
 
 
 @pytest.mark.pipeline
-def test_killed_and_run_again_it_ends_with_the_same_bits(
-    data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
-) -> None:
-    quantizer.save_pretrained(tmp_path / "quantizer")
+def test_killed_and_run_again_it_ends_with_the_same_bits(data: FreshTokens, tmp_path: Path) -> None:
+    data.quantizer.save_pretrained(tmp_path / "quantizer")
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     subprocess.run([*command, "whole"], check=True)
     killed = subprocess.Popen([*command, "killed"])

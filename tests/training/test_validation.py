@@ -1,6 +1,5 @@
 """The validation loss: a function of the weights and the validation images alone."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.conftest import LAUNCHER, MODEL, RECIPE, Silent, random_model
-from tests.support.small_data import store_tokens, write_moments
+from tests.conftest import Silent, random_model
+from tests.support.small_data import store_tokens
+from tests.training.conftest import run
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
 from tokenbridge.base.files import read_json
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.training import validation
 from tokenbridge.training.batches import batch_loss
-from tokenbridge.training.datasets import FreshTokens, TrainingData
-from tokenbridge.training.trainer import Trained, train
+from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.training.validation import BATCHES, MAX_IMAGES, Validation
-
-EVALUATIONS = (1, 8)
-
-
-@pytest.fixture
-def data(tmp_path: Path, vae_latents: Tensor, quantizer: DimensionwiseQuantizer) -> FreshTokens:
-    return FreshTokens(write_moments(tmp_path / "moments", vae_latents), quantizer)
 
 
 class Artifacts(Silent):
@@ -40,29 +31,8 @@ class Artifacts(Silent):
         self.files.append((folder, path.name))
 
 
-def run(
-    folder: Path,
-    data: FreshTokens,
-    tracker: Silent | None = None,
-    *,
-    trained_on: TrainingData | None = None,
-    grids: bool = False,
-    dropout: float = 0.0,
-    **recipe: Any,
-) -> Trained:
-    """A training of 8 steps, or as ``recipe`` says, in a work folder as a stage has one."""
-    folder.mkdir(exist_ok=True)
-    return train(
-        replace(MODEL, dropout=dropout, train=replace(RECIPE, **recipe)),
-        trained_on or data,
-        data,
-        data.quantizer,
-        folder=folder,
-        launcher=LAUNCHER,
-        tracker=tracker or Silent(),
-        device=torch.device("cpu"),
-        draw_grid=(lambda _: Image.new("RGB", (8, 8))) if grids else None,
-    )
+def draw_grid(_: Any) -> Image.Image:
+    return Image.new("RGB", (8, 8))
 
 
 class OneOf(Processes):
@@ -81,17 +51,12 @@ def test_processes_add_up_to_the_loss_of_one(data: FreshTokens, world: int) -> N
     assert (0.0 in shares) == (world == 40)  # batches have 6 or 7 images: some of so many processes have none
 
 
-def test_each_image_is_seen_once_with_its_class_and_masks_from_few_to_many(data: FreshTokens) -> None:
-    measured = Validation(data, data.quantizer, SINGLE_PROCESS)
+def test_it_is_the_mean_over_images_each_seen_once_with_its_class_and_masks_from_few_to_many(data: FreshTokens) -> None:
+    model, measured = random_model(), Validation(data, data.quantizer, SINGLE_PROCESS)
     batches = [measured.batch(number, slice(None)) for number in range(BATCHES)]
     assert sum(len(batch.labels) for batch in batches) == len(data)
     assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == data.labels.bincount().tolist()
     assert [batch.num_masked for batch in batches] == [1, 3, 4, 6, 8, 9, 11, 12, 14, 16]
-
-
-def test_it_is_the_mean_over_images(data: FreshTokens) -> None:
-    model, measured = random_model(), Validation(data, data.quantizer, SINGLE_PROCESS)
-    batches = [measured.batch(number, slice(None)) for number in range(BATCHES)]
     summed = sum(float(batch_loss(model, data.quantizer, batch)) * len(batch.labels) for batch in batches)
     assert measured.loss(model) == pytest.approx(summed / len(data), rel=1e-6)
 
@@ -107,25 +72,18 @@ def test_of_many_images_some_are_taken_from_all_over(data: FreshTokens, monkeypa
 
 
 def test_being_evaluated_changes_nothing_of_a_training(data: FreshTokens, tmp_path: Path) -> None:
-    seldom, often = (
-        run(tmp_path / str(times), data, evaluations=times, dropout=0.1, grids=times > 1) for times in EVALUATIONS
-    )
+    seldom = run(tmp_path / "seldom", data, evaluations=1, dropout=0.1)
+    often = run(tmp_path / "often", data, evaluations=8, dropout=0.1, draw_grid=draw_grid)
     assert seldom.history == often.history
     assert seldom.evaluations == often.evaluations[-1:]
     assert all(torch.equal(a, b) for a, b in zip(seldom.model.parameters(), often.model.parameters(), strict=True))
+    measured = Validation(data, data.quantizer, SINGLE_PROCESS).loss(often.model)
+    assert often.evaluations[-1]["validation_loss"] == measured
 
 
-def test_it_is_the_loss_of_the_model_that_comes_out(data: FreshTokens, tmp_path: Path) -> None:
-    trained = run(tmp_path / "run", data)
-    measured = Validation(data, data.quantizer, SINGLE_PROCESS).loss(trained.model)
-    assert trained.evaluations[-1]["validation_loss"] == measured
-
-
-def test_no_recipe_changes_what_is_measured(
-    data: FreshTokens, quantizer: DimensionwiseQuantizer, tmp_path: Path
-) -> None:
+def test_no_recipe_changes_what_is_measured(data: FreshTokens, tmp_path: Path) -> None:
     """A learning rate of nearly 0 leaves all of them the same model."""
-    stored = store_tokens(tmp_path, data.moments, quantizer)
+    stored = store_tokens(tmp_path, data.moments, data.quantizer)
     same: dict[str, Any] = {"learning_rate": 1e-30, "weight_decay": 0.0, "evaluations": 1}
     trainings = [
         run(tmp_path / "a", data, **same),
@@ -138,7 +96,7 @@ def test_no_recipe_changes_what_is_measured(
 
 def test_it_is_logged_and_kept_in_the_checkpoint(data: FreshTokens, tmp_path: Path) -> None:
     tracker = Artifacts()
-    trained = run(tmp_path / "run", data, tracker, evaluations=2, grids=True)
+    trained = run(tmp_path / "run", data, tracker=tracker, evaluations=2, draw_grid=draw_grid)
     rows = [(step, values["validation_loss"]) for step, values in tracker.rows if "validation_loss" in values]
     assert rows == [(row["step"], row["validation_loss"]) for row in trained.evaluations]
     assert [step for step, _ in rows] == [4, 8]

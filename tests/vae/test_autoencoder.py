@@ -112,8 +112,3 @@ def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LoadError, match=r"encoder\.conv_in\.weight"):
         load_vae(tmp_path)
-
-
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match=r"config\.json is missing"):
-        load_vae(tmp_path)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import Silent
+from tests.ops.exchange.conftest import export, refused
 from tests.support.checkout import CHECKOUT
 from tests.support.small_pipeline import NAMES
 from tests.support.small_project import write_inputs
@@ -65,45 +66,33 @@ def checkpoint(project: Path, quantizer: DimensionwiseQuantizer) -> Path:
     return folder / CHECKPOINTS / f"step-{DONE:08d}"
 
 
-def export() -> str:
-    """Run the command; the README that it wrote."""
-    main(["export", "tiny", "--checkpoint", "--out", "out"])
-    return Path("out/README.md").read_text()
-
-
-def refused() -> str:
-    """Run the command, which fails; what it says."""
-    with pytest.raises(SystemExit) as ending:
-        export()
-    assert not Path("out").exists()
-    return str(ending.value)
-
-
 def test_the_averaged_weights_so_far_are_a_pipeline(checkpoint: Path) -> None:
-    readme = export()
+    readme = export("--checkpoint")
     assert f"# TokenBridge `tiny` after step {DONE} of {TOTAL}" in readme
     assert "nats per dimension, after step 4." in readme
     saved: dict[str, Tensor] = {}
     for file in checkpoint.glob("*.safetensors"):
         saved |= load_file(file)
-    pipeline = TokenBridgePipeline.from_pretrained("out")
+    pipeline = TokenBridgePipeline.from_pretrained("out/tiny")
     assert pipeline.class_names == NAMES
     weights = dict(pipeline.transformer.named_parameters())
     assert all(torch.equal(weight, saved[f"ema/average/{name}"]) for name, weight in weights.items())
-    main(["sample", "--model", "out", "--count", "1", "--out", "samples.png"])
+    main(["sample", "--model", "out/tiny", "--count", "1", "--out", "samples.png"])
     assert Image.open("samples.png").width > 0
 
 
 def test_without_a_checkpoint_it_says_what_to_do(project: Path) -> None:
-    message = refused()
+    message = refused("--checkpoint")
     assert "has no whole checkpoint" in message
     assert "if it has ended, leave out --checkpoint" in message
+    message = refused("--checkpoint", model="other")
+    assert "dvc.yaml trains no model 'other': choose one of tiny" in message
 
 
 def test_one_of_other_settings_is_not_taken(checkpoint: Path) -> None:
     OmegaConf.update(params := OmegaConf.load(PARAMS_FILE), "models.tiny.train.seed", 5)
     OmegaConf.save(params, PARAMS_FILE)
-    assert "if params.yaml, code or data changed since it began, set them back" in refused()
+    assert "if params.yaml, code or data changed since it began, set them back" in refused("--checkpoint")
 
 
 def test_one_that_the_training_removes_meanwhile_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +101,5 @@ def test_one_that_the_training_removes_meanwhile_is_told(checkpoint: Path, monke
         return checkpoint
 
     monkeypatch.setattr(checkpoint_export, "_newest_checkpoint", vanishing)
-    assert f"{checkpoint} was removed while it was read" in refused()
-
-
-def test_a_model_that_nobody_trains_is_refused(project: Path) -> None:
-    with pytest.raises(SystemExit, match=r"dvc.yaml trains no model 'other': choose one of tiny"):
-        main(["export", "other", "--checkpoint", "--out", "out"])
+    assert f"{checkpoint} was removed while it was read" in refused("--checkpoint")
+    assert not Path("out/tiny").exists()

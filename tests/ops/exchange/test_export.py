@@ -16,12 +16,12 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from tests.conftest import QUANTIZER, random_model
+from tests.ops.exchange.conftest import export, refused
 from tests.support.checkout import CHECKOUT
 from tests.support.small_pipeline import NAMES, build_pipeline
 from tokenbridge.base.files import sha256_file, write_json
-from tokenbridge.cli import main
 from tokenbridge.images.shards import write_manifest
-from tokenbridge.infra.dvc import md5_as_dvc, read_lock, read_stages
+from tokenbridge.infra.dvc import md5_as_dvc, read_stages
 from tokenbridge.ops.exchange.export import model_facts
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.tokenizer.quantizer import fit_quantizer
@@ -76,19 +76,6 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(finished, root, ignore=shutil.ignore_patterns(".dvc", "tokenbridge"))
     monkeypatch.chdir(root)
     return root
-
-
-def export(model: str = "tiny", out: str = "out/tiny") -> str:
-    """Run the command; the card that it wrote."""
-    main(["export", model, "--out", out])
-    return Path(out, "README.md").read_text()
-
-
-def refused(**arguments: str) -> str:
-    """Run the command, which fails; what it says."""
-    with pytest.raises(SystemExit) as ending:
-        export(**arguments)
-    return str(ending.value)
 
 
 @contextmanager
@@ -154,20 +141,16 @@ def test_parameters_are_counted(project: Path) -> None:
     }
 
 
-def test_a_missing_report_is_named(project: Path) -> None:
-    (project / "reports/evaluate/tiny.json").unlink()
+def test_a_file_that_is_missing_or_was_edited_is_left_out(project: Path) -> None:
+    (project / "reports/train/tiny.json").unlink()
     (project / "reports/samples/tiny.png").unlink()
-    card = export()
-    assert "`reports/evaluate/tiny.json` was missing" in card
-    assert "`reports/samples/tiny.png` was missing" in card
-    assert "| `fd_efficientnet" not in card
-    assert not Path("out/tiny/samples.png").exists()
-
-
-def test_a_report_that_was_edited_is_left_out(project: Path) -> None:
     write_json(project / "reports/evaluate/tiny.json", {"fd_efficientnet_lite0_32px": 0.0})
     card = export()
+    assert "`reports/train/tiny.json` was missing" in card
+    assert "`reports/samples/tiny.png` was missing" in card
+    assert not Path("out/tiny/samples.png").exists()
     assert "`reports/evaluate/tiny.json` is left out: it is not the file" in card
+    assert "| `fd_efficientnet" not in card
     assert "| `quantized_psnr` | 26.5 |" in card
 
 
@@ -220,8 +203,3 @@ def test_an_existing_folder_stays_as_it_is(project: Path) -> None:
     Path("out/tiny").mkdir(parents=True)
     assert "is there already" in refused()
     assert "own folder" in refused(out="models/tiny/export")
-
-
-def test_digests_are_dvcs(project: Path) -> None:
-    outs = {path: md5 for stage in read_lock(project).values() for path, md5 in stage.outs.items()}
-    assert {path: md5_as_dvc(project / path) for path in outs} == outs

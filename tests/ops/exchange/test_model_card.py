@@ -78,20 +78,19 @@ def test_what_cannot_be_shown_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("licence", "expected"), [("for research only", "is: for research only"), ("", "is not named")]
+    ("changes", "expected"),
+    [
+        ({"data": {**FACTS.data, "licence": "for research only"}}, "whose licence is: for research only"),
+        ({"data": {**FACTS.data, "licence": ""}}, "whose licence is not named"),
+        ({"recipe": {"vae": {"vae.pretrained": "pretrained/kl16"}}}, "come from pretrained/kl16"),
+        ({"recipe": {"vae": {}}}, "come from what `dvc.lock` no longer"),
+    ],
 )
-def test_another_licence_is_not_called_mit(licence: str, expected: str) -> None:
-    card = render_card(replace(FACTS, data={**FACTS.data, "licence": licence, "name": "mine"}))
-    assert front_matter(card)["license"] == "other"
-    assert "datasets" not in front_matter(card)
-    assert f"whose licence {expected}" in card
-
-
-@pytest.mark.parametrize(
-    ("vae", "expected"),
-    [({"vae.pretrained": "pretrained/kl16"}, "come from pretrained/kl16"), ({}, "come from what `dvc.lock` no longer")],
-)
-def test_a_vae_from_elsewhere_has_its_own_licence(vae: dict[str, str], expected: str) -> None:
-    card = render_card(replace(FACTS, recipe={"vae": vae}))
+def test_what_is_not_all_from_mit_data_is_not_called_mit(changes: dict[str, Any], expected: str) -> None:
+    card = render_card(replace(FACTS, **changes))
     assert front_matter(card)["license"] == "other"
     assert expected in card
+
+
+def test_data_that_the_hub_lacks_are_not_named() -> None:
+    assert "datasets" not in front_matter(render_card(replace(FACTS, data={**FACTS.data, "name": "mine"})))

@@ -1,6 +1,7 @@
 """Checkpoints of the released code as pipeline folders; that they compute the same is tests/model/test_golden.py."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.model.golden import FILE, SETTINGS, released_weights, write_vae
+from tests.model.golden import SETTINGS, released_weights, write_released, write_vae
 from tests.support.checkout import CHECKOUT
 from tokenbridge.base.errors import UserError
 from tokenbridge.cli import main
@@ -22,6 +23,8 @@ from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 RAW = released_weights()
 AVERAGED = {name: tensor * 0.5 for name, tensor in RAW.items() if name not in BUFFERS}
+BOTH = {"model": RAW, "model_ema": AVERAGED}
+Import = Callable[..., TokenBridgePipeline]
 
 
 def save(file: Path, content: dict[str, Any]) -> Path:
@@ -32,81 +35,61 @@ def save(file: Path, content: dict[str, Any]) -> Path:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return save(tmp_path / "checkpoint.pth", {"model": RAW, "model_ema": AVERAGED})
+def imported(tmp_path: Path, vae_folder: Path) -> Import:
+    """Writes a checkpoint of some content, and imports it into imported/."""
+
+    def run(
+        content: dict[str, Any], weights: str = "ema", vae_folder: Path = vae_folder, **changes: Any
+    ) -> TokenBridgePipeline:
+        checkpoint, settings = save(tmp_path / "checkpoint.pth", content), replace(SETTINGS, **changes)
+        import_tokenbridge(checkpoint, tmp_path / "imported", vae_folder, settings, weights=weights)
+        return TokenBridgePipeline.from_pretrained(tmp_path / "imported")
+
+    return run
 
 
-def imported(checkpoint: Path, vae_folder: Path, weights: str = "ema", **changes: Any) -> TokenBridgePipeline:
-    out = checkpoint.parent / f"imported-{weights}"
-    import_tokenbridge(checkpoint, out, vae_folder, replace(SETTINGS, **changes), weights=weights)
-    return TokenBridgePipeline.from_pretrained(out)
+@pytest.mark.parametrize(
+    ("content", "weights", "taken"),
+    [
+        (BOTH, "raw", RAW),
+        (BOTH, "ema", AVERAGED),  # with the raw model's buffers
+        ({"model": {}, "model_ema": RAW | AVERAGED}, "ema", AVERAGED),
+    ],
+)
+def test_the_weights_asked_for_are_taken_with_their_level_values(
+    imported: Import, content: dict[str, Any], weights: str, taken: dict[str, Tensor]
+) -> None:
+    pipeline = imported(content, weights)
+    assert torch.equal(pipeline.transformer.output_position, taken["output_pos_embed"])
+    levels = RAW["reconstruction_values"] * 5 / 3
+    torch.testing.assert_close(pipeline.quantizer.levels[3], levels, atol=1e-6, rtol=0)
 
 
-def position(pipeline: TokenBridgePipeline) -> Tensor:
-    return pipeline.transformer.output_position
-
-
-def test_either_set_of_weights_is_taken(checkpoint: Path, vae_folder: Path) -> None:
-    raw, averaged = RAW["output_pos_embed"], AVERAGED["output_pos_embed"]
-    assert torch.equal(position(imported(checkpoint, vae_folder, "raw")), raw)
-    assert torch.equal(position(imported(checkpoint, vae_folder, "ema")), averaged)
-
-
-def test_averaged_weights_may_hold_buffers_too(tmp_path: Path, vae_folder: Path) -> None:
-    buffers = {name: RAW[name] for name in BUFFERS}
-    checkpoint = save(tmp_path / "checkpoint.pth", {"model": RAW, "model_ema": buffers | AVERAGED})
-    assert torch.equal(position(imported(checkpoint, vae_folder)), AVERAGED["output_pos_embed"])
-
-
-def test_averaged_weights_get_the_level_values_of_the_raw_model(checkpoint: Path, vae_folder: Path) -> None:
-    levels = imported(checkpoint, vae_folder).quantizer.levels
-    torch.testing.assert_close(levels[3], RAW["reconstruction_values"] * 5 / 3, atol=1e-6, rtol=0)
-
-
-def test_without_buffers_the_level_values_are_computed(tmp_path: Path, vae_folder: Path) -> None:
-    checkpoint = save(tmp_path / "checkpoint.pth", {"model_ema": AVERAGED})
-    levels = imported(checkpoint, vae_folder).quantizer.levels
+def test_without_buffers_the_level_values_are_computed(imported: Import) -> None:
+    levels = imported({"model_ema": AVERAGED}).quantizer.levels
     torch.testing.assert_close(levels[3], (gaussian_levels(64) * 5 / 3).float(), atol=1e-6, rtol=0)
 
 
-def test_weights_that_are_not_there_are_named(tmp_path: Path, vae_folder: Path) -> None:
-    checkpoint = save(tmp_path / "checkpoint.pth", {"model": RAW})
+def test_weights_that_are_not_there_are_named(imported: Import) -> None:
     with pytest.raises(ImportFailedError, match=r"no model_ema.*--weights"):
-        imported(checkpoint, vae_folder)
+        imported({"model": RAW})
 
 
-def test_the_quantizer_speaks_the_units_of_the_vae(checkpoint: Path, vae_folder: Path) -> None:
-    quantizer: DimensionwiseQuantizer = imported(checkpoint, vae_folder).quantizer
+def test_the_quantizer_speaks_the_units_of_the_vae(imported: Import) -> None:
+    quantizer: DimensionwiseQuantizer = imported(BOTH).quantizer
     vae_latents = torch.randn(2, 16, 4, 4)
     torch.testing.assert_close(quantizer.normalize(vae_latents), vae_latents * 0.2325)
     assert quantizer.dimension_order.tolist() == [8, 1, 10, 9, 6, 12, 4, 0, 3, 11, 7, 14, 2, 15, 13, 5]
 
 
-@pytest.mark.parametrize("name", ["mask_token", "channel_heads.15.bias", "encoder_blocks.0.norm1.bias", "z_proj.bias"])
-def test_a_missing_tensor_is_named(tmp_path: Path, vae_folder: Path, name: str) -> None:
+SHOW_SIZES = ["z_proj.weight", "output_pos_embed", "channel_heads.0.weight"]
+
+
+@pytest.mark.parametrize("name", [*SHOW_SIZES, "mask_token", "channel_heads.15.bias", "encoder_blocks.0.norm1.bias"])
+def test_a_missing_tensor_is_named(imported: Import, name: str) -> None:
     rest = {other: tensor for other, tensor in RAW.items() if other != name}
-    with pytest.raises(ImportFailedError, match=f"Missing: {name}"):
-        imported(save(tmp_path / "checkpoint.pth", {"model": rest}), vae_folder, "raw")
-
-
-@pytest.mark.parametrize("name", ["z_proj.weight", "output_pos_embed", "channel_heads.0.weight"])
-def test_a_missing_tensor_that_tells_a_size_is_named(tmp_path: Path, vae_folder: Path, name: str) -> None:
-    rest = {other: tensor for other, tensor in RAW.items() if other != name}
-    with pytest.raises(ImportFailedError, match=f"has no {name}"):
-        imported(save(tmp_path / "checkpoint.pth", {"model": rest}), vae_folder, "raw")
-
-
-def test_a_tensor_of_another_shape_is_named(tmp_path: Path, vae_folder: Path) -> None:
-    checkpoint = save(tmp_path / "checkpoint.pth", {"model": RAW | {"decoder_embed.weight": torch.zeros(32, 48)}})
-    with pytest.raises(ImportFailedError, match=r"decoder_embed\.weight has shape \[32, 48\]"):
-        imported(checkpoint, vae_folder, "raw")
-
-
-@pytest.mark.parametrize("name", ["token_embeddings.15.weight", "diffloss.net.cond_embed.weight"])
-def test_a_tensor_left_over_is_named(tmp_path: Path, vae_folder: Path, name: str) -> None:
-    checkpoint = save(tmp_path / "checkpoint.pth", {"model": RAW | {name: torch.zeros(2)}})
-    with pytest.raises(ImportFailedError, match=f"Left over: {name}"):
-        imported(checkpoint, vae_folder, "raw")
+    with pytest.raises(ImportFailedError, match=f"has no {name}" if name in SHOW_SIZES else f"Missing: {name}"):
+        imported({"model": rest}, "raw")
 
 
 @pytest.mark.parametrize(
@@ -122,16 +105,16 @@ def test_a_tensor_left_over_is_named(tmp_path: Path, vae_folder: Path, name: str
     ],
 )
 def test_a_setting_that_does_not_fit_is_named(
-    checkpoint: Path, vae_folder: Path, changes: dict[str, Any], message: str
+    imported: Import, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        imported(checkpoint, vae_folder, **changes)
-    assert not (checkpoint.parent / "imported-ema").exists()
+        imported(BOTH, **changes)
+    assert not (tmp_path / "imported").exists()
 
 
-def test_a_token_may_cover_a_patch_of_the_vae(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_token_may_cover_a_patch_of_the_vae(imported: Import, tmp_path: Path) -> None:
     vae_folder = write_vae(tmp_path / "vae", dimensions=4, stride=4)
-    pipeline = imported(checkpoint, vae_folder, vae_stride=4, patch_size=2)
+    pipeline = imported(BOTH, vae_folder=vae_folder, vae_stride=4, patch_size=2)
     (images,) = pipeline(class_labels=[3], num_inference_steps=2, return_dict=False)
     assert images[0].size == (32, 32)
 
@@ -146,7 +129,8 @@ def test_the_released_settings_are_those_of_the_experiments(released_config: Con
 def test_the_command(tmp_path: Path, vae_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
     monkeypatch.chdir(CHECKOUT)
-    arguments = ["import", "tokenbridge", str(FILE), "--out", str(tmp_path / "out"), "--vae", str(vae_folder)]
+    arguments = ["import", "tokenbridge", str(write_released(tmp_path)), "--out", str(tmp_path / "out")]
+    arguments += ["--vae", str(vae_folder)]
     arguments += ["--image-size", "32", "--vae-stride", "8", "--heads", "4"]
     main([*arguments, "--label-names", str(tmp_path / "names.txt")])
     pipeline = TokenBridgePipeline.from_pretrained(tmp_path / "out")
@@ -160,4 +144,4 @@ def test_the_command(tmp_path: Path, vae_folder: Path, monkeypatch: pytest.Monke
 def test_the_command_says_where_the_vae_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CHECKOUT)
     with pytest.raises(SystemExit, match="pretrained/kl16"):
-        main(["import", "tokenbridge", str(FILE), "--out", str(tmp_path / "out")])
+        main(["import", "tokenbridge", str(write_released(tmp_path)), "--out", str(tmp_path / "out")])

@@ -21,8 +21,10 @@ class Malicious:
         return os.system, (f"touch {self.proof}",)
 
 
-def test_settings_beside_the_weights_are_read(tmp_path: Path) -> None:
-    torch.save({"model": {"a": torch.ones(2)}, "args": Namespace(lr=4e-4, out="runs")}, tmp_path / "a.pth")
+@pytest.mark.parametrize("zipped", [True, False])  # False: as an old torch wrote files
+def test_weights_and_settings_beside_them_are_read(tmp_path: Path, zipped: bool) -> None:
+    content = {"model": {"a": torch.ones(2)}, "args": Namespace(lr=4e-4, out="runs")}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     content = read_weights(tmp_path / "a.pth")
     assert torch.equal(content["model"]["a"], torch.ones(2))
     assert content["args"] == Namespace(lr=4e-4, out="runs")
@@ -35,11 +37,6 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path, zipped: b
     with pytest.raises(ImportFailedError, match=r"a\.pth holds more than tensors"):
         read_weights(tmp_path / "a.pth")
     assert not (tmp_path / "proof").exists()
-
-
-def test_a_file_of_an_old_torch_is_read(tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(2)}, tmp_path / "a.ckpt", _use_new_zipfile_serialization=False)
-    assert torch.equal(read_weights(tmp_path / "a.ckpt")["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])

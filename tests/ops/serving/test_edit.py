@@ -10,7 +10,7 @@ from tests.support.small_pipeline import build_pipeline
 from tokenbridge.base.image_grid import GAP, MIN_SIDE
 from tokenbridge.cli import main
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.ops.serving.edit import COVER_GREY, cover, keep_mask
+from tokenbridge.ops.serving.edit import COVER_GREY, keep_mask
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 
@@ -61,12 +61,6 @@ def test_a_mask_of_half_the_picture_is_a_side(folder: Path) -> None:
 )
 def test_sides(side: str, kept: list[list[int]]) -> None:
     assert keep_mask(side, (2, 2)).astype(int).tolist() == kept
-
-
-def test_cover_greys_what_is_not_kept() -> None:
-    covered = cover(np.zeros((3, 4, 2), np.uint8), np.array([[True], [False]]))
-    assert (covered[:, :2] == 0).all()
-    assert (covered[:, 2:] == COVER_GREY).all()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from tokenbridge.vae.autoencoder import load_vae
 WEIGHTS = {"ema": "model_ema", "raw": "model"}  # which of a checkpoint's weights, and their key in it
 LEVELS = "reconstruction_values"  # level values in [-3, 3]
 BUFFERS = (LEVELS, "boundaries", "channel_mask")  # derived by the released code; our model has no such tensors
-BARE = "weights."  # prefix of the names in a file that holds other tensors too
 STARTS = {  # how our names start -> how the released names start
     "class_embedding.": "class_emb.",
     "no_class": "fake_latent",
@@ -115,8 +114,7 @@ def import_tokenbridge(
 def select_weights(content: Mapping[str, Any], which: str) -> dict[str, Tensor]:
     """Return weights and buffers by released name; averaged weights without buffers get the raw model's buffers."""
     if not any(key in content for key in WEIGHTS.values()):
-        bare = {name.removeprefix(BARE): tensor for name, tensor in content.items() if name.startswith(BARE)}
-        return bare or dict(content)
+        return dict(content)
     if WEIGHTS[which] not in content:
         raise ImportFailedError(f"the checkpoint has no {WEIGHTS[which]}: choose other weights with --weights")
     buffers = {name: content["model"][name] for name in BUFFERS if name in content.get("model", {})}
