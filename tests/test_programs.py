@@ -76,7 +76,7 @@ class TestWithEverything:
     def nailgun(self, folder: Path) -> None:
         write(folder / "nailgun", "#!/bin/sh\n")
 
-    def test_nothing_is_skipped_and_nothing_told(self, run: pytest.RunResult) -> None:
+    def test_nothing_is_skipped_and_nothing_reported(self, run: pytest.RunResult) -> None:
         run.assert_outcomes(passed=4)
         run.stdout.no_fnmatch_line("*not tested*")
 
@@ -111,7 +111,7 @@ class TestWithAptGet:
         assert asked == ["-q update", "-q install --yes --no-install-recommends nails"]
         assert programs.require("nailgun") == folder / "nailgun"
 
-    def test_others_are_told(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_others_are_reported(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
         programs.install()
         assert capfd.readouterr().out == f"Tests that need these programs will be skipped:\n  {MISSING}\n"
         assert not (folder / "asked").exists()

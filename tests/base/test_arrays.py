@@ -53,7 +53,7 @@ def test_an_inner_index_is_chosen_for_each_row(folder: Path) -> None:
     assert np.array_equal(LabelledArrays(folder, "stage").read(rows, inner), ROWS[rows, inner])
 
 
-def test_the_manifest_counts_and_keeps_what_it_was_told(folder: Path) -> None:
+def test_the_manifest_counts_and_keeps_what_it_was_given(folder: Path) -> None:
     assert LabelledArrays(folder, "stage").manifest == {"images": 5, "shards": 2, "num_classes": 5, "colour": "grey"}
 
 

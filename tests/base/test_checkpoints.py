@@ -88,7 +88,7 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path) -> None:
     damaged = next(newest.glob("*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert Checkpoints(tmp_path).load(training(1, 0)) == {"step": 1}
-    save(checkpoints, 2, training(0, steps=2), step=2)  # and made anew
+    save(checkpoints, 2, training(0, steps=2), step=2)  # and made again
     assert Checkpoints(tmp_path).load(training(1, 0)) == {"step": 2}
 
 
@@ -145,7 +145,7 @@ def test_its_manifest_tells_the_sizes_of_its_files(tmp_path: Path) -> None:
 
 
 class Clock:
-    """Stands still unless it is told to go on."""
+    """Stands still unless it is moved on."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -18,7 +18,7 @@ def test_who_does_not_wait_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_who_waits_is_told_so_and_let_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_waiting_process_says_so_and_is_let_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held, let_in = threading.Event(), threading.Event()
 
     def wait() -> None:

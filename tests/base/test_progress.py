@@ -22,7 +22,7 @@ def test_clock() -> None:
     assert [clock(s) for s in (0, 59.6, 61, 3599, 3661)] == ["0:00", "1:00", "1:01", "59:59", "1:01:01"]
 
 
-def test_lines_are_rare_but_the_last_is_always_told() -> None:
+def test_lines_are_rare_but_the_last_is_always_printed() -> None:
     with output() as out:
         progress = Progress("encode", 100, every=1e9)
         for _ in range(10):
@@ -49,7 +49,7 @@ def test_a_resumed_run_says_so() -> None:
 
 
 class Clock:
-    """Stands still unless it is told to go on."""
+    """Stands still unless it is moved on."""
 
     seconds = 1000.0
 

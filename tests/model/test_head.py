@@ -128,7 +128,7 @@ def test_a_head_that_cannot_be_made_says_why(changes: dict[str, object], message
 
 @torch.no_grad()
 def test_sampling_keeps_its_cache_short(model: TokenBridgeTransformer) -> None:
-    """Every step works on one slot alone; a prefix computed anew would show as longer inputs."""
+    """Every step works on one slot alone; a prefix computed again would show as longer inputs."""
     lengths: list[int] = []
     block = model.head.blocks[0]
     handle = block.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))

@@ -62,7 +62,7 @@ def test_a_failing_stage_ends_the_flow_with_its_message(project: Project) -> Non
     output = failing_flow(project, "vae.pretrained=/nonexistent")
     assert "vae: /nonexistent is no model folder" in output
     assert "Traceback" not in output
-    assert "Retry" not in output  # trying again mends no setting
+    assert "Retry" not in output  # another try cannot fix a setting
     assert "retrain: vae failed, as its log says; not run: encode, fit_quantizer, reconstruct, train@tiny" in output
     states = task_states(project)
     assert states["vae"] == "Failed"

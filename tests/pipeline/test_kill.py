@@ -35,7 +35,7 @@ def finish(repro: subprocess.Popen[str]) -> str:
 
 
 def is_over(process: psutil.Process) -> bool:
-    """Also if nobody has asked for its exit code yet."""
+    """Return whether the process has ended, also if its parent has not yet collected the exit code."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -43,9 +43,9 @@ def which(output: str, outcome: str) -> list[str]:
 def test_a_changed_run_is_restored_without_computing_anything(project: Project, changed_run: tuple[str, str]) -> None:
     run_id, output = changed_run
     assert which(output, "ran") == AFFECTED
-    told = [line for line in output.splitlines() if line.startswith("pipeline: ")]
-    assert told[0].startswith("pipeline: 0 of 2 stages done; still to come: generate@tiny (")
-    assert told[-1] == "pipeline: 2 of 2 stages done"
+    progress = [line for line in output.splitlines() if line.startswith("pipeline: ")]
+    assert progress[0].startswith("pipeline: 0 of 2 stages done; still to come: generate@tiny (")
+    assert progress[-1] == "pipeline: 2 of 2 stages done"
     wanted = sha256_tree(project.root / "data/samples/tiny")
     back = project.repro()  # the workspace is another run's now
     assert (which(back, "cached"), which(back, "ran")) == (AFFECTED, [])

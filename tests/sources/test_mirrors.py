@@ -1,4 +1,4 @@
-"""Mirrors are tried in order; whatever is accepted has the right SHA-256; the reasons of all are told."""
+"""Mirrors are tried in order. An accepted file has the right SHA-256. An error names the reasons of all mirrors."""
 
 import gzip
 import socket
@@ -100,7 +100,7 @@ def test_a_silent_server_is_left_after_the_timeout(out: Path) -> None:
             fetch_files("tiny", [MirrorConfig("http", address, timeout=0.2)], SHA256, out)
 
 
-def test_all_reasons_and_remedies_are_told_when_no_mirror_serves(
+def test_all_reasons_and_remedies_are_named_when_no_mirror_serves(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # a machine without apt-get

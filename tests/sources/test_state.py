@@ -54,7 +54,7 @@ def test_tars_of_both_splits_count(folder_config: Make, tmp_path: Path) -> None:
     assert state(config) != before
 
 
-def test_files_with_digests_are_told_by_them(idx_config: Make) -> None:
+def test_files_with_digests_are_known_by_them(idx_config: Make) -> None:
     assert state(idx_config()) == state(idx_config(mirrors=[]))
     assert state(idx_config()) != state(idx_config(sha256={"x": "y"}))
 

@@ -93,7 +93,7 @@ def test_images_are_built_here_or_exact(name: str) -> None:
     assert "build" in service or re.search(r":\d+\.\d+(\.\d+)?-\w+$", service["image"])
 
 
-def test_only_what_people_use_is_published_and_only_where_they_are_told() -> None:
+def test_only_what_people_use_is_published_and_only_at_the_address_that_is_set() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published.keys() == {"seaweedfs", "mlflow", "prefect"}
     for (port,) in published.values():

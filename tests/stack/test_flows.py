@@ -51,7 +51,7 @@ def hook() -> Iterator[tuple[str, Posted]]:
 
 @pytest.fixture(scope="module")
 def alerts(team: Project, hook: tuple[str, Posted]) -> Iterator[Posted]:
-    """What was told to the webhook; a flow of this machine was killed before."""
+    """What was posted to the webhook. A flow of this machine was killed before."""
     url, posted = hook
     team.environment = team.environment | {"TOKENBRIDGE_ALERT_URL": url}
     for _ in range(2):  # again: in place of what is there
@@ -102,12 +102,12 @@ def test_a_run_is_rebuilt_from_its_id(team: Project) -> None:
     assert state["message"].endswith("the same bits.")
 
 
-def test_a_failure_is_told_to_a_webhook(team: Project, alerts: Posted) -> None:
+def test_a_failure_is_posted_to_a_webhook(team: Project, alerts: Posted) -> None:
     state = run_deployment(team, "reproduce/reproduce", run_id="0" * 32)
     assert state["name"] == "Failed"
-    (told,) = wait_for(lambda: [alert for alert in alerts if alert["flow"] == "reproduce"], "alert")
-    assert told["state"] == "Failed"
-    assert "has no run 0000" in told["message"]
+    (alert,) = wait_for(lambda: [each for each in alerts if each["flow"] == "reproduce"], "alert")
+    assert alert["state"] == "Failed"
+    assert "has no run 0000" in alert["message"]
 
 
 @pytest.mark.usefixtures("retrained")
@@ -135,9 +135,9 @@ def test_another_clone_pulls_the_data_and_reproduces_a_run_without_computing(
         assert recorded.data.metrics[f"evaluate_tiny/{name}"] == value
 
 
-def test_a_killed_flow_is_marked_as_crashed_and_told(alerts: Posted) -> None:
-    (told,) = wait_for(lambda: [alert for alert in alerts if alert["flow"] == "retrain"], "alert")
-    assert (told["state"], told["message"]) == ("Crashed", VANISHED)
+def test_a_killed_flow_is_marked_as_crashed_and_posted(alerts: Posted) -> None:
+    (alert,) = wait_for(lambda: [each for each in alerts if each["flow"] == "retrain"], "alert")
+    assert (alert["state"], alert["message"]) == ("Crashed", VANISHED)
 
 
 def test_a_model_is_promoted(team: Project, promoted: State) -> None:
@@ -168,6 +168,6 @@ def test_a_sweep_runs_every_combination(team: Project) -> None:
     sweep = [*team.overrides, "evaluate.kid_subsets=3,4"]
     flow = start_deployment(team, "backfill/backfill", sweep=sweep)
     limit = ("prefect", "gcl", "inspect", "tokenbridge-local", "--output", "json")
-    wait_for(lambda: json.loads(team.run(*limit))["active_slots"], "slot that is taken, so that nobody else trains")
+    wait_for(lambda: json.loads(team.run(*limit))["active_slots"], "slot that is taken, so that no other flow trains")
     state = result(flow)
     assert (state["name"], state["message"]) == ("Completed", "2 combinations"), state

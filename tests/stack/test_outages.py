@@ -1,4 +1,4 @@
-"""Servers that go away while flows are at work: nothing is lost, and nobody has to start anything again but them."""
+"""Servers that go away while flows are running: nothing is lost, and no one has to start anything again but them."""
 
 import json
 import os

@@ -53,7 +53,7 @@ def page(chromium: Path) -> Iterator[Page]:
 def test_every_page_shows_a_team_its_work(
     page: Page, team: Project, promoted: State, retrained_again: State, tmp_path: Path
 ) -> None:
-    assert (promoted["name"], retrained_again["name"]) == ("Completed", "Completed")
+    assert (promoted["name"], retrained_again["name"]) == ("Promoted", "Completed")
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url))
     mlflow, pictures = client(team), Path(os.environ.get("TOKENBRIDGE_SCREENSHOTS") or tmp_path)

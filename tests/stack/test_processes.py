@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cluster
 
 PROGRAMS = ("postgres", "weed", "mlflow", "prefect")
 SERVER = "echo umask=$(umask); env; echo ready; exec sleep 600"
-# prints what it was told, after its child; with an argument, the child ignores SIGTERM
+# prints its arguments, after its child; with an argument, the child ignores SIGTERM
 WORKER = """
 import os, signal, sys, time
 def stop(*_):
@@ -210,7 +210,7 @@ def test_data_of_another_postgresql_are_left_alone(home: Path, monkeypatch: pyte
         Team(settings).down()
 
 
-def test_root_is_told_where_postgresql_cannot_go(home: Path) -> None:
+def test_root_learns_where_postgresql_cannot_go(home: Path) -> None:
     """For everybody else PostgreSQL runs as themselves."""
     require("initdb")
     settings = Settings.load(home / "stack")

@@ -21,7 +21,7 @@ from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 def project(
     repository: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A repository with all that `train` needs, told to take its model from the folder given/."""
+    """A repository with all that `train` needs, set to take its model from the folder given/."""
     write_inputs(repository, vae_latents, quantizer, ["+models.tiny.pretrained=given"])
     monkeypatch.setattr(sys, "argv", ["train", "tiny"])
     return repository

@@ -95,7 +95,9 @@ def test_one_of_other_settings_is_not_taken(checkpoint: Path) -> None:
     assert "if params.yaml, code or data changed since it began, set them back" in refused("--checkpoint")
 
 
-def test_one_that_the_training_removes_meanwhile_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_the_training_removes_meanwhile_is_named(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def vanishing(root: Path, name: str) -> Path:
         shutil.rmtree(checkpoint)
         return checkpoint

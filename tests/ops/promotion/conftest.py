@@ -151,7 +151,7 @@ def two_versions(files: Path, empty_database: Path, tmp_path_factory: pytest.Tem
 
 @pytest.fixture
 def arena(two_versions: Project, local_store: None) -> Project:
-    """A project with versions 1 and 2, of which nobody is the champion; what was measured of them is kept."""
+    """A project with versions 1 and 2, of which none is the champion; what was measured of them is kept."""
     client = two_versions.store.client
     for alias in two_versions.holders():
         client.delete_registered_model_alias(NAME, alias)

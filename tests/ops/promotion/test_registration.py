@@ -101,7 +101,7 @@ def test_an_evaluation_of_an_earlier_model_is_not_this_ones(
     evaluated: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with edited_lock(evaluated) as stages:
-        (evaluated.root / "models/tiny/note").write_text("trained anew")
+        (evaluated.root / "models/tiny/note").write_text("trained again")
         record = next(out for out in stages["train@tiny"]["outs"] if out["path"] == "models/tiny")
         record["md5"] = md5_as_dvc(evaluated.root / "models/tiny")
     register(evaluated)

@@ -12,7 +12,7 @@ STAGES = ["fetch", "vae", "encode", "train@base"]
 
 
 class Pipeline:
-    """Executions of ``STAGES`` in one folder, by a clock that stands still unless it is told to go on."""
+    """Executions of ``STAGES`` in one folder, by a clock that stands still unless it is moved on."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.seconds = folder / ".work/durations.json", 1000.0
@@ -38,7 +38,7 @@ def pipeline(tmp_path: Path) -> Pipeline:
     return Pipeline(tmp_path)
 
 
-def test_stages_to_come_are_told_with_their_durations_of_the_last_time(pipeline: Pipeline) -> None:
+def test_stages_to_come_are_listed_with_their_last_durations(pipeline: Pipeline) -> None:
     pipeline.run(10, "fetch")
     pipeline.run(546, "vae")
     pipeline.run(35, "encode")
@@ -60,7 +60,7 @@ def test_what_dvc_skips_takes_no_time(pipeline: Pipeline, outcome: str) -> None:
     assert pipeline.shown[1:] == ["pipeline: 3 of 4 stages done; still to come: train@base (about 1:40); about 1:40"]
 
 
-def test_the_running_stage_is_told_by_its_own_progress_once_a_minute(pipeline: Pipeline) -> None:
+def test_the_running_stage_is_reported_by_its_own_progress_once_a_minute(pipeline: Pipeline) -> None:
     coming = pipeline.forecast("vae", "encode")
     coming.note("vae", RAN, pipeline.show)
     for seconds, left in ((0, "8:15"), (60, "7:15"), (30, "6:45")):
@@ -72,7 +72,7 @@ def test_the_running_stage_is_told_by_its_own_progress_once_a_minute(pipeline: P
     ]
 
 
-def test_the_end_is_told_once(pipeline: Pipeline) -> None:
+def test_the_end_is_reported_once(pipeline: Pipeline) -> None:
     coming = pipeline.forecast("vae", "encode")
     for stage in ("vae", "encode"):
         coming.note(stage, RAN, pipeline.show)
@@ -81,7 +81,7 @@ def test_the_end_is_told_once(pipeline: Pipeline) -> None:
     assert pipeline.shown[2:] == ["pipeline: 2 of 2 stages done"]
 
 
-def test_where_nothing_is_stale_nothing_is_told(pipeline: Pipeline) -> None:
+def test_without_stale_stages_nothing_is_reported(pipeline: Pipeline) -> None:
     coming = Forecast(pipeline.path, [])
     coming.note("fetch", SKIPPED, pipeline.show)
     coming.end(pipeline.show)

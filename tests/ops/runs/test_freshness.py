@@ -1,4 +1,4 @@
-"""When images are fetched anew, and when a retrain has nothing to do."""
+"""When images are fetched again, and when a retrain has nothing to do."""
 
 import shutil
 import subprocess
