@@ -78,6 +78,7 @@ def test_the_next_mirror_serves_when_the_first_cannot(
         ("images.gz", gzip.compress(FILES["images"])[:-20], r"/images\.gz is truncated or corrupt .*get it again"),
         ("images.gz", None, r" has neither images nor images\.gz"),
     ],
+    ids=["other", "cut", "missing"],
 )
 def test_a_file_that_is_wrong_is_named(source: Path, out: Path, name: str, content: bytes | None, message: str) -> None:
     (source / name).unlink()
