@@ -8,7 +8,7 @@ Markdown.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokenbridge.base.device import device_name
 from tokenbridge.config.params import load_params
-from tokenbridge.engine.optim import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, orthogonalize
+from tokenbridge.engine.optim import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, orthogonalize, same_sized
 from tokenbridge.ops.planning.sizes import fresh_model
 from tokenbridge.training.trainer import is_matrix
 from tokenbridge.vae.training import build_vae, is_kernel
@@ -47,12 +47,15 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 def row(name: str, model: nn.Module, is_trained: Callable[[str, nn.Parameter], bool]) -> str:
     parameters = [each for key, each in model.named_parameters() if is_trained(key, each)]
     matrices = [torch.randn_like(each).flatten(1) for each in parameters]
-    published, ours = medians(lambda: [newton_schulz(each) for each in matrices], lambda: orthogonalize(matrices))
+    published, ours = medians(
+        lambda: [newton_schulz(each) for each in matrices],
+        lambda: [orthogonalize(batch) for batch in same_sized(matrices)],
+    )
     return f"| {name} | {len(matrices)} | {1e3 * published:.0f} | {1e3 * ours:.0f} | {published / ours:.1f} |"
 
 
 @torch.no_grad()
-def medians(*calls: Callable[[], Sequence[Tensor]]) -> list[float]:
+def medians(*calls: Callable[[], object]) -> list[float]:
     """Return the median time of each call, in seconds. The first round warms up."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(1 + ROUNDS):

@@ -43,7 +43,7 @@ def test_every_launcher_is_valid(path: Path) -> None:
         ("train.batch_size=none", "train.batch_size is 'none': must be a valid integer"),
         ("train.batch_size=true", "train.batch_size is True: must be a number"),
         ("train.precision=fp16", "train.precision is 'fp16': must be 'auto', 'bf16' or 'fp32'"),
-        ("train.warmup_epochs=1000", "train.warmup_epochs is 1000.0: must be at most train.epochs (1.6)"),
+        ("train.warmup_epochs=1000", "train.warmup_epochs is 1000.0: must be at most train.epochs ("),
         ("train.label_dropout=1.5", "train.label_dropout is 1.5: must be less than or equal to 1"),
         ("quantizer.levels=1", "quantizer.levels is 1: must be greater than or equal to 2"),
         ("quantizer.order=given", "quantizer.given_order is None: give a list exactly if"),

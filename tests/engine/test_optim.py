@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.muon import newton_schulz
 from tests.conftest import RECIPE
-from tokenbridge.engine.optim import Muon, NonFiniteError, build_optimizers, orthogonalize, update_weights
+from tokenbridge.engine.optim import Muon, NonFiniteError, build_optimizers, orthogonalize, same_sized, update_weights
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.training.trainer import is_matrix
 
@@ -44,7 +44,7 @@ def test_every_parameter_is_trained_once(model: TokenBridgeTransformer, kind: st
     assert len(trained) == len({id(parameter) for parameter in trained}) == len(list(model.parameters()))
 
 
-SHAPES = [(8, 32), (32, 8), (16, 16), (8, 9)]
+SHAPES = [(8, 32), (32, 8), (8, 8), (9, 8)]
 
 
 def test_orthogonalize_makes_singular_values_near_one() -> None:
@@ -66,6 +66,12 @@ def test_orthogonalize_is_the_published_iteration(smallest: float) -> None:
     for matrix, result in zip(matrices, orthogonalize(matrices), strict=True):
         expected = newton_schulz(matrix.double())
         assert (result - expected).norm() <= 2e-3 * expected.norm()
+
+
+def test_parameters_are_batched_by_their_smaller_side() -> None:
+    kernels = [nn.Parameter(torch.zeros(shape)) for shape in [(8, 9), (4, 2, 3, 3), (16, 4), (200, 900), (900, 200)]]
+    batches = [[tuple(kernel.shape) for kernel in batch] for batch in same_sized([*kernels, *kernels[-2:]])]
+    assert batches == [[(8, 9)], [(4, 2, 3, 3), (16, 4)], [(200, 900), (900, 200), (200, 900)], [(900, 200)]]
 
 
 def test_muon_moves_kernels_by_its_rate_whatever_the_gradient() -> None:

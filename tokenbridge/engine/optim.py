@@ -5,7 +5,7 @@ Every parameter group keeps its peak rate as ``initial_lr``; ``update_weights`` 
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+GRAM_NUMBERS = 2**17  # at most in a batch of Gram matrices
 MOMENTUM = 0.95
 NamedParameter = tuple[str, nn.Parameter]
 
@@ -32,22 +33,30 @@ class NonFiniteError(RuntimeError):
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Return about the nearest (semi-)orthogonal matrix of each, by Newton-Schulz in float32 (Jordan et al. 2024).
 
+    The smaller sides of all matrices must be equal.
+
     Differs: the released iteration multiplies X [m, n] by a polynomial of its Gram matrix X Xᵀ [m, m] at every step.
     Here the polynomials of all steps are multiplied first, and X once at the end. The result is the same, with fewer
-    operations, and the small Gram matrices of one size are iterated as one batch.
+    operations, and the small Gram matrices are iterated as one batch.
     """
     wide = [(each.T if each.shape[0] > each.shape[1] else each).float() for each in matrices]
     normed = [x / (x.norm() + 1e-7) for x in wide]
-    by_size = defaultdict(list)
-    for index, x in enumerate(normed):
-        by_size[len(x)].append(index)
-    results = list(matrices)
-    for indices in by_size.values():
-        factors = _newton_schulz_factors(torch.stack([normed[i] @ normed[i].T for i in indices]))
-        for i, factor in zip(indices, factors, strict=True):
-            x = factor @ normed[i]
-            results[i] = (x if x.shape == matrices[i].shape else x.T).to(matrices[i].dtype)
-    return results
+    factors = _newton_schulz_factors(torch.stack([x @ x.T for x in normed]))
+    results = [factor @ x for factor, x in zip(factors, normed, strict=True)]
+    return [
+        (result if result.shape == each.shape else result.T).to(each.dtype)
+        for result, each in zip(results, matrices, strict=True)
+    ]
+
+
+def same_sized(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield batches of parameters for ``orthogonalize``, small enough to need little memory."""
+    by_size: dict[int, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        by_size[min(parameter.flatten(1).shape)].append(parameter)
+    for size, alike in by_size.items():
+        count = max(1, GRAM_NUMBERS // size**2)
+        yield from (alike[start : start + count] for start in range(0, len(alike), count))
 
 
 def _newton_schulz_factors(gram: Tensor) -> Tensor:
@@ -78,11 +87,11 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "Muon evaluates no closure"
         for group in self.param_groups:
-            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            updates = orthogonalize([self._momentum(parameter).flatten(1) for parameter in trained])
-            for parameter, update in zip(trained, updates, strict=True):
-                scale = math.sqrt(max(1.0, update.shape[0] / update.shape[1]))
-                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+            for batch in same_sized(parameter for parameter in group["params"] if parameter.grad is not None):
+                updates = orthogonalize([self._momentum(parameter).flatten(1) for parameter in batch])
+                for parameter, update in zip(batch, updates, strict=True):
+                    scale = math.sqrt(max(1.0, update.shape[0] / update.shape[1]))
+                    parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         """Update the parameter's momentum, and return it as Nesterov does: one step ahead."""
