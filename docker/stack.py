@@ -1,6 +1,6 @@
 """The team's stack without Docker: its servers as processes of this machine (docs/stack.md).
 
-    python docker/stack.py up | status | down [--wipe] | upgrade | backup FOLDER | restore FOLDER
+    python docker/stack.py up | status | down [--wipe [--yes]] | upgrade | backup FOLDER | restore FOLDER
 
 Data, logs and secrets are in .stack, or in the folder that STACK_HOME names.
 """
@@ -42,10 +42,25 @@ def status(team: Team) -> None:
     sys.exit(set(states.values()) != {HEALTHY})
 
 
+def down(team: Team, wipe: bool, yes: bool) -> None:
+    """Stop everything. With ``wipe``, delete all data of the stack too, after a question."""
+    if wipe and not yes:
+        print(f"This deletes all data of the stack in {team.settings.home}: {', '.join(team.claimed()) or 'nothing'}")
+        try:
+            agreed = input("Type yes to go on: ")
+        except EOFError:
+            agreed = ""
+        if agreed != "yes":
+            raise UserError("nothing was stopped or deleted: answer yes, or add --yes")
+    team.down()
+    if wipe:
+        team.wipe()
+
+
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "up": (up, "start the services that are down; wait until all are healthy"),
     "status": (status, "the state of each service; 0 if all are healthy"),
-    "down": (Team.down, "stop everything"),
+    "down": (down, "stop everything"),
     "upgrade": (Team.upgrade, "bring MLflow's tables to the installed version; the stack must be down"),
     "backup": (backup.save, "write databases and buckets to FOLDER"),
     "restore": (backup.restore, "fill an empty stack from FOLDER"),
@@ -58,6 +73,7 @@ def main(arguments: list[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {name: commands.add_parser(name, help=text) for name, (_, text) in COMMANDS.items()}
     parsers["down"].add_argument("--wipe", action="store_true", help="delete all data too, but not the secrets")
+    parsers["down"].add_argument("--yes", action="store_true", help="wipe without a question")
     for name in ("backup", "restore"):
         parsers[name].add_argument("folder", type=lambda text: Path(text).resolve())
     options = vars(parser.parse_args(arguments))

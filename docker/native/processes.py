@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,17 @@ def require_same_ports(settings: Settings) -> None:
 
 def require_free_ports(name: str, settings: Settings) -> None:
     """Raise a UserError that names the setting of a service's port that another program has."""
+    for setting, port in taken_ports(settings.ports({"seaweedfs": "S3_"}.get(name, f"{name.upper()}_"))).items():
+        raise UserError(
+            f"{name} cannot have port {port}, which is in use: end the program that has it, "
+            f"or set {setting} to another port, permanently in {settings.home / SECRETS}"
+        )
+
+
+def taken_ports(ports: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the settings of ports on which a program listens."""
     taken = {link.laddr.port for link in psutil.net_connections("tcp") if link.status == psutil.CONN_LISTEN}
-    for setting, port in settings.ports({"seaweedfs": "S3_"}.get(name, f"{name.upper()}_")).items():
-        if int(port) in taken:
-            raise UserError(
-                f"{name} cannot have port {port}, which is in use: end the program that has it, "
-                f"or set {setting} to another port, permanently in {settings.home / SECRETS}"
-            )
+    return {setting: port for setting, port in ports.items() if int(port) in taken}
 
 
 def tail(name: str, settings: Settings) -> str:

@@ -11,6 +11,7 @@ from urllib.request import urlopen
 from native import postgres, processes
 from native.settings import Settings
 from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import read_json, write_json
 from tokenbridge.base.locks import locked
 from tokenbridge.base.progress import clock
 
@@ -22,6 +23,8 @@ HEALTHY, UNHEALTHY, ENDED, STOPPED = "healthy", "not healthy", "ended by itself"
 # the services of a wave start together, when those of the wave before are healthy
 WAVES = (("postgres", "seaweedfs"), ("mlflow", "prefect"), ("worker",))
 SERVICES = [name for wave in WAVES for name in wave]
+FOLDERS = ("logs", "postgres", "prefect", "running", "seaweedfs", "worker")  # of data, in STACK_HOME
+CLAIMED = "folders.json"  # in STACK_HOME: which of these folders the stack made
 ADDRESSES = {  # they answer when the service is healthy; SeaweedFS makes the last bucket last
     "postgres": [],
     "seaweedfs": ["http://127.0.0.1:{S3_PORT}/healthz", "http://127.0.0.1:{S3_FILER_PORT}/buckets/{DATA_BUCKET}/"],
@@ -52,6 +55,7 @@ class Team:
         down = [name for name in names if not running.get(name, {}).get("pid")]
         for name in down:
             processes.require_free_ports(name, self.settings)
+        self.claim()
         postgres.make_cluster(self.settings)
         if running:
             processes.require_same_ports(self.settings)
@@ -77,14 +81,42 @@ class Team:
             postgres.make_databases(self.settings)
         print(f"{name}: healthy after {time.monotonic() - began:.0f} s", flush=True)
 
-    def down(self, wipe: bool = False) -> None:
-        """Stop everything; with ``wipe``, delete all data too, but not the secrets."""
+    def down(self) -> None:
+        """Stop everything. Data stay."""
         if running := processes.processes(self.settings):
             processes.end_supervisor(self.settings, running["worker"]["pid"])
             print("all services: stopped", flush=True)
-        for path in self.settings.home.iterdir() if wipe else ():
-            if path.is_dir():
+
+    def claim(self) -> None:
+        """Note which folders of data this stack will make: those that do not exist yet. ``wipe`` deletes only these."""
+        new = [path.name for path in map(self.settings.home.joinpath, FOLDERS) if not path.exists()]
+        write_json(self.settings.home / CLAIMED, sorted({*new, *self.claimed()}))
+
+    def claimed(self) -> list[str]:
+        """Return the names of the folders of data that this stack made."""
+        record = self.settings.home / CLAIMED
+        return [name for name in FOLDERS if record.exists() and name in read_json(record)]
+
+    def wipe(self) -> None:
+        """Delete all data that this stack made, but not the secrets.
+
+        Raises:
+            UserError: before anything is deleted, if a service may still be running.
+        """
+        self.require_down()
+        taken = processes.taken_ports(self.settings.ports(""))
+        if taken:
+            raise UserError(
+                f"port {' and '.join(taken.values())} still answers ({', '.join(taken)}): end the program that has it, "
+                "which may be a service that uses the data"
+            )
+        ours = self.claimed()
+        for path in map(self.settings.home.joinpath, FOLDERS):
+            if path.exists() and path.name in ours:
                 shutil.rmtree(path)
+            elif path.exists():
+                print(f"{path} was not made by this stack, and stays", flush=True)
+        (self.settings.home / CLAIMED).unlink(missing_ok=True)
 
     def upgrade(self) -> None:
         """Bring MLflow's tables to the installed version. Prefect's server does that by itself when it starts.

@@ -45,7 +45,9 @@ class Stack:
     def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(DOCKER / "stack.py"), *arguments]
         environment = {**os.environ, **self.environment, **settings}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
 
     def settings(self) -> Settings:
         with pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,15 @@ def test_a_backup_brings_everything_back_and_strangers_are_kept_out(
     assert stack("backup", str(kept)).returncode == 0
     assert "must be down" in stack("restore", str(kept)).stderr
 
+    (stack.home / "mine").mkdir()
+    assert "nothing was stopped or deleted" in stack("down", "--wipe").stderr  # no one answers yes
+    assert stack.pid("postgres")
     assert stack("down").returncode == 0
     assert not stack.processes()
-    assert stack("down", "--wipe").returncode == 0
-    assert {path.name for path in stack.home.iterdir()} == {SECRETS, "client.env", "lock"}
+    with socket.create_server(("127.0.0.1", int(stack.environment["PREFECT_PORT"]))):
+        assert "still answers (PREFECT_PORT)" in stack("down", "--wipe", "--yes").stderr
+    assert stack("down", "--wipe", "--yes").returncode == 0
+    assert {path.name for path in stack.home.iterdir()} == {SECRETS, "client.env", "lock", "mine"}
 
     broken = shutil.copytree(kept, tmp_path / "broken")
     (broken / "postgres" / "mlflow.dump").write_bytes(b"half")
