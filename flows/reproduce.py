@@ -17,12 +17,13 @@ from tokenbridge.ops.runs.reproduction import report, reproduce_run
 
 @flow(name="reproduce", flow_run_name="reproduce {run_id}")
 @failing_with_its_message
-def reproduce(run_id: str, recompute: bool = False, root: str = ".") -> State[Any]:
+def reproduce(run_id: str, recompute: bool = False, trust: bool = False, root: str = ".") -> State[Any]:
     """Restore a run of MLflow in a worktree, or compute it again and compare.
 
     Args:
         run_id: of a `pipeline` run, or of a stage in it.
         recompute: run every stage again instead of restoring what it gave.
+        trust: let ``recompute`` execute the run's uncommitted changes.
         root: the repository.
 
     Returns:
@@ -30,7 +31,7 @@ def reproduce(run_id: str, recompute: bool = False, root: str = ".") -> State[An
     """
     folder = Path(root).resolve()
     with training_slot(load_params(folder).launcher.gpu_group) if recompute else nullcontext():
-        result = reproduce_run(folder, run_id, recompute, on_line=get_run_logger().info)
+        result = reproduce_run(folder, run_id, recompute, trust=trust, on_line=get_run_logger().info)
     text = report(result)
     create_markdown_artifact(key="reproduction", markdown=text, description=f"Run {run_id} rebuilt")
     verdict = text.splitlines()[0]

@@ -58,6 +58,10 @@ def test_every_launcher_is_valid(path: Path) -> None:
         ("launcher=slurm launcher.slurm.time=86400", "launcher.slurm.time is '86400': write hours:"),
         ("launcher=slurm launcher.slurm.gpus_per_node=4", "launcher.processes is 8: must be at most launcher.slurm."),
         ('launcher=slurm launcher.slurm.options=["qos=high"]', "launcher.slurm.options has 'qos=high': write --name"),
+        ('tokenize.outs=["a;command"]', "tokenize.outs.0 is 'a;command': must be letters, digits"),
+        ("data.name=../x", "data.name is '../x': must be letters, digits"),
+        ("+models.a$b=${models.tiny}", "is 'a$b': must be letters, digits"),
+        ("launcher.gpu_group=-x", "launcher.gpu_group is '-x': must be letters, digits"),
         ("+unknown=1", "unknown is no setting"),
         ("+train.lerning_rate=1", "train.lerning_rate is no setting: did you mean learning_rate?"),
         ("train.lerning_rate=1", "'train.lerning_rate': did you mean learning_rate?"),
@@ -69,6 +73,12 @@ def test_every_launcher_is_valid(path: Path) -> None:
 def test_mistakes_are_named(overrides: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         composed(*overrides.split())
+
+
+def test_an_option_of_slurm_is_one_line() -> None:
+    """The job's script quotes its options in a comment."""
+    with pytest.raises(ConfigError, match="must be one line"):
+        composed("launcher=slurm", 'launcher.slurm.options=["--qos=high\ncommand"]')
 
 
 def test_all_mistakes_are_named_at_once() -> None:

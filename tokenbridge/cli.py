@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     reproduce = commands.add_parser("reproduce", help="rebuild a run from its id in MLflow, beside your own files")
     reproduce.add_argument("run_id", help="of a `pipeline` run, or of a stage in it")
     reproduce.add_argument("--recompute", action="store_true", help="run every stage again and compare")
+    reproduce.add_argument("--trust", action="store_true", help="let --recompute execute the run's uncommitted changes")
     reproduce.set_defaults(command=_reproduce)
 
     sample = commands.add_parser("sample", help="generate a picture from a trained model")
@@ -162,7 +163,7 @@ def _repro(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     from tokenbridge.ops.runs.reproduction import report, reproduce_run
 
-    result = reproduce_run(Path.cwd(), options.run_id, options.recompute)
+    result = reproduce_run(Path.cwd(), options.run_id, options.recompute, trust=options.trust)
     print(f"\n{report(result)}")
     if not result.equal:
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,9 @@ class Settings:
         }
 
     def write_client_env(self) -> None:
-        write_private(self.client_env, self.client_variables(), prefix="export ")
+        """Write the file for a shell to source."""
+        quoted = {name: shlex.quote(value) for name, value in self.client_variables().items()}
+        write_private(self.client_env, quoted, prefix="export ")
 
 
 def secret_names() -> set[str]:

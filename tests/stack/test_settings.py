@@ -1,4 +1,5 @@
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,13 @@ def test_a_secret_that_supervisor_cannot_pass_on_is_refused(tmp_path: Path) -> N
     (tmp_path / SECRETS).write_text('S3_SECRET_KEY=a"b\n')
     with pytest.raises(UserError, match="S3_SECRET_KEY has a quotation mark"):
         Settings.load(tmp_path)
+
+
+def test_no_setting_runs_as_a_command_in_the_shell_of_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUBLIC_HOST", "$(touch made); touch made")
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.load(tmp_path / "home")
+    settings.write_client_env()
+    shown = subprocess.check_output(["sh", "-c", '. home/client.env; echo "$MLFLOW_TRACKING_URI"'], text=True)
+    assert shown.strip() == settings.client_variables()["MLFLOW_TRACKING_URI"]
+    assert not (tmp_path / "made").exists()

@@ -23,7 +23,7 @@ from tokenbridge.config.tokenizer import (
     TokenizeConfig,
     VaeConfig,
 )
-from tokenbridge.config.types import Integer, Settings, refuse
+from tokenbridge.config.types import Integer, Name, Settings, refuse
 
 MOMENTS = "moments"  # models are trained on moments unless tokens are stored
 MAX_CLASSES = 70_000  # limit for the classes of one prediction of the head: levels ** head_group
@@ -43,7 +43,7 @@ class Config(Settings):
     tokenize: TokenizeConfig
     train_on: str  # moments, or one of tokenize.outs
     train: TrainConfig  # the shared recipe that models refer to
-    models: dict[str, ModelConfig]
+    models: dict[Name, ModelConfig]
     generate: GenerateConfig
     evaluate: EvaluateConfig
     launcher: LauncherConfig

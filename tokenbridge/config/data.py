@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from tokenbridge.base.checks import Precision
-from tokenbridge.config.types import Integer, PartialShare, Positive, PositiveNumber, Settings, refuse
+from tokenbridge.config.types import Integer, Name, PartialShare, Positive, PositiveNumber, Settings, refuse
 
 IMAGENET = "imagenet"
 IMAGENET_CLASSES = 1000
@@ -38,7 +38,7 @@ class HubConfig(Settings):
 class DataConfig(Settings):
     """Where images come from, and what they look like; docs/data.md describes each source."""
 
-    name: str
+    name: Name
     source: Literal["idx", "imagefolder", "s3", "webdataset", "huggingface", "imagenet_tars"]
     licence: str
     citation: str

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tokenbridge.config.types import Count, Positive, PositiveNumber, Settings, refuse
+from tokenbridge.config.types import Count, Line, Name, Positive, PositiveNumber, Settings, refuse
 
 LOCAL, SLURM = "local", "slurm"
 DDP, FSDP = "ddp", "fsdp"
@@ -19,16 +19,16 @@ SLURM_TIME = r"(\d+-)?\d+:\d{2}(:\d{2})?|\d+-\d+"
 class SlurmConfig(Settings):
     """The resources and options of a job on Slurm; null means the cluster's default."""
 
-    partition: str | None
-    account: str | None
+    partition: Line | None
+    account: Line | None
     gpus_per_node: Count  # 0: none
     cpus_per_task: Positive  # of each node, because its processes share one task
-    memory: str | None  # of each node, such as 64G; 0: all of it
+    memory: Line | None  # of each node, such as 64G; 0: all of it
     time: str  # hours:minutes:seconds, or days-hours:minutes:seconds
     signal_seconds: Positive  # Slurm sends a signal this long before the time limit, so that a checkpoint is saved
     requeue: bool  # go on automatically after preemption, a lost node or the time limit
     setup: list[str] = Field(default_factory=list)  # shell lines of the job, such as `module load cuda`
-    options: list[str] = Field(default_factory=list)  # more sbatch options, such as --qos=high
+    options: list[Line] = Field(default_factory=list)  # more sbatch options, such as --qos=high
 
     def __post_init__(self) -> None:
         mistakes = {f"options has {option!r}: write --name=value": option[:1] != "-" for option in self.options}
@@ -54,7 +54,7 @@ class LauncherConfig(Settings):
     log_seconds: PositiveNumber  # between progress lines
     checkpoint_seconds: PositiveNumber  # least seconds of training between checkpoints
     checkpoint_share: PositiveNumber  # share of the time that a training may stand still for checkpoints
-    gpu_group: str  # flows of the same group train one at a time
+    gpu_group: Name  # flows of the same group train one at a time
     slurm: SlurmConfig | None = None
 
     def __post_init__(self) -> None:

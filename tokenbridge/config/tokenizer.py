@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tokenbridge.base.checks import Precision
-from tokenbridge.config.types import Integer, Number, Optimizer, Positive, PositiveNumber, Settings, Share, refuse
+from tokenbridge.config.types import Integer, Name, Number, Optimizer, Positive, PositiveNumber, Settings, Share, refuse
 
 NORM_GROUPS = 8  # in each norm of the trained VAE and its discriminator
 
@@ -92,6 +92,6 @@ class ReconstructConfig(Settings):
 class TokenizeConfig(Settings):
     """Tokens as stored data, on which models can be trained in place of moments."""
 
-    outs: Annotated[list[str], Field(max_length=1)]  # [tokens]: the stage writes data/tokens; []: no stage
+    outs: Annotated[list[Name], Field(max_length=1)]  # [tokens]: the stage writes data/tokens; []: no stage
     packing: Packing  # bits (6 for 64 levels) | uint8 (a byte each)
     samples: Positive  # K: posterior samples stored for each image

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, dataclass_transform, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from tokenbridge.base.checks import ConfigError
 
 FORM = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SHARED_RECIPE = re.compile(r"models\.[^.]+\.(?=train\.)")  # conf/ copies `train` into every model
 
 
@@ -24,6 +25,21 @@ def _no_truth_value(value: Any) -> Any:
         raise PydanticCustomError("number", "Input should be a number")
     return value
 
+
+def _is_name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise PydanticCustomError("name", "Input should be letters, digits, '.', '_' or '-', with no sign at the start")
+    return value
+
+
+def _is_line(value: str) -> str:
+    if not value.isprintable():
+        raise PydanticCustomError("line", "Input should be one line of printable characters")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_is_name)]  # part of a path or of a shell command
+Line = Annotated[str, AfterValidator(_is_line)]
 
 Integer = Annotated[int, BeforeValidator(_no_truth_value)]
 Positive = Annotated[Integer, Field(gt=0)]

@@ -160,7 +160,7 @@ def old_run(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_run_that_version_0_1_recorded_is_reproduced(old_run: tuple[Path, str]) -> None:
     root, run_id = old_run
     for recompute in (False, True):
-        result = reproduce_run(root, run_id, recompute, on_line=lambda _: None)
+        result = reproduce_run(root, run_id, recompute, trust=True, on_line=lambda _: None)
         assert (result.exact, result.machine, result.outs, result.metrics) == (True, [], 2, int(recompute))
     rebuilt = root / ".work/reproduce" / run_id
     assert (rebuilt / "note.txt").read_text() == "never committed\n"

@@ -68,6 +68,8 @@ class PipelineRun:
     def dvc(self, arguments: Sequence[str], on_line: Callable[[str], None]) -> None:
         """Run a dvc command, pass on its output, note the outcome of each stage and report the stages still to come.
 
+        Python's option -P keeps modules of the run's own checkout, such as a dvc.py, from being imported in its place.
+
         Raises:
             StageFailedError: if the command fails.
         """
@@ -85,7 +87,7 @@ class PipelineRun:
         with self._starting:
             if self._ended:
                 raise StageFailedError(ENDED)
-            self._command = Command([sys.executable, "-m", "dvc", *arguments], self.root, environment)
+            self._command = Command([sys.executable, "-Pm", "dvc", *arguments], self.root, environment)
         try:
             self._command.follow(note)
         except BaseException:

@@ -83,16 +83,27 @@ class Reproduction:
         return self.exact or (self.recomputed and bool(self.machine) and complete and not self.drifted)
 
 
-def reproduce_run(root: Path, run_id: str, recompute: bool, on_line: OnLine = print) -> Reproduction:
+def reproduce_run(
+    root: Path, run_id: str, recompute: bool, *, trust: bool = False, on_line: OnLine = print
+) -> Reproduction:
     """Rebuild the pipeline run ``run_id`` of MLflow in a worktree under .work/reproduce.
 
     Args:
         recompute: run every stage again instead of restoring its outs.
+        trust: execute the run's uncommitted changes, which ``recompute`` needs. A restored run executes nothing of
+            them.
 
     Raises:
-        UserError: if the run is unknown or its record incomplete, or its data is neither in the cache nor at a remote.
+        UserError: if the run is unknown or its record incomplete, or its data is neither in the cache nor at a remote;
+            or if its changes would be executed without ``trust``.
     """
     recorded = read_recorded(root, run_id)
+    if recompute and recorded.patch and not trust:
+        on_line(recorded.patch.decode(errors="replace"))
+        raise ReproductionError(
+            f"run {run_id} had uncommitted changes, which are shown above and would be executed: "
+            "read them, and repeat with --trust"
+        )
     lock = root / FOLDER / f"{recorded.run_id}.lock"
     with locked(lock, f"run {run_id}"), LiveSync(root), Tracker.open(STAGE, recorded.run_id, root) as tracker:
         folder = prepare(root, recorded)
