@@ -62,6 +62,8 @@ def test_every_launcher_is_valid(path: Path) -> None:
         ("data.name=../x", "data.name is '../x': must be letters, digits"),
         ("+models.a$b=${models.tiny}", "is 'a$b': must be letters, digits"),
         ("launcher.gpu_group=-x", "launcher.gpu_group is '-x': must be letters, digits"),
+        ("data.licence=${oc.env:HOME}", "takes ${oc.env:HOME}, which params.yaml would record"),
+        ("data.mirrors=[{kind:http,location:'http://ann:secret@host/'}]", "data.mirrors.0.location holds a user name"),
         ("+unknown=1", "unknown is no setting"),
         ("+train.lerning_rate=1", "train.lerning_rate is no setting: did you mean learning_rate?"),
         ("train.lerning_rate=1", "'train.lerning_rate': did you mean learning_rate?"),

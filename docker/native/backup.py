@@ -31,7 +31,8 @@ def save(team: Team, folder: Path) -> None:
         if team.state(name) != HEALTHY:
             raise UserError(f"{name} is not healthy, and a backup needs it: make stack first")
     with new_folder(folder) as target:
-        (target / "postgres").mkdir(parents=True)
+        target.mkdir(mode=0o700)  # the data are for their owner only
+        (target / "postgres").mkdir()
         for name in DATABASES:
             dump = target / "postgres" / f"{team.settings[name]}.dump"
             postgres.run(team.settings, "pg_dump", "--format=custom", f"--file={dump}", team.settings[name])

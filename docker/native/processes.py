@@ -55,7 +55,7 @@ def processes(settings: Settings) -> dict[str, dict[str, Any]]:
 def start_supervisor(settings: Settings) -> None:
     """Start supervisord, which outlives this command. It starts no service by itself."""
     for name in ("logs", "running"):
-        (settings.home / name).mkdir(exist_ok=True)
+        (settings.home / name).mkdir(mode=0o700, exist_ok=True)
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(CONFIG)]
     started = subprocess.run(
         command, env=environment(settings), umask=0o077, capture_output=True, text=True, check=False

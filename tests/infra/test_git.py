@@ -66,6 +66,42 @@ def test_untracked_links_are_changes_and_large_files_are_left_out(root: Path) ->
     assert b"data.bin" not in changes.patch
 
 
+def test_files_that_may_hold_secrets_are_left_out(root: Path) -> None:
+    """Also staged ones; a change of a file that git tracks is recorded."""
+    names = [".env", "deploy/.env.local", "deploy/server.key", "id_ed25519", "notes.txt"]
+    (root / "deploy").mkdir()
+    for name in names:
+        (root / name).write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nsecret")
+    git(root, "add", ".env")
+    changes = uncommitted(root)
+    assert changes.left_out == sorted(names)
+    assert changes.patch == b""
+
+
+def test_the_users_own_settings_of_git_change_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do variables and hooks of a git command that runs us, such as an alias."""
+    (root / "code.py").write_text("second\n")
+    (root / "new.py").write_text("new\n")
+    wanted, tags = uncommitted(root), git_tags(root)
+    hook = root / ".git/hooks/post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {root / 'hooked'}\n")
+    hook.chmod(0o755)
+    for name, value in {
+        "color.ui": "always",
+        "diff.external": "false",
+        "diff.mnemonicPrefix": "true",
+        "diff.noprefix": "true",
+        "status.showUntrackedFiles": "no",
+    }.items():
+        git(root, "config", name, value)
+    monkeypatch.setenv("GIT_DIR", str(root / "elsewhere"))
+    monkeypatch.setenv("GIT_EXTERNAL_DIFF", "false")
+    assert (uncommitted(root), git_tags(root)) == (wanted, tags)
+    checkout(root, root.parent / "aside", tags["git.commit"])
+    assert not (root / "hooked").exists()
+
+
 @pytest.mark.parametrize("folder", [".work", ".spool", ".prefect"])
 def test_work_in_progress_may_be_on_another_disk(root: Path, tmp_path: Path, folder: str) -> None:
     (root / ".gitignore").write_bytes(PROJECT_IGNORES.read_bytes())

@@ -1,6 +1,7 @@
 """Settings of the images, and of the classifier that measures generated images."""
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -22,7 +23,13 @@ class MirrorConfig(Settings):
     def __post_init__(self) -> None:
         web = self.location is None or self.location.startswith(("http://", "https://"))
         message = f"location is {self.location!r}: the address of an http mirror must start with http:// or https://"
-        refuse({message: self.kind == "http" and not web})
+        refuse(
+            {
+                message: self.kind == "http" and not web,
+                "location holds a user name, and params.yaml would record it: use a mirror without": web
+                and "@" in urlsplit(self.location or "").netloc,
+            }
+        )
 
 
 class HubConfig(Settings):

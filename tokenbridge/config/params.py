@@ -44,6 +44,7 @@ def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf"))
     try:
         with initialize_config_dir(str(conf_dir.resolve()), version_base=None):
             composed = compose("config", overrides=list(overrides))
+        _refuse_environment(composed)
         OmegaConf.resolve(composed)
     except (HydraException, OmegaConfBaseException) as error:
         unknown = re.search(r"Could not override '([\w.]+)'", str(error))
@@ -51,6 +52,13 @@ def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf"))
         raise ConfigError(f"{_brief(error).rstrip('.')}{guess} ({conf_dir} names every setting and choice)") from error
     validate(composed)
     return composed
+
+
+def _refuse_environment(composed: DictConfig) -> None:
+    """Refuse values of environment variables, because params.yaml and MLflow would record them, secrets too."""
+    taken = re.search(r"\$\{oc\.env:\s*([^,}]*)", OmegaConf.to_yaml(composed))
+    name = taken and taken[1]
+    require(taken is None, f"a setting takes ${{oc.env:{name}}}, which params.yaml would record: write the value")
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:

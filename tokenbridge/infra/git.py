@@ -4,12 +4,29 @@ import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from tokenbridge.base.errors import UserError
 
 GENERATED = ("dvc.lock", "params.yaml")  # runs write these files and record them separately
 LARGEST = 10_000_000  # bytes; a larger file that git does not track is data, not code
+SECRETS = (  # names of files that may hold secrets
+    *(".env", ".env.*", ".netrc", ".pgpass", ".pypirc", ".npmrc", ".htpasswd", "credentials", "credentials.*"),
+    *("secrets.*", "client_secret*.json", "kaggle.json", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx"),
+)
+PRIVATE_KEY = b"PRIVATE KEY-----"
+# what a user's own configuration or an outer git command must not change
+NEUTRAL = {
+    "color.ui": "false",
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "diff.mnemonicPrefix": "false",
+    "diff.noprefix": "false",
+    "status.showUntrackedFiles": "normal",
+}
+KEPT_VARIABLES = ("GIT_ASKPASS", "GIT_SSH", "GIT_SSH_COMMAND", "GIT_TERMINAL_PROMPT")  # how git reaches remotes
 
 
 class RepositoryError(UserError):
@@ -22,7 +39,7 @@ class Changes:
 
     Attributes:
         patch: input for ``git apply``. It includes files that git neither tracks nor ignores.
-        left_out: untracked files that are not in the patch, because they are too large to be code.
+        left_out: new files that are not in the patch, because they are too large to be code or may hold secrets.
     """
 
     patch: bytes
@@ -39,8 +56,10 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def _git(folder: Path, *arguments: str, given: bytes | None = None, index: Path | None = None) -> bytes:
-    command = ["git", "-C", str(folder), *arguments]
-    environment = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
+    neutral = [word for name, value in NEUTRAL.items() for word in ("-c", f"{name}={value}")]
+    command = ["git", "-C", str(folder), *neutral, *arguments]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k in KEPT_VARIABLES}
+    environment |= {"GIT_INDEX_FILE": str(index)} if index else {}
     try:
         return subprocess.run(command, input=given, capture_output=True, check=True, env=environment).stdout
     except FileNotFoundError as error:
@@ -65,12 +84,23 @@ def git_tags(root: Path) -> dict[str, str]:
 def uncommitted(root: Path) -> Changes:
     """Return the changes since the last commit, except in files that the runs write. The index stays as it is."""
     unknown = git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
-    left_out = [name for name in unknown if name and (root / name).lstat().st_size > LARGEST]
+    staged = git(root, "diff", "--cached", "--name-only", "--relative", "--diff-filter=A", "-z", "HEAD").split("\0")
+    left_out = [name for name in sorted({*unknown, *staged} - {""}) if _stays_private(root / name)]
     with tempfile.TemporaryDirectory() as scratch:
         index = Path(scratch) / "index"
         _git(root, "read-tree", "HEAD", index=index)
         _git(root, "add", "--all", "--", ".", *_excluded((*GENERATED, *left_out)), index=index)
-        return Changes(_git(root, "diff", "--cached", "--binary", "HEAD", index=index), left_out)
+        patch = _git(root, "diff", "--cached", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", index=index)
+        return Changes(patch, left_out)
+
+
+def _stays_private(path: Path) -> bool:
+    """Return whether a new file is too large to be code, or may hold secrets by its name or content."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.stat().st_size > LARGEST or any(fnmatch(path.name, pattern) for pattern in SECRETS):
+        return True
+    return PRIVATE_KEY in path.read_bytes()
 
 
 def _excluded(names: tuple[str, ...]) -> list[str]:

@@ -2,12 +2,21 @@
 
 import json
 
-from tokenbridge.infra.tracking.pages import TRAININGS, VIEW_TAG, experiment_tags, run_page, version_page
+import pytest
+
+from tokenbridge.infra.tracking.pages import TRAININGS, VIEW_TAG, experiment_tags, public_uri, run_page, version_page
 
 
 def test_a_servers_address_has_no_password_in_it() -> None:
     page = run_page("https://ann:secret@mlflow.example.org/lab/", "3", "abc")
     assert page == "https://mlflow.example.org/lab/#/experiments/3/runs/abc?workflowType=machine_learning"
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://ann:secret@host/lab", "postgresql+psycopg2://ann:secret@host:5432/mlflow?x=1"]
+)
+def test_a_public_uri_has_no_password(uri: str) -> None:
+    assert public_uri(uri) == uri.replace("ann:secret@", "")
 
 
 def test_a_database_is_shown_by_our_own_server() -> None:

@@ -110,7 +110,7 @@ def test_other_packages_and_files_that_were_too_large_are_another_machine(
         "vanished": "absent",
         "data.bin": "absent",
     }
-    assert "| data.bin | too large to be recorded | absent |" in report(result)
+    assert "| data.bin | not recorded | absent |" in report(result)
 
 
 @pytest.fixture

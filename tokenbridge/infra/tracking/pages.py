@@ -74,8 +74,13 @@ def address(tracking_uri: str) -> str:
     """Return the address of a store's pages: the server's, without user and password, or that of ``tokenbridge ui``."""
     if not is_server(tracking_uri):
         return "http://{}:{}".format(*LOCAL_ADDRESS)
-    parts = urlsplit(tracking_uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    return public_uri(tracking_uri).rstrip("/")
+
+
+def public_uri(uri: str) -> str:
+    """Return a URI without user and password."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
 
 def is_server(tracking_uri: str) -> bool:

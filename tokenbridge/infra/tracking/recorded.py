@@ -9,12 +9,13 @@ from mlflow.entities import Run
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import PARAMS_FILE
 from tokenbridge.infra.dvc import LOCK_FILE
+from tokenbridge.infra.tracking.pages import public_uri
 from tokenbridge.infra.tracking.store import Store, open_store
 
 PIPELINE = "pipeline"  # value of the tag `stage` of a pipeline run
 PATCH_FILE = "uncommitted.patch"
 PACKAGES_FILE = "packages.txt"
-LEFT_OUT = "git.left_out"  # tag: files that are too large for the patch
+LEFT_OUT = "git.left_out"  # tag: new files that are not in the patch
 LOCK_DIGEST = "dvc.lock.sha256"
 PROCESSOR = "processor"
 SOURCE_STATE = "source.state"  # tag: state of the images, from tokenbridge.sources.state
@@ -33,7 +34,7 @@ class RecordedRun:
         patch: the uncommitted changes to the commit's files.
         packages: name -> version in the environment.
         metrics: ``<stage>/<metric>`` -> value, of the stages that finished.
-        left_out: files that git did not track and that were too large for the patch.
+        left_out: new files that are not in the patch, because they are too large or may hold secrets.
     """
 
     run_id: str
@@ -77,7 +78,8 @@ def read_recorded(root: Path, run_id: str) -> RecordedRun:
 
 def _pipeline_run(store: Store, run_id: str) -> Run:
     if store.newest(f"attributes.run_id = '{run_id}'") is None:
-        raise RecordError(f"{store.uri} has no run {run_id}: take the id of a `{PIPELINE}` row from MLflow's page")
+        where = public_uri(store.uri)
+        raise RecordError(f"{where} has no run {run_id}: take the id of a `{PIPELINE}` row from MLflow's page")
     run = store.client.get_run(run_id)
     if run.data.tags.get("stage") == PIPELINE:
         return run

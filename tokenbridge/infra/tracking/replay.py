@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from tokenbridge.base.files import read_json
 from tokenbridge.config.params import flatten
 from tokenbridge.infra.tracking.logged_model import log_model
+from tokenbridge.infra.tracking.pages import public_uri
 from tokenbridge.infra.tracking.pending import Spool, SyncState
 from tokenbridge.infra.tracking.registry import register
 from tokenbridge.infra.tracking.store import Store, say
@@ -86,8 +87,9 @@ class Replay:
         self.store, self.client, self.spool = store, store.client, spool
         self.run_id = store.newest(f"tags.spool = '{spool.id}'") or create_run(store, spool)
         self.state = spool.state()
-        if (self.state.store, self.state.run_id) != (store.uri, self.run_id):
-            self.state = SyncState(store.uri, self.run_id)  # another store, or an emptied one, gets all events
+        uri = public_uri(store.uri)  # the state is a file, so it holds no password
+        if (self.state.store, self.state.run_id) != (uri, self.run_id):
+            self.state = SyncState(uri, self.run_id)  # another store, or an emptied one, gets all events
 
     def send(self) -> SyncState:
         abandoned = self.spool.abandoned()  # asked first, so that the last events of a writer that ended are read too

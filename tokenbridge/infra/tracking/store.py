@@ -14,7 +14,14 @@ from mlflow.exceptions import MlflowException
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_path
-from tokenbridge.infra.tracking.pages import LOCAL_ADDRESS, address, experiment_tags, is_server, run_page, runs_page
+from tokenbridge.infra.tracking.pages import (
+    LOCAL_ADDRESS,
+    experiment_tags,
+    is_server,
+    public_uri,
+    run_page,
+    runs_page,
+)
 from tokenbridge.infra.tracking.schema import upgrade_if_old
 from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
 
@@ -43,12 +50,6 @@ def default_uri(root: Path) -> str:
 
 def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
-
-
-def public_uri(root: Path) -> str:
-    """Return the store's URI. That of a server has no user and no password."""
-    uri = tracking_uri(root)
-    return address(uri) if is_server(uri) else uri
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def open_store(root: Path) -> Iterator[Store]:
         yield connect(root)
     except MlflowException as error:
         raise StoreError(
-            f"MLflow at {public_uri(root)} does not answer, or refuses: {str(error).splitlines()[0]}. "
+            f"MLflow at {public_uri(tracking_uri(root))} does not answer, or refuses: {str(error).splitlines()[0]}. "
             "Fix that, or set MLFLOW_TRACKING_URI to another store"
         ) from error
 

@@ -14,10 +14,11 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from tokenbridge.infra.tracking.pages import public_uri
 from tokenbridge.infra.tracking.pending import Spool, find_spools
 from tokenbridge.infra.tracking.replay import Replay
 from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
-from tokenbridge.infra.tracking.store import connect, public_uri, say
+from tokenbridge.infra.tracking.store import connect, say, tracking_uri
 
 RETRY_SECONDS = 60.0  # between attempts while MLflow does not answer
 LAST_WAIT_SECONDS = 600.0  # for another process that is syncing; after that the rest is left to it
@@ -93,7 +94,7 @@ class LiveSync:
     def sync(self, wait: float = 0.0) -> None:
         report = sync_all(self.root, wait)
         if report.problem and not self.reported:
-            say(f"MLflow at {public_uri(self.root)} does not take runs now ({report.problem}).")
+            say(f"MLflow at {public_uri(tracking_uri(self.root))} does not take runs now ({report.problem}).")
             say(f"  Work goes on; runs are kept in {self.root / SPOOL_FOLDER} and sent when it answers, or later by")
             say(f"  python -m tokenbridge.infra.tracking.sync {self.root}")
             self.reported = True
@@ -105,7 +106,7 @@ class LiveSync:
 def main() -> int:
     root = Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()
     report = sync_all(root, wait=LAST_WAIT_SECONDS)
-    say(f"{len(report.sent)} runs sent to {public_uri(root)}")
+    say(f"{len(report.sent)} runs sent to {public_uri(tracking_uri(root))}")
     if report.problem:
         say(f"{len(spools_with_news(root))} runs left for later: {report.problem}")
     return 1 if report.problem else 0

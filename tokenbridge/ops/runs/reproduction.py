@@ -54,7 +54,7 @@ class Reproduction:
 
     Attributes:
         outs, metrics: how many were compared; metrics are compared only if they were recomputed.
-        machine: packages and processor that differ from the run's, and files that were too large to be recorded.
+        machine: packages and processor that differ from the run's, and files that were not recorded.
         changed: outs with another digest.
         drifted: metrics that differ; if ``machine`` is not empty, those that differ by more than the tolerance.
     """
@@ -161,7 +161,7 @@ def compare(recorded: RecordedRun, run: PipelineRun, recomputed: bool) -> Reprod
     """Compare the worktree of ``run`` with what was recorded."""
     machine = _differences(recorded.packages, installed_packages())
     machine += _differences({PROCESSOR: recorded.processor}, {PROCESSOR: processor()})
-    machine += [Difference(file, "too large to be recorded", ABSENT) for file in recorded.left_out]
+    machine += [Difference(file, "not recorded", ABSENT) for file in recorded.left_out]
     stages = read_stages(run.root)  # the lock file may hold more, and the metrics have copies for tables
     locked = [stage for name, stage in parse_lock(recorded.lock).items() if name in stages]
     outs = {path: md5 for stage in locked for path, md5 in stage.outs.items()}
