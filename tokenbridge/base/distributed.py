@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tokenbridge.base.errors import UserError
+from tokenbridge.base.subprocesses import MEETING_VARIABLE
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # timeout of collectives; one process may write for long while the others wait
@@ -83,9 +84,17 @@ def joined() -> Iterator[Processes]:
     cuda = torch.cuda.is_available()
     if cuda:
         _take_gpu(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, _meeting(), timeout=PATIENCE, rank=rank, world_size=world)
     yield Processes(dist.get_rank(), dist.get_world_size())
     dist.destroy_process_group()
+
+
+def _meeting() -> str:
+    """Return where the processes meet: in a file if they share a machine, else at torchrun's address."""
+    file = os.environ.get(MEETING_VARIABLE)
+    return f"file://{file}.{os.environ['TORCHELASTIC_RESTART_COUNT']}" if file else "env://"
 
 
 def _take_gpu(number: int, processes: int) -> None:

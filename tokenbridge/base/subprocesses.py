@@ -11,6 +11,7 @@ from pathlib import Path
 
 # for stages to end by themselves. Prefect kills a cancelled flow after 30 seconds, and their end must be recorded first
 END_SECONDS = 20
+MEETING_VARIABLE = "TOKENBRIDGE_MEETING"  # tells workers of one machine the file through which they find each other
 
 
 class StageFailedError(RuntimeError):

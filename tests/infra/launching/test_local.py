@@ -61,6 +61,8 @@ def test_an_ended_driver_leaves_no_process(tmp_path: Path, signum: signal.Signal
     read_until(driver, "[rank 1] starts at step 0")
     processes = psutil.Process(driver.pid).children(recursive=True)
     assert len(processes) == 3, "torchrun and two workers"
+    heard = [link.laddr.ip for each in processes for link in each.net_connections("all") if link.status == "LISTEN"]
+    assert {*heard} <= {"127.0.0.1"}, "no other machine can reach them"
     driver.send_signal(signum)
     wait_for(lambda: not psutil.wait_procs(processes, timeout=0)[1], "end of the processes")
     assert driver.wait() == (128 + signum if signum == signal.SIGTERM else -signum)

@@ -16,6 +16,7 @@ from tokenbridge.infra.launching.failure import NOTES, first_failure
 PROJECT = Path(tokenbridge.__file__).parents[1]
 LOGS = "workers-*.log"  # the output of all workers of a job
 COMPLETE, FAILED = "complete", "failed.txt"  # left by workers: the work is done, or no restart can help
+MEETING = "meeting"  # files through which the processes of one machine find each other
 AGENT = "tokenbridge.infra.launching.agent"
 DRIVER_VARIABLE = "TOKENBRIDGE_DRIVER"  # tells an agent the process id of the driver if that is its parent
 RANK_PREFIX = "[rank ${rank}] "  # torchrun puts this in front of each worker's line
@@ -108,7 +109,7 @@ class ParallelWork:
     def prepare(self) -> None:
         """Make the folder ready for new workers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in (self.failed, *self.folder.glob(NOTES)):
+        for left in (self.failed, *self.folder.glob(NOTES), *self.folder.glob(f"{MEETING}*")):
             left.unlink(missing_ok=True)
 
     def judge(self, ending: Ending, output: Output) -> None:
