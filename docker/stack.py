@@ -26,7 +26,9 @@ def up(team: Team) -> None:
     clients, file = team.settings.client_variables(), team.settings.client_env
     print(f"MLflow   {clients['MLFLOW_TRACKING_URI']}/#/experiments?workflowType=machine_learning")
     print(f"         with the columns that matter: tokenbridge ui, after sourcing {file}")
-    print(f"Prefect  {clients['PREFECT_API_URL'].removesuffix('/api')}")
+    print(
+        f"Prefect  {clients['PREFECT_API_URL'].removesuffix('/api')}  (password: PREFECT_API_AUTH_STRING in client.env)"
+    )
     print(f"S3       {clients['AWS_ENDPOINT_URL']}")
     print(f"In a shell that should use them: source {file}")
 

@@ -79,6 +79,7 @@ class Settings:
             "MLFLOW_TRACKING_PASSWORD": self["MLFLOW_ADMIN_PASSWORD"],
             "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": self["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"],
             "PREFECT_API_URL": f"{host}:{self['PREFECT_PORT']}/api",
+            "PREFECT_API_AUTH_STRING": f"admin:{self['PREFECT_PASSWORD']}",
             "AWS_ENDPOINT_URL": f"http://{LOOPBACK}:{self['S3_PORT']}",
             "AWS_DEFAULT_REGION": self["S3_REGION"],
             "AWS_ACCESS_KEY_ID": self["S3_ACCESS_KEY"],

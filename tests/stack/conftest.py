@@ -169,10 +169,11 @@ def client(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     return MlflowClient(tracking_uri=stack.clients()["MLFLOW_TRACKING_URI"])
 
 
-def answer(url: str, **headers: str) -> int:
-    """Status that the server answers with."""
+def answer(url: str, data: bytes | None = None, method: str | None = None, **headers: str) -> int:
+    """Return the status that the server answers with."""
+    request = urllib.request.Request(url, data, headers | {"Content-Type": "application/json"}, method=method)
     try:
-        return int(urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10).status)
+        return int(urllib.request.urlopen(request, timeout=10).status)
     except urllib.error.HTTPError as error:
         return error.code
 

@@ -39,11 +39,14 @@ def chromium() -> Path:
 
 
 @pytest.fixture
-def page(chromium: Path) -> Iterator[Page]:
+def page(chromium: Path, team: Project) -> Iterator[Page]:
+    """A browser in which Prefect's password was typed once."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         context = browser.new_context(viewport={"width": 1500, "height": 800})
         context.add_init_script(ASSISTANT_SEEN)
+        password = team.environment["PREFECT_API_AUTH_STRING"]
+        context.add_init_script(f"localStorage.setItem('prefect-password', btoa('{password}'))")
         context.set_default_timeout(PATIENCE)
         expect.set_options(timeout=PATIENCE)
         yield context.new_page()

@@ -1,5 +1,6 @@
 """The real services, together."""
 
+import base64
 import re
 import stat
 import subprocess
@@ -18,6 +19,8 @@ from tests.stack.conftest import Stack, answer, experiments, log_run
 from tokenbridge.base.errors import UserError
 
 pytestmark = pytest.mark.cluster
+
+PREFLIGHT = "Access-Control-Request-Method"
 
 FLOW = """
     import os
@@ -85,6 +88,15 @@ def test_the_buckets_are_there_and_a_misspelt_one_is_not_made(stack: Stack) -> N
 def test_mlflow_serves_those_who_call_it_by_an_allowed_name(stack: Stack) -> None:
     assert answer(experiments(stack)) == 200
     assert answer(experiments(stack), Host="rebound.example") == 403
+
+
+def test_prefect_serves_those_who_have_the_password_and_no_other_page(stack: Stack) -> None:
+    """Whoever may create a flow run can run commands as the worker."""
+    flows = stack.clients()["PREFECT_API_URL"] + "/flows/filter"
+    password = base64.b64encode(stack.clients()["PREFECT_API_AUTH_STRING"].encode()).decode()
+    assert answer(flows, data=b"{}") == answer(flows, data=b"{}", Authorization="Basic d3Jvbmc=") == 401
+    assert answer(flows, data=b"{}", Authorization=f"Basic {password}") == 200
+    assert answer(flows, method="OPTIONS", Origin="http://page.example", **{PREFLIGHT: "POST"}) == 400
 
 
 def test_the_worker_runs_a_deployed_flow_with_the_servers_addresses(stack: Stack, tmp_path: Path) -> None:
