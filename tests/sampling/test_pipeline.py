@@ -1,6 +1,8 @@
 """The pipeline as users hold it."""
 
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,15 +62,58 @@ def test_numpy_output_is_the_picture_in_the_unit_range(pipeline: TokenBridgePipe
     assert np.array_equal(numbers, pixels(pictures).astype(np.float32) / 255)
 
 
-@pytest.mark.parametrize(("label", "index"), [("sneaker", 0), ("Ankle Boot", 2), (1, 1), ("2", 2)])
-def test_classes_by_name_or_index(pipeline: TokenBridgePipeline, label: int | str, index: int) -> None:
+FOLDERS = sorted(str(number) for number in range(12))  # as class folders 0 to 11 are sorted: 0, 1, 10, 11, 2, ...
+CAFE = "Caf\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "index"),
+    [
+        (NAMES, "sneaker", 0),
+        (NAMES, " Ankle Boot", 2),
+        (NAMES, 1, 1),
+        (NAMES, "2", 2),  # digits are an index if no class is named by digits
+        (NAMES, np.int64(2), 2),
+        (FOLDERS, 2, 2),
+        (FOLDERS, "2", 4),
+        (["A", "B", "a"], "a", 2),
+        (["A", "B", "a"], "b", 1),
+        (["x", unicodedata.normalize("NFD", CAFE)], CAFE.upper(), 1),
+        (["x", "stra\u00dfe"], "STRASSE", 1),
+    ],
+)
+def test_an_integer_is_an_index_and_a_string_is_a_name(
+    pipeline: TokenBridgePipeline, names: list[str], label: int | str, index: int
+) -> None:
+    pipeline.register_to_config(label_names=names)
     assert pipeline.label_index(label) == index
+
+
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["A", "a", "3"]])
+@pytest.mark.parametrize("label", ["0", " a", True, 1.0, None, np.bool_(True), -1, 3, "9" * 5000])
+def test_a_class_that_is_not_certain_is_refused(pipeline: TokenBridgePipeline, names: list[str], label: Any) -> None:
+    pipeline.register_to_config(label_names=names)
+    with pytest.raises(UserError, match="choose one of 0"):
+        pipeline.label_index(label)
+
+
+@pytest.mark.parametrize(
+    "labels", [[1, 2], (1, 2), range(1, 3), torch.tensor([1, 2]), np.array([1, 2]), ["Bag", torch.tensor(2)]]
+)
+def test_labels_come_in_any_container(pipeline: TokenBridgePipeline, labels: Any) -> None:
+    assert pipeline.label_indices(labels) == [1, 2]
+
+
+@pytest.mark.parametrize("label", [1, "Bag", torch.tensor(1), np.int64(1)])
+def test_a_single_label_stands_alone(pipeline: TokenBridgePipeline, label: Any) -> None:
+    assert pipeline.label_indices(label) == [1]
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"class_labels": ["Hat"]}, "0 Sneaker, 1 Bag, 2 Ankle boot"),
+        ({"class_labels": []}, "there are no class labels"),
         ({"class_labels": [3]}, "no class 3"),
         ({"class_labels": [-1]}, "no class -1"),
         ({"class_labels": [0], "num_inference_steps": 17}, "at most 16 steps"),

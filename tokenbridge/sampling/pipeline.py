@@ -4,7 +4,8 @@ pipeline = TokenBridgePipeline.from_pretrained("models/tiny")
 pipeline(class_labels=[7], num_inference_steps=16, guidance_scale=3.0, generator=generator).images
 """
 
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.sampling.sampler import Draws, sample_tokens
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, to_maps, to_sequence
 from tokenbridge.vae.autoencoder import decode_images, encode_moments
+
+ClassLabels = int | str | Iterable[int | str] | Tensor | np.ndarray
 
 
 class TokenBridgePipeline(DiffusionPipeline):
@@ -87,24 +90,41 @@ class TokenBridgePipeline(DiffusionPipeline):
         return config.grid_height * stride, config.grid_width * stride
 
     def label_index(self, label: int | str) -> int:
-        """Return the index of a class, given by its name (in any case) or its index.
+        """Return the index of a class, given by its index or its name.
+
+        A name is compared exactly, then without regard to case, to spaces around it and to how its accents are encoded.
+        Digits in a string are an index only if no class has digits as its name.
 
         Raises:
-            UserError: if there is no such class; the message lists the classes.
+            UserError: if no class fits, or several fit; the message lists them.
         """
-        names = [name.lower() for name in self.class_names]
-        text = str(label).strip().lower()
-        if text in names:
-            return names.index(text)
-        if text.isdecimal() and int(text) < len(names):
-            return int(text)
-        listed = ", ".join(f"{i} {name}" for i, name in enumerate(self.class_names))
-        raise UserError(f"there is no class {label!r}: choose one of {listed}")
+        names = self.class_names
+        if isinstance(label, str):
+            found = _matches(names, label)
+        else:
+            whole = isinstance(label, int | np.integer) and not isinstance(label, bool)
+            found = [int(label)] if whole and 0 <= label < len(names) else []
+        if len(found) == 1:
+            return found[0]
+        listed = ", ".join(f"{i} {name}" for i, name in enumerate(names) if not found or i in found)
+        raise UserError(f"there is {'more than one' if found else 'no'} class {label!r}: choose one of {listed}")
+
+    def label_indices(self, labels: ClassLabels) -> list[int]:
+        """Return the indices of classes; a single class may stand alone.
+
+        Raises:
+            UserError: if there are none, or as ``label_index``.
+        """
+        given = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
+        each = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+        if not each:
+            raise UserError("there are no class labels: give at least one")
+        return [self.label_index(label.item() if isinstance(label, Tensor) else label) for label in each]
 
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Sequence[int | str],
+        class_labels: ClassLabels,
         num_inference_steps: int | None = SamplingSettings.steps,
         guidance_scale: float = SamplingSettings.guidance_scale,
         guidance_schedule: GuidanceSchedule = SamplingSettings.guidance_schedule,
@@ -141,7 +161,7 @@ class TokenBridgePipeline(DiffusionPipeline):
             top_p=top_p,
             order=order,
         )
-        labels = torch.tensor([self.label_index(label) for label in class_labels], dtype=torch.long)
+        labels = torch.tensor(self.label_indices(class_labels))
         generators = image_generators(generator, len(labels))
         images = self.sample(labels, generators, settings, callback_on_step_end, given, keep)
         hwc = images.transpose(0, 2, 3, 1)
@@ -152,7 +172,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         self,
         images: Sequence[Image.Image] | np.ndarray,
         keep: Tensor | np.ndarray,
-        class_labels: Sequence[int | str],
+        class_labels: ClassLabels,
         **options: Any,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw a part of each image again, as the class that ``class_labels`` gives for the image.
@@ -166,9 +186,10 @@ class TokenBridgePipeline(DiffusionPipeline):
             options: other arguments of ``__call__``.
         """
         self._check_keep(keep)
-        if len(images) != len(class_labels):
-            raise UserError(f"{len(images)} images for {len(class_labels)} class labels: give one label for each image")
-        return self(class_labels, given=self.encode_images(images), keep=keep, **options)
+        labels = self.label_indices(class_labels)
+        if len(images) != len(labels):
+            raise UserError(f"{len(images)} images for {len(labels)} class labels: give one label for each image")
+        return self(labels, given=self.encode_images(images), keep=keep, **options)
 
     def sample(
         self,
@@ -234,6 +255,19 @@ class TokenBridgePipeline(DiffusionPipeline):
         config = self.transformer.config
         latents = to_maps(self.quantizer.decode(tokens), config.grid_height, config.grid_width)
         return decode_images(self.vae, self.quantizer.denormalize(latents))
+
+
+def _matches(names: Sequence[str], text: str) -> list[int]:
+    """Return the indices of the classes that ``text`` may mean: one of exactly this name, or all that are alike."""
+    exact = [index for index, name in enumerate(names) if name == text]
+    alike = [index for index, name in enumerate(names) if _folded(name) == _folded(text)]
+    named_by_digits = any(name.strip().isdecimal() for name in names)
+    is_index = text in map(str, range(len(names))) and not named_by_digits
+    return exact or alike or ([int(text)] if is_index else [])
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def _device(device_map: str | None) -> torch.device:

@@ -83,7 +83,7 @@ def draw_grid(
 
 
 def _labels(pipeline: TokenBridgePipeline, classes: Sequence[int | str] | None) -> list[int]:
-    return [pipeline.label_index(label) for label in classes or range(len(pipeline.class_names))]
+    return pipeline.label_indices(range(len(pipeline.class_names)) if classes is None else classes)
 
 
 def _sample(pipeline: TokenBridgePipeline, labels: torch.Tensor, seed: int, settings: SamplingSettings) -> np.ndarray:
