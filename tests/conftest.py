@@ -112,8 +112,9 @@ MODEL = ModelConfig(
 SHAPE = {"grid_height": 4, "grid_width": 4, "dimensions": 4, "levels": 8, "num_classes": 3}  # what tokens decide
 
 
-# seconds that a test of each tier may take, its fixtures included
-TIERS = {"cluster": 900, "pipeline": 900, "fast": 120}
+# seconds that a test of each tier may take, its fixtures included; the order in which they run. Servers of the tier
+# "cluster" need much memory, so they start when those of tests/stack have ended
+TIERS = {"pipeline": 900, "cluster": 900, "fast": 120}
 SHARING = ("stack", "pipeline")  # folders whose tests share one pipeline; they take longest
 
 
