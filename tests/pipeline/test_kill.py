@@ -83,7 +83,7 @@ def test_a_training_survives_kills_of_itself_and_of_dvc_with_the_same_weights(pr
     assert project.runs("pipeline")[-1].info.status == "FAILED"
 
     repro, stage = start_until(project, *until)
-    dvc = descendant(repro, "-m", "dvc")
+    dvc = descendant(repro, "-Pm", "dvc")
     assert dvc is not None
     dvc.kill()
     assert "train: resuming at" in finish(repro)
