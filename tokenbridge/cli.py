@@ -53,9 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--model", type=Path, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
     sample.add_argument("--class", dest="classes", action="append", help="name or index; repeat for more; none: all")
     sample.add_argument("--count", type=int, default=16, help="images of each class (%(default)s)")
-    sample.add_argument(
-        "--out", type=Path, default=Path("samples.png"), help="picture to write: .png, .jpg or .webp (%(default)s)"
-    )
+    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG, JPEG or WebP (%(default)s)")
     _add_sampling(sample)
     sample.set_defaults(command=_sample)
 
