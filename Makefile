@@ -6,15 +6,20 @@ PYTHON ?= python3
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps
 UV := $(BIN)/uv pip install --python $(BIN)/python --no-deps $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 export PATH := $(abspath $(BIN)):$(PATH)
-# tests start many processes: threads that spin while they wait would slow down the others
-PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --durations 20
+# tests start many processes: threads that spin while they wait would slow down the others. A test that kills its worker
+# is a failure; xdist would run it again without end
+PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --max-worker-restart 0 --durations 20
 # no usage statistics are sent
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
+# results are stored by the name of the processor
+BENCH := OMP_WAIT_POLICY=passive python -m pytest benchmarks/suite --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname
+MACHINE ?= $(shell sed -n '/^model name/{s/.*: //;s/[^A-Za-z0-9]\+/-/g;p;q}' /proc/cpuinfo)
+RESULT = benchmarks/results/$(MACHINE).json
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro flow ui sample stack stack-status stack-down system test test-fast check lint docs format params lock clean clean-all
+.PHONY: help env repro flow ui sample stack stack-status stack-down system test test-fast check bench bench-compare gpu-check lint docs format params lock clean clean-all
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,13 +62,23 @@ stack-down: env ## stop the servers; their data stay
 system: env ## install the programs that tests need (PostgreSQL, Chromium, Slurm), as root and with apt-get
 	@python -m tests.support.programs
 
-test: env system ## run every test, also with whole pipelines and real servers: about 30 minutes
+test: env system ## run every test, also with whole pipelines and real servers: about 25 minutes
 	@$(PYTEST) --dist loadscope
 
 test-fast: env ## run the tests that need no server and no download: about 4 minutes
 	@$(PYTEST) --dist worksteal -m "not pipeline and not cluster"
 
 check: lint test-fast ## run what a commit needs: style, types, fast tests
+
+bench: env ## measure speed, memory and operations beside a plain baseline: about 10 minutes; results in docs/performance.md
+	@$(BENCH) --benchmark-json=$(RESULT)
+	@python -m benchmarks.report
+
+bench-compare: env ## measure again; fail where a median is over 15 % slower than the stored one of this machine
+	@$(BENCH) --benchmark-compare=$(RESULT) --benchmark-compare-fail=median:15%
+
+gpu-check: ## check this code and its speed on one CUDA GPU, in 10 minutes at most: docs/gpu.md; without .venv, by PYTHON
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check
 
 lint: env ## check style, spelling and types
 	@pre-commit run --all-files

@@ -43,7 +43,7 @@ def write_all(folder: Path, images: int) -> None:
     for kind in ("moments", "tokens"):
         (folder / kind).mkdir(parents=True)
     (folder / "quantizer").mkdir()
-    for label in range(CLASSES):
+    for label in range(min(images, CLASSES)):
         for kind in ("moments_npz", "tokens_npz"):
             (folder / kind / f"class{label:04d}").mkdir(parents=True)
     for shard in row_shards(folder / "moments", images):

@@ -34,7 +34,7 @@ STEPS, BATCH = 10, 4
 POLL = 0.005  # seconds
 # freed memory goes back to the system: otherwise it hangs on chance how much the allocator keeps, up to 14 MiB
 ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-STAGES = {"fetch": [], "encode": [], "fit_quantizer": [], "train": ["tiny"]}  # with their arguments
+STAGES = ["fetch", "encode", "fit_quantizer", "train@tiny"]
 SETTINGS = [
     "experiment=smoke",
     "data=imagefolder",
@@ -78,7 +78,7 @@ def prepare(root: Path, images: int) -> None:
 
 def peak_memory(root: Path, stage: str) -> int:
     """Bytes of anonymous memory at the stage's peak."""
-    command = [sys.executable, "-m", f"tokenbridge.stages.{stage}", *STAGES[stage]]
+    command = [sys.executable, "-m", "tokenbridge.stages", stage]
     environment = os.environ | ALLOCATOR | {PARENT_VARIABLE: "benchmark"}
     peak = 0
     with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL) as process:

@@ -16,8 +16,8 @@ from native import backup, processes
 from native.settings import CHECKOUT, Settings
 from native.team import ENDED, HEALTHY, SERVICES, UNHEALTHY, Team
 
-from tokenbridge.base.console import log_to_console
 from tokenbridge.base.errors import UserError
+from tokenbridge.base.program import program
 
 
 def up(team: Team) -> None:
@@ -70,7 +70,6 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 
 
 def main(arguments: list[str]) -> None:
-    log_to_console()
     parser = argparse.ArgumentParser(prog="stack", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {name: commands.add_parser(name, help=text) for name, (_, text) in COMMANDS.items()}
@@ -80,12 +79,10 @@ def main(arguments: list[str]) -> None:
         parsers[name].add_argument("folder", type=lambda text: Path(text).resolve())
     options = vars(parser.parse_args(arguments))
     function, _ = COMMANDS[options.pop("command")]
-    try:
+    with program("stack"):
         team = Team(Settings.load(Path(os.environ.get("STACK_HOME", CHECKOUT / ".stack")).resolve()))
         with nullcontext() if function is status else team.alone():
             function(team, **options)
-    except UserError as error:
-        sys.exit(f"stack: {error}")
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def positions_of(config: Config) -> int:
 def masked_shares(config: TrainConfig, parts: int) -> Tensor:
     """Probability [parts] that the masked share of a batch lies in each of so many equal parts of (0, 1]."""
     uniforms = (torch.arange(2000) + 0.5) / 2000
-    counts = torch.tensor([num_masked_positions(uniform, parts, config) for uniform in uniforms])
+    counts = num_masked_positions(uniforms, parts, config)
     return counts.bincount(minlength=parts + 1)[1:] / len(counts)
 
 

@@ -19,7 +19,7 @@ from tokenbridge.config.params import compose_config, validate
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.flops import sample_flops, vae_flops
 from tokenbridge.ops.planning.memory import GIB, MemoryModel
-from tokenbridge.ops.planning.plan import memory_limit, memory_model, work_of
+from tokenbridge.ops.planning.plan import memory_limit, memory_model, sampling_seconds, work_of
 from tokenbridge.ops.planning.report import duration, scaled
 from tokenbridge.ops.planning.schedule import HOUR, Schedule, Work, peak_flops, schedule_of
 from tokenbridge.ops.planning.volumes import Volumes
@@ -201,13 +201,14 @@ def gap_table(case: Case) -> str:
     plan, found = case.config.plan, case.schedule(case.cluster(32, sharded=False))
     images, (encode, decode) = found.steps * case.recipe.batch_size, vae_flops(case.config)
     bf16, fp32 = (plan.mfu * HOUR * peak_flops(plan, precision) for precision in (BF16, FP32))
-    sampled = sample_flops(case.memory.model, case.config.generate).total + decode
+    sampled = EVALUATED * (sample_flops(case.memory.model, case.config.generate).total + decode)
+    evaluation = sampling_seconds(case.config, sampled) / HOUR
     share = found.checkpoint / (found.checkpoint + CHECKPOINT_SECONDS)
     hours = {
         "the gap": PUBLISHED_HOURS - found.gpu_hours,
         "the VAE's encoder on every image of every step, in bf16": images * encode / bf16,
         "the same in float32, without TF32": images * encode / fp32,
-        f"one evaluation: {EVALUATED:,} samples of {case.config.generate.steps} steps": EVALUATED * sampled / bf16,
+        f"one evaluation: {EVALUATED:,} samples of {case.config.generate.steps} steps": evaluation,
         "a checkpoint each 10 minutes": found.gpu_hours * share,
     }
     return table_of(("what", "A100-hours"), [(name, f"{value:,.0f}") for name, value in hours.items()])

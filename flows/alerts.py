@@ -22,6 +22,7 @@ from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
 from flows.server import PATIENCE
+from tokenbridge.base.program import program
 
 URL_VARIABLE = "TOKENBRIDGE_ALERT_URL"  # it may hold a token, so it is no argument, which others could see
 BLOCK = "tokenbridge-alerts"
@@ -93,7 +94,8 @@ def main() -> None:
     between = get_current_settings().flows.heartbeat_frequency
     if between is None or silence <= between:
         sys.exit(f"alerts: --silence is {silence:g}, but living flows are heard each {between} seconds: take more")
-    asyncio.run(set_up(url, silence))
+    with program("alerts"):
+        asyncio.run(set_up(url, silence))
     print(f"alerts: failed and crashed flow runs are now reported there, killed ones after {silence:g} seconds")
 
 

@@ -14,7 +14,9 @@ from flows.artifacts import titled
 from flows.failures import failing_with_its_message
 from flows.server import training_slot
 from tokenbridge.base.files import read_json
-from tokenbridge.config.params import compose_config, expand_sweep, validate
+from tokenbridge.config.overrides import expand_sweep
+from tokenbridge.config.params import compose_config, validate
+from tokenbridge.config.project import find_project
 from tokenbridge.ops.runs.pipeline_run import run_in_worktree
 
 WORKTREE = Path(".work/backfill")
@@ -24,11 +26,12 @@ REPORTS = Path("reports/evaluate")
 @task(task_run_name="{label}", cache_policy=NO_CACHE)
 @failing_with_its_message
 def run_combination(label: str, overrides: Sequence[str], root: Path, gpu_group: str) -> State[Any]:
-    """One pipeline; its state holds the metrics of every model, as ``<model>/<metric>``."""
+    """One pipeline; its state holds the metrics of every model, as ``<model>/<metric>``, but not their protocol."""
     with training_slot(gpu_group):
         worktree = run_in_worktree(root, WORKTREE, overrides, get_run_logger().info)
     reports = {path.stem: read_json(path) for path in sorted((worktree / REPORTS).glob("*.json"))}
-    return Completed(data={f"{model}/{name}": v for model, report in reports.items() for name, v in report.items()})
+    figures = [(f"{model}/{name}", v) for model, report in reports.items() for name, v in report.items()]
+    return Completed(data={name: value for name, value in figures if not isinstance(value, dict)})
 
 
 @flow(name="backfill", flow_run_name=titled("sweep"))
@@ -43,7 +46,7 @@ def backfill(sweep: Sequence[str], root: str = ".") -> State[Any]:
         sweep: Hydra overrides, some with several values, such as ["train.seed=0,1", "generate.guidance_scale=1,2,3"].
         root: the repository.
     """
-    folder = Path(root).resolve()
+    folder = find_project(Path(root))
     combinations = expand_sweep(sweep)
     # all of them, before the first one starts
     configs = [validate(compose_config(combination, folder / "conf")) for combination in combinations]

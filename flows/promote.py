@@ -11,8 +11,9 @@ from prefect.states import Completed
 
 from flows.artifacts import artifact_key, publish_link, publish_picture
 from flows.failures import failing_with_its_message
+from tokenbridge.config.project import find_project
 from tokenbridge.infra.tracking.pages import version_page
-from tokenbridge.infra.tracking.store import tracking_uri
+from tokenbridge.infra.tracking.uri import tracking_uri
 from tokenbridge.ops.promotion import promote as promotion
 from tokenbridge.ops.promotion.version_evaluation import evaluate_version
 
@@ -28,7 +29,7 @@ def evaluate(model: str, version: int | None = None, changes: Sequence[str] = ()
         changes: settings for this once, such as ["generate.guidance_scale=3"].
         root: the repository.
     """
-    chosen, found = evaluate_version(Path(root).resolve(), model, version, changes)
+    chosen, found = evaluate_version(find_project(Path(root)), model, version, changes)
     rows = [{"metric": name, "value": value} for name, value in found.metrics.items()]
     create_table_artifact(key=artifact_key(f"evaluation-{model}"), table=rows, description=f"Metrics of {chosen}")
     publish_picture(found.picture, f"evaluation-{model}-samples", f"Samples of {chosen}")
@@ -52,7 +53,7 @@ def promote(
     Returns:
         A state named Promoted, Refused or Unchanged; a failed one if nothing could be decided.
     """
-    folder = Path(root).resolve()
+    folder = find_project(Path(root))
     decision = promotion.promote(folder, model, number=version, dry_run=dry_run, changes=tuple(changes))
     create_markdown_artifact(
         key=artifact_key(f"promotion-{model}"), markdown=decision.report(), description=decision.summary()
@@ -74,4 +75,4 @@ def rollback(model: str, veto: str | None = None, root: str = ".") -> State[Any]
         veto: who will not have the one that steps down promoted again, and why; none: it may come back.
         root: the repository.
     """
-    return Completed(message=promotion.rollback(Path(root).resolve(), model, veto))
+    return Completed(message=promotion.rollback(find_project(Path(root)), model, veto))

@@ -12,6 +12,7 @@ from prefect.states import Completed, Failed
 from flows.failures import failing_with_its_message
 from flows.server import training_slot
 from tokenbridge.config.params import load_params
+from tokenbridge.config.project import find_project
 from tokenbridge.ops.runs.reproduction import report, reproduce_run
 
 
@@ -29,7 +30,7 @@ def reproduce(run_id: str, recompute: bool = False, trust: bool = False, root: s
     Returns:
         A failed state if the result is another than the run's; the artifact `reproduction` lists the differences.
     """
-    folder = Path(root).resolve()
+    folder = find_project(Path(root))
     with training_slot(load_params(folder).launcher.gpu_group) if recompute else nullcontext():
         result = reproduce_run(folder, run_id, recompute, trust=trust, on_line=get_run_logger().info)
     text = report(result)

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ from prefect.utilities.annotations import quote
 
 from flows.artifacts import link_run, publish_run, titled
 from flows.failures import failing_with_its_message
-from flows.server import training_slot, wait_for_server
-from tokenbridge.base.errors import UserError
+from flows.server import require_server, training_slot, wait_for_server
+from tokenbridge.base.at_end import at_end
+from tokenbridge.base.program import MISTAKE_CODE, program
 from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.config.params import load_params
+from tokenbridge.config.project import find_project
 from tokenbridge.infra.dvc import CACHED, RAN, SKIPPED, read_stages
 from tokenbridge.ops.runs.freshness import nothing_new, planned_settings
 from tokenbridge.ops.runs.pipeline_run import ENDED, PipelineRun, pipeline_run
-from tokenbridge.stages.runtime import MISTAKE_CODE
 
 RETRIES = 2
 RETRY_SECONDS = 5
@@ -80,11 +82,11 @@ def retrain(overrides: Sequence[str] = (), only_if_new: bool = False, root: str 
         Stage -> ran, skipped or cached; or a state: skipped with the reason, or failed with the stages that did not
         complete.
     """
-    folder = Path(root).resolve()
+    folder = find_project(Path(root))
     if only_if_new and (reason := nothing_new(folder, overrides)):
         return Completed(name="Skipped", message=f"nothing new: {reason}")
     with ExitStack() as afterwards, pipeline_run(folder, overrides) as run:
-        afterwards.callback(link_run, run)
+        afterwards.enter_context(at_end(partial(link_run, run)))
         _run_stages(folder, run)
     return run.outcomes
 
@@ -115,14 +117,13 @@ def _run_stages(root: Path, run: PipelineRun) -> None:
 
 
 def main(overrides: Sequence[str]) -> None:
-    """Run the flow; a mistake in the settings ends with one line, before Prefect starts."""
-    try:
+    """Run the flow; a mistake in the settings, or a server that is down, ends it with one line."""
+    with program("retrain"):
         planned_settings(Path(), overrides)
-    except UserError as error:
-        sys.exit(f"retrain: {error}")
-    state = retrain(overrides, return_state=True)
-    if not state.is_completed():
-        sys.exit(f"retrain: {state.message}")
+        require_server()
+        state = retrain(overrides, return_state=True)
+        if not state.is_completed():
+            sys.exit(f"retrain: {state.message}")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,18 @@
 
 import pickle
 import re
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
 
 from tests.support.checkout import CHECKOUT
 from tokenbridge.config import Config, ConfigError
+from tokenbridge.config.overrides import check_single, expand_sweep, read_overrides
 from tokenbridge.config.params import PARAMS_FILE, compose_config, flatten, load_params, validate, write_params
 from tokenbridge.ops.planning.sizes import meta_model
 
@@ -70,11 +75,50 @@ def test_every_launcher_is_valid(path: Path) -> None:
         ("+models.tiny.train.sed=1", "models.tiny.train.sed is no setting: did you mean seed?"),
         ("train.lrr=1", "train.lrr"),
         ("model=gigantic", "gigantic"),
+        ("model=null", "'model=null' chooses nothing: model must be one of base, huge, large, tiny"),
+        ("data=null", "'data=null' chooses nothing: data must be one of fashion_mnist, "),
+        ("data=7", "'data=7' chooses nothing: data must be one of fashion_mnist, "),
+        ("hydra.run.dir=x", "'hydra.run.dir=x': settings of Hydra itself have no effect"),
+        ("seed=0,1", "'seed=0,1' gives several values: give one"),
+        ("seed=interval(0,1)", "'seed=interval(0,1)' gives several values: give one"),
+        (
+            "seed=99999999999999999999",
+            "must be less than or equal to 9223372036854775807",
+        ),
+        (f"seed={'9' * 5000}", "has a number of too many digits: write a smaller one"),
+        ("train.epochs=1e400", "train.epochs is inf: must be a finite number"),
+        ("train.weight_decay=-1", "train.weight_decay is -1: must be greater than or equal to 0"),
+        ("train.warmup_epochs=-1", "train.warmup_epochs is -1: must be greater than or equal to 0"),
+        ("vae.loss.kl=-1", "vae.loss.kl is -1: must be greater than or equal to 0"),
+        ("models.tiny.head_group=99999999", "head_group is 99999999: must divide the 8 dimensions"),
+        ("storage.endpoint='http://['", "storage: Invalid IPv6 URL"),
+        ("data.root=${data.root}", "Recursive interpolation"),
+        ("train.epochs", "'train.epochs' cannot be read: write setting=value, such as train.epochs=2"),
+        ("=1", "'=1' names no setting: write setting=value"),
     ],
 )
 def test_mistakes_are_named(overrides: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         composed(*overrides.split())
+
+
+@pytest.mark.parametrize("path", ["~/images", "/a=b", "/a é", "/a{b}", "/a(b)", "/it's", '/"a"', "/a#b\\", "${x"])
+def test_a_path_that_needs_quotes_is_shown_with_them(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.root=.*quote the value of data\.root, as in") as caught:
+        read_overrides([f"data.root={path}"])
+    (written,) = shlex.split(str(caught.value).split("as in ")[1])
+    assert read_overrides([written])[0].value() == str(Path(path).expanduser())
+
+
+def test_a_sweep_is_every_combination() -> None:
+    combinations = expand_sweep(["seed=0,1", "train.epochs=range(1,3)", "data.name=x"])
+    assert combinations == [[f"seed={a}", f"train.epochs={b}", "data.name=x"] for a in (0, 1) for b in (1, 2)]
+
+
+@pytest.mark.parametrize("sweep", ["seed=interval(0,1)", "seed=glob(*)", "seed=range(0,10000)", "seed=range(0,1,0)"])
+def test_a_sweep_that_cannot_be_listed_is_refused(sweep: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be listed: list them|more than 1,000 combinations"):
+        expand_sweep([sweep])
 
 
 def test_an_option_of_slurm_is_one_line() -> None:
@@ -101,10 +145,10 @@ def test_numbers_are_read_as_they_are_written() -> None:
 
 
 def test_params_of_another_version_say_what_is_missing(tmp_path: Path) -> None:
-    settings = OmegaConf.load(CHECKOUT / PARAMS_FILE)
-    del settings.encode.precision
-    settings.train.old = 1
-    OmegaConf.save(settings, tmp_path / PARAMS_FILE)
+    params = OmegaConf.load(CHECKOUT / PARAMS_FILE)
+    del params.encode.precision
+    params.train.old = 1
+    OmegaConf.save(params, tmp_path / PARAMS_FILE)
     with pytest.raises(ConfigError) as caught:
         load_params(tmp_path)
     assert str(caught.value).splitlines() == [
@@ -124,6 +168,83 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "conf").symlink_to(CONF)
     written = write_params(["experiment=smoke"], tmp_path)
     assert written == load_params(tmp_path) == pickle.loads(pickle.dumps(written))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<<<<<<< HEAD\nseed: 0\n=======\nseed: 1\n>>>>>>> theirs\n",
+        b"seed: [",
+        b"\xff\xfe",
+        b"a: &a [*a]",
+        b"- " * 5000,
+        b"[]",
+        b"seed: " + b"9" * 5000,
+    ],
+    ids=lambda content: repr(content[:12]),
+)
+def test_broken_params_say_how_to_bring_them_back(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / PARAMS_FILE).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"params.yaml (cannot be read|does not fit).*`tokenbridge params`"):
+        load_params(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["seed", "seed=[", "=", "a..b=1", f"seed={'9' * 5000}"])
+def test_an_unsaved_change_that_cannot_be_read_is_named(change: str) -> None:
+    with pytest.raises(ConfigError):
+        load_params(CHECKOUT, [change])
+
+
+NASTY = ["", "null", "inf", "-inf", "nan", "1e400", "-1", "9" * 5000, "${seed}", "${x", "${oc.env:HOME}", "~/x", "["]
+NASTY += ["{a:1}", "0,1", "range(0,1e9)", "interval(0,1)", "'", '"', "\\", "é", "\udce9", "\0"]
+TEXT = st.sampled_from(NASTY) | st.text(max_size=20)
+VALUES: st.SearchStrategy[object] = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
+VALUES |= st.lists(VALUES, max_size=3) | st.dictionaries(st.text(max_size=5), VALUES, max_size=3)
+FUZZ = settings(derandomize=True, deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+
+
+@FUZZ
+@given(st.lists(st.builds("{}{}{}".format, TEXT, st.sampled_from(["=", "+", ""]), TEXT), max_size=3))
+def test_any_override_is_read_or_refused(overrides: list[str]) -> None:
+    with suppress(ConfigError):
+        check_single(read_overrides(overrides), CONF)
+    with suppress(ConfigError):
+        assert all(len(combination) == len(overrides) for combination in expand_sweep(overrides))
+
+
+@settings(FUZZ, max_examples=8)
+@given(st.sampled_from(["seed", "data", "data.root", "+models.x", "train.epochs"]), TEXT)
+def test_any_value_is_composed_or_refused(key: str, value: str) -> None:
+    with suppress(ConfigError):
+        compose_config([f"{key}={value}"], CONF)
+
+
+@pytest.fixture(scope="module")
+def default() -> DictConfig:
+    return compose_config(conf_dir=CONF)
+
+
+@FUZZ
+@given(st.data(), VALUES)
+def test_any_value_is_valid_or_refused(default: DictConfig, data: st.DataObject, value: object) -> None:
+    values = OmegaConf.to_container(default)
+    place, key = values, ""
+    while isinstance(place, dict) and place and (not key or data.draw(st.booleans())):
+        key = data.draw(st.sampled_from(sorted(place)))
+        parent, place = place, place[key]
+    parent[key] = value
+    with suppress(ConfigError):
+        Config(**values)
+
+
+@settings(FUZZ, max_examples=15)
+@given(st.data(), st.binary(max_size=4))
+def test_any_damage_of_params_is_refused_or_does_not_matter(tmp_path: Path, data: st.DataObject, damage: bytes) -> None:
+    content = (CHECKOUT / PARAMS_FILE).read_bytes()
+    start = data.draw(st.integers(0, len(content)))
+    (tmp_path / PARAMS_FILE).write_bytes(content[:start] + damage + content[start + data.draw(st.integers(0, 99)) :])
+    with suppress(ConfigError):
+        load_params(tmp_path)
 
 
 def test_missing_params_say_how_to_make_them(tmp_path: Path) -> None:

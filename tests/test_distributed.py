@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import PRECISIONS, QUANTIZER
 from tests.support.distributed_training import BATCH, HALF, PLAIN, STEPS
 from tests.support.parallel_runs import run_processes
 from tests.support.small_data import write_moments
-from tokenbridge.base.checkpoints import Checkpoints, read_tensors
+from tests.support.small_model import PRECISIONS, QUANTIZER
+from tokenbridge.base.checkpoints import PROGRESS, Checkpoints, read_tensors
 from tokenbridge.base.checks import BF16
 from tokenbridge.base.distributed import Processes
+from tokenbridge.base.files import read_json
 from tokenbridge.base.seeding import EpochOrder
 from tokenbridge.tokenizer.quantizer import fit_quantizer
 from tokenbridge.training.trainer import CHECKPOINTS
@@ -24,13 +25,13 @@ pytestmark = pytest.mark.pipeline
 PROGRAM = "tests.support.distributed_training"
 CASES = {
     2: [
-        *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "compiled"),
+        *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "compiled", "fsdp_grouped"),
         "fsdp_checkpointed_compiled",
         *("dropout", "bad", "dropout_interrupted", "dropout_interrupted<2"),
         *("ddp_interrupted", "fsdp_interrupted", "fsdp_interrupted<2"),
     ],
     1: [
-        *("ddp", "accumulated", "checkpointed", "ddp_interrupted", "fsdp_interrupted"),
+        *("ddp", "accumulated", "checkpointed", "grouped", "ddp_interrupted", "fsdp_interrupted"),
         *("ddp_interrupted<2", "fsdp_interrupted<2"),
     ],
     4: ["ddp", "fsdp", "ddp_interrupted<2", "fsdp_interrupted<2", "ddp_interrupted<1", "fsdp_interrupted<1"],
@@ -39,7 +40,7 @@ if BF16 in PRECISIONS:
     CASES[1].append("bf16")
     CASES[2] += ["bf16", "fsdp_bf16"]
 SAME_MATHS = ["ddp/2", "ddp/4", "fsdp/2", "fsdp/4", "accumulated/1", "accumulated/2", "fsdp_accumulated/2"]
-SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2", "compiled/2", "fsdp_checkpointed_compiled/2"]
+SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2", "compiled/2", "fsdp_checkpointed_compiled/2", "fsdp_grouped/2"]
 RESUMED = [f"{case}_interrupted/{way}" for case in ("ddp", "fsdp") for way in ("2-1", "2-4", "1-4")]
 
 
@@ -84,10 +85,11 @@ def check_evaluations(folder: Path, run: str, expected: str = "ddp/1") -> None:
 
 @pytest.mark.parametrize("run", SAME_MATHS)
 def test_gradients_and_losses_are_those_of_one_process(folder: Path, run: str) -> None:
-    assert distance(tensors(folder, run, "gradients"), tensors(folder, "ddp/1", "gradients")) < 1e-5
+    alone = "grouped/1" if "grouped" in run else "ddp/1"
+    assert distance(tensors(folder, run, "gradients"), tensors(folder, alone, "gradients")) < 1e-5
     assert len(losses(folder, run)) == STEPS
-    torch.testing.assert_close(losses(folder, run), losses(folder, "ddp/1"), rtol=1e-4, atol=0)
-    check_evaluations(folder, run)
+    torch.testing.assert_close(losses(folder, run), losses(folder, alone), rtol=1e-4, atol=0)
+    check_evaluations(folder, run, alone)
 
 
 @pytest.mark.skipif(BF16 not in PRECISIONS, reason="this processor emulates bfloat16")
@@ -101,6 +103,7 @@ def test_one_process_reads_the_averages_of_any_checkpoint(folder: Path) -> None:
         saved = {key: each for key, each in tensors(folder, run, "saved").items() if key.startswith("ema/average/")}
         newest = Checkpoints(folder / run / CHECKPOINTS).newest()
         assert newest is not None
+        assert read_json(newest / PROGRESS)["sha256"].keys() == {file.name for file in newest.glob("*.safetensors")}
         read = {key: torch.zeros_like(each) for key, each in saved.items()}
         assert read_tensors(newest, read)["step"] == HALF
         assert equal(read, saved)

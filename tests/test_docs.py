@@ -71,3 +71,15 @@ def test_the_site_has_no_dead_link(tmp_path: Path) -> None:
     built = subprocess.run(["zensical", "build", "--strict"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     assert "DimensionwiseQuantizer" in (tmp_path / "site/api/method/index.html").read_text()
+
+
+def test_every_promise_of_the_reliability_page_names_its_tests() -> None:
+    rows = [row for row in (CHECKOUT / "docs/reliability.md").read_text().splitlines() if row.startswith("| ")]
+    for row in rows:
+        if row.startswith("| fault"):
+            continue
+        files = [CHECKOUT / name for name in re.findall(r"tests/[\w/]+\.py", row)]
+        assert files, row
+        source = "".join(file.read_text() for file in files)
+        for name in re.findall(r"\btest_\w+\b(?!\.py)", row):
+            assert f"def {name}(" in source, row

@@ -14,10 +14,10 @@ PER_IMAGE = {  # bytes
     "fetch": 1000,  # names and places
     "encode": 100,  # the label
     "fit_quantizer": 100,
-    "train": 100,  # the label, and the place in an epoch's order
+    "train@tiny": 100,  # the label, and the place in an epoch's order
 }
 ALLOWED = {stage: SLACK + size * (MANY - FEW) for stage, size in PER_IMAGE.items()}
-READ = {"fetch": "source", "encode": "data/images", "fit_quantizer": "data/moments", "train": "data/moments"}
+READ = {"fetch": "source", "encode": "data/images", "fit_quantizer": "data/moments", "train@tiny": "data/moments"}
 
 Measured = dict[int, tuple[Path, dict[str, int]]]
 """By the number of images: the folder in which the stages ran, and the peak of each in bytes."""

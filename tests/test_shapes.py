@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from tests.conftest import QUANTIZER, SHAPE
 from tests.support.small_data import write_moments
+from tests.support.small_model import QUANTIZER, SHAPE
 from tests.training.conftest import run
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.tokenizer.moments import fitting_latents

@@ -9,13 +9,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import QUANTIZER
 from tests.evaluation.conftest import LABEL_NAMES, SIDE, draw_shapes
 from tests.evaluation.shards import save_shards
 from tests.support.checkout import CHECKOUT
 from tests.support.parallel_runs import run_processes
 from tests.support.shared_work import ROWS, WORK
 from tests.support.small_data import write_moments
+from tests.support.small_model import QUANTIZER
 from tests.vae.test_autoencoder import CONFIG as VAE
 from tokenbridge.base.files import SCRATCH, read_json, sha256_tree
 from tokenbridge.classifier.network import ImageClassifier, save_classifier
@@ -38,15 +38,17 @@ SETTINGS = [
     "launcher.threads=1",
     "launcher.log_seconds=1e-9",
 ]
+LITE0 = "fd_efficientnet_lite0_32px"
 # what processes share, by the folder and the name's beginning of its files: images in all, and what progress calls it
 KINDS = {
     "encode/moments/shard": (TRAIN, "encode train"),
     "encode/validation_moments/shard": (VALIDATION, "encode validation"),
     "tokenize/tokens/shard": (TRAIN, "tokenize"),
-    "evaluate/lite0/samples": (SAMPLES, "features of samples"),
-    "evaluate/lite0/floor": (SAMPLES, "features of floor"),
-    "evaluate/lite0/test": (TEST, "features of test"),
-    "evaluate/lite0/validation": (VALIDATION, "features of validation"),
+    f"evaluate/{LITE0}/samples": (SAMPLES, "features of samples"),
+    f"evaluate/{LITE0}/floor": (SAMPLES, "features of floor"),
+    f"evaluate/{LITE0}/test": (TEST, "features of test"),
+    f"evaluate/{LITE0}/train": (TRAIN, "features of train"),
+    f"evaluate/{LITE0}/validation": (VALIDATION, "features of validation"),
     "evaluate/classes/": (SAMPLES, "classes"),
 }
 

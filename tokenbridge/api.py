@@ -65,7 +65,7 @@ def sample(
     return draw_grid(pipeline, classes, count, seed=seed, settings=SamplingSettings(**settings))
 
 
-def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict[str, float | str]:
+def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict[str, Any]:
     """Return the metrics of a pipeline, as the stages ``generate`` and ``evaluate`` measure them, and their precisions.
 
     Choose by the metrics that begin with ``validation_``. The others are against the test images.
@@ -92,5 +92,5 @@ def evaluate(folder: Path | str, config: Config, root: Path | str = ".") -> dict
         (place / "data/samples").mkdir()
         (place / "samples").rename(place / "data/samples/it")
         evaluation.work(StageContext("evaluate@it", config, place, place, Discard(), device))
-        metrics: dict[str, float | str] = read_json(place / "metrics.json")
+        metrics: dict[str, Any] = read_json(place / "metrics.json")
     return metrics

@@ -3,15 +3,18 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tokenbridge.base.console import log_to_console
-from tokenbridge.base.errors import UserError
+from pydantic import TypeAdapter, ValidationError
+
+from tokenbridge.base.program import program
 from tokenbridge.config import Config
 from tokenbridge.config.model import GUIDANCE_SCHEDULES, REVEAL_ORDERS, SamplingSettings
+from tokenbridge.config.project import enter_project, find_project, here
+from tokenbridge.config.types import Integer
 from tokenbridge.infra.storage import cli as storage
 from tokenbridge.ops.planning import cli as planning
 from tokenbridge.ops.promotion import cli as promotion
@@ -19,20 +22,40 @@ from tokenbridge.ops.promotion import cli as promotion
 if TYPE_CHECKING:  # torch is slow to import, and most commands do not need it
     from _typeshed import DataclassInstance
 
+LONGEST = 300  # characters of a message about the arguments
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends with one line instead of a traceback."""
-    log_to_console()
-    options = build_parser().parse_args(arguments)
-    try:
+    """Run the command line. Every error ends with one line."""
+    with program("tokenbridge"):
+        options = build_parser().parse_args(arguments)
+        enter_project()
         options.command(options)
-    except UserError as error:
-        sys.exit(f"tokenbridge: {error}")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors do not repeat a long argument in full."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(message[:LONGEST])
+
+
+def number(kind: Any) -> Callable[[str], Any]:
+    """Return a reader of an argument that must be a number of a type of ``tokenbridge.config.types``."""
+    adapter = TypeAdapter(kind)
+
+    def read(text: str) -> Any:
+        try:
+            return adapter.validate_python(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"{text[:20]!r}: {error.errors()[0]['msg']}") from error
+
+    return read
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
-    parser = argparse.ArgumentParser(prog="tokenbridge", description=__doc__)
+    parser: argparse.ArgumentParser = Parser(prog="tokenbridge", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
     params = commands.add_parser("params", help="compose params.yaml from conf/")
@@ -50,40 +73,36 @@ def build_parser() -> argparse.ArgumentParser:
     reproduce.set_defaults(command=_reproduce)
 
     sample = commands.add_parser("sample", help="generate a picture from a trained model")
-    sample.add_argument("--model", type=Path, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
+    sample.add_argument("--model", type=here, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
     sample.add_argument("--class", dest="classes", action="append", help="name or index; repeat for more; none: all")
-    sample.add_argument("--count", type=int, default=16, help="images of each class (%(default)s)")
-    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG, JPEG or WebP (%(default)s)")
+    sample.add_argument("--count", type=number(Integer), default=16, help="images of each class (%(default)s)")
+    sample.add_argument("--out", type=here, default="samples.png", help="PNG, JPEG or WebP (%(default)s)")
     _add_sampling(sample)
     sample.set_defaults(command=_sample)
 
     edit = commands.add_parser("edit", help="draw part of a picture again, or change its class")
-    edit.add_argument("--model", type=Path, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
-    edit.add_argument("--image", dest="images", type=Path, action="append", required=True, help="repeat for more")
+    edit.add_argument("--model", type=here, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
+    edit.add_argument("--image", dest="images", type=here, action="append", required=True, help="repeat for more")
     kept = edit.add_mutually_exclusive_group(required=True)
-    kept.add_argument("--mask", dest="keep", type=Path, help="picture that is white where the image is drawn again")
+    kept.add_argument("--mask", dest="keep", type=here, help="picture that is white where the image is drawn again")
     kept.add_argument("--keep", metavar="SIDE", help="keep the left, right, top or bottom half")
     edit.add_argument("--class", dest="label", required=True, help="name or index; may differ from the image's own")
-    edit.add_argument("--count", type=int, default=4, help="edits of each image (%(default)s)")
-    edit.add_argument("--out", type=Path, default=Path("edits.png"), help="PNG, JPEG or WebP (%(default)s)")
+    edit.add_argument("--count", type=number(Integer), default=4, help="edits of each image (%(default)s)")
+    edit.add_argument("--out", type=here, default="edits.png", help="PNG, JPEG or WebP (%(default)s)")
     _add_sampling(edit)
     edit.set_defaults(command=_edit)
 
     _add_import(commands.add_parser("import", help="make a folder of ours from released weights"))
 
-    export = commands.add_parser("export", help="copy a trained model into a folder with a model card")
-    export.add_argument("model", help="its key in params.yaml, such as tiny")
-    export.add_argument("--out", type=Path, required=True, help="folder to write")
-    export.add_argument(
-        "--checkpoint", action="store_true", help="the newest checkpoint of a training that has not ended"
-    )
-    export.set_defaults(command=_export)
+    _add_export(commands)
 
     ablations = commands.add_parser(
         "ablations", help="run conf/experiment/ablation into the table of docs/ablations.md"
     )
     ablations.add_argument("names", nargs="*", help="which; none: all")
-    ablations.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings (%(default)s)")
+    ablations.add_argument(
+        "--seeds", type=number(Integer), nargs="+", default=[0], help="of the trainings (%(default)s)"
+    )
     ablations.set_defaults(command=_ablations)
 
     planning.add_commands(commands)
@@ -97,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add the fields of SamplingSettings, which holds their defaults; fields that are not given stay unset."""
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=number(Integer), default=0)
     group = parser.add_argument_group("sampling", argument_default=argparse.SUPPRESS)
     group.add_argument("--steps", type=int, help="at most one for each position to draw; default: 16, or fewer")
     group.add_argument("--guidance-scale", type=float, help="1: no guidance; default: 2")
@@ -112,11 +131,11 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(required=True, metavar="kind")
 
     model = kinds.add_parser("tokenbridge", help="a TokenBridge checkpoint, as a pipeline folder")
-    model.add_argument("checkpoint", type=Path, help=".pth of the released code, or a state dict in .safetensors")
-    model.add_argument("--out", type=Path, required=True, help="folder to write")
+    model.add_argument("checkpoint", type=here, help=".pth of the released code, or a state dict in .safetensors")
+    model.add_argument("--out", type=here, required=True, help="folder to write")
     model.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged or not (%(default)s)")
-    model.add_argument("--vae", type=Path, help="diffusers folder of its VAE; default: the vae.pretrained of conf/")
-    model.add_argument("--label-names", type=Path, metavar="FILE", help="a class name in each line; default: numbers")
+    model.add_argument("--vae", type=here, help="diffusers folder of its VAE; default: the vae.pretrained of conf/")
+    model.add_argument("--label-names", type=here, metavar="FILE", help="a class name in each line; default: numbers")
     shape = model.add_argument_group(
         "what the tensors' shapes do not show",
         "Default: as in conf/experiment/imagenet_l, the released models' settings.",
@@ -132,9 +151,25 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     model.set_defaults(command=_import_tokenbridge)
 
     vae = kinds.add_parser("vae", help="MAR's KL-16, as a diffusers folder")
-    vae.add_argument("checkpoint", type=Path, help="kl16.ckpt")
-    vae.add_argument("--out", type=Path, required=True, help="folder to write")
+    vae.add_argument("checkpoint", type=here, help="kl16.ckpt")
+    vae.add_argument("--out", type=here, required=True, help="folder to write")
     vae.set_defaults(command=_import_vae)
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    resize = commands.add_parser("resize", help="make a pipeline for another image size")
+    resize.add_argument("folder", type=here, help="pipeline folder")
+    resize.add_argument("--image-size", type=number(Integer), required=True, help="pixels")
+    resize.add_argument("--out", type=here, required=True, help="folder to write")
+    resize.set_defaults(command=_resize)
+
+    export = commands.add_parser("export", help="copy a trained model into a folder with a model card")
+    export.add_argument("model", help="its key in params.yaml, such as tiny")
+    export.add_argument("--out", type=here, required=True, help="folder to write")
+    export.add_argument(
+        "--checkpoint", action="store_true", help="the newest checkpoint of a training that has not ended"
+    )
+    export.set_defaults(command=_export)
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -149,19 +184,23 @@ def _params(options: argparse.Namespace) -> None:
 
 
 def _repro(options: argparse.Namespace) -> None:
+    from tokenbridge.base.imports import quick_imports
     from tokenbridge.base.subprocesses import StageFailedError
-    from tokenbridge.ops.runs.pipeline_run import run_pipeline
+    from tokenbridge.infra.tracking.process import MLflowProcess
 
-    try:
-        run_pipeline(Path.cwd(), options.overrides)
-    except StageFailedError:
-        sys.exit("tokenbridge: the pipeline stopped at the stage above: fix what its message says, then repeat")
+    with MLflowProcess("tokenbridge.ops.promotion.registration") as mlflow:  # first, because both import for seconds
+        with quick_imports():
+            from tokenbridge.ops.runs.pipeline_run import run_pipeline
+        try:
+            run_pipeline(find_project(), options.overrides, mlflow)
+        except StageFailedError:
+            sys.exit("tokenbridge: the pipeline stopped at the stage above: fix what its message says, then repeat")
 
 
 def _reproduce(options: argparse.Namespace) -> None:
     from tokenbridge.ops.runs.reproduction import report, reproduce_run
 
-    result = reproduce_run(Path.cwd(), options.run_id, options.recompute, trust=options.trust)
+    result = reproduce_run(find_project(), options.run_id, options.recompute, trust=options.trust)
     print(f"\n{report(result)}")
     if not result.equal:
         sys.exit(1)
@@ -218,6 +257,13 @@ def _import_vae(options: argparse.Namespace) -> None:
     print(f"{options.out} written: `tokenbridge repro vae=kl16 vae.pretrained={options.out}` takes it")
 
 
+def _resize(options: argparse.Namespace) -> None:
+    from tokenbridge.ops.exchange.resize import resize_pipeline
+
+    resize_pipeline(options.folder, options.image_size, options.out)
+    print(f"{options.out} written: `tokenbridge sample --model {options.out}` draws with it")
+
+
 def _released_config() -> Config:
     """Return the settings of the released models, which are defined only in conf/experiment/imagenet_l."""
     from tokenbridge.config.params import compose_config, validate
@@ -229,25 +275,25 @@ def _export(options: argparse.Namespace) -> None:
     if options.checkpoint:
         from tokenbridge.ops.exchange.checkpoint_export import export_checkpoint
 
-        export_checkpoint(Path.cwd(), options.model, options.out)
+        export_checkpoint(find_project(), options.model, options.out)
         print(f"{options.out} written: `tokenbridge sample --model {options.out}` draws with it")
         return
     from tokenbridge.ops.exchange.export import export_model
 
-    export_model(Path.cwd(), options.model, options.out)
+    export_model(find_project(), options.model, options.out)
     print(f"{options.out} written; its README.md is the model card")
 
 
 def _ablations(options: argparse.Namespace) -> None:
     from tokenbridge.ops.runs.ablations import run_ablations
 
-    run_ablations(Path.cwd(), options.names, options.seeds)
+    run_ablations(find_project(), options.names, options.seeds)
 
 
 def _ui(_: argparse.Namespace) -> None:
     from tokenbridge.infra.tracking.store import ui_command, ui_link
 
-    root = Path.cwd()
+    root = find_project()
     link, command = ui_link(root), ui_command(root)
     print(f"MLflow: {link}" + ("  (stop with Ctrl-C)" if command else ""), flush=True)
     if command:

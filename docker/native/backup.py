@@ -8,6 +8,7 @@ from s3fs import S3FileSystem  # type: ignore[import-untyped]
 from native import postgres
 from native.settings import LOOPBACK, Settings
 from native.team import HEALTHY, Team
+from tokenbridge.base.at_end import at_end
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import new_folder, read_json, sha256_tree, write_json
 
@@ -52,14 +53,12 @@ def restore(team: Team, folder: Path) -> None:
     if not (folder / RECORD).exists() or read_json(folder / RECORD)["sha256"] != digest(folder):
         raise UserError(f"{folder} is not a whole backup: {RECORD} is missing, or its digest differs")
     team.require_down()
-    try:
+    with at_end(team.down):
         team.up(STORES)
         for name in DATABASES:
             fill_database(team.settings, team.settings[name], folder / "postgres" / f"{team.settings[name]}.dump")
         for name in BUCKETS:
             fill_bucket(filesystem(team.settings), team.settings[name], folder / "s3" / team.settings[name])
-    finally:
-        team.down()
     print(f"restore: done, {folder}")
 
 

@@ -13,7 +13,6 @@ from tokenbridge.base.files import atomic_path
 DOCKER = Path(__file__).parents[1]
 CHECKOUT = DOCKER.parent
 LOOPBACK = "127.0.0.1"
-PRIVATE = 0o600
 SECRETS = ".env"  # in the stack's folder; it holds the secrets, and settings that override stack.env
 
 
@@ -108,6 +107,5 @@ def make_secrets(path: Path) -> dict[str, str]:
 
 def write_private(path: Path, values: Mapping[str, str], prefix: str = "") -> None:
     """Write lines NAME=value to a file that only its owner can read, even while it is written."""
-    with atomic_path(path) as target:
-        target.touch(PRIVATE)
+    with atomic_path(path, private=True) as target:
         target.write_text("".join(f"{prefix}{name}={value}\n" for name, value in values.items()), encoding="utf-8")

@@ -10,6 +10,7 @@ from urllib.request import urlopen
 
 from native import postgres, processes
 from native.settings import Settings
+from tokenbridge.base.at_end import at_end
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json, write_json
 from tokenbridge.base.locks import locked
@@ -127,12 +128,10 @@ class Team:
         self.require_down()
         store = f"postgresql+psycopg2:///{self.settings['MLFLOW_DATABASE']}"
         environment = processes.environment(self.settings) | postgres.connection(self.settings)
-        try:
+        with at_end(self.down):
             self.up(["postgres"])
             if subprocess.run(["mlflow", "db", "upgrade", store], env=environment, check=False).returncode:
                 raise UserError("mlflow db upgrade failed, see above: restore the backup that you made before")
-        finally:
-            self.down()
 
     def require_down(self) -> None:
         if processes.processes(self.settings):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tokenbridge.base.arrays import (
+    LABELS,
     MANIFEST,
     SHARD_ROWS,
     ArraysError,
@@ -66,8 +67,16 @@ def test_rows_make_equal_shards_and_a_rest(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_whole_is_refused(folder: Path) -> None:
     write_json(folder / MANIFEST, read_json(folder / MANIFEST) | {"shards": 1})
-    with pytest.raises(ArraysError, match="holds 3 of 5 images: delete it and run `dvc repro stage`"):
+    with pytest.raises(ArraysError, match=r"holds 3 of 5 images\): delete it and run `dvc repro stage`"):
         LabelledArrays(folder, "stage")
     (folder / MANIFEST).unlink()
     with pytest.raises(ArraysError, match="run `dvc repro stage`"):
+        LabelledArrays(folder, "stage")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, LABELS, shard_name(1)])
+@pytest.mark.parametrize("content", [b"", b"[]", bytes(500), b"\x93NUMPY\x01\x00\xff\xff", b"{}"])
+def test_a_damaged_file_is_refused(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(ArraysError, match=r"is damaged .*: delete it and run `dvc repro stage`"):
         LabelledArrays(folder, "stage")

@@ -1,11 +1,12 @@
 """Checkpoints of a training."""
 
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -19,7 +20,7 @@ from tokenbridge.base.checkpoints import (
     State,
     live_tensors,
 )
-from tokenbridge.base.files import read_json
+from tokenbridge.base.files import read_json, write_json
 from tokenbridge.engine.ema import Ema
 from tokenbridge.engine.optim import build_optimizers, update_weights
 
@@ -121,6 +122,7 @@ def test_one_that_cannot_be_written_leaves_the_others_whole(tmp_path: Path) -> N
     assert Checkpoints(tmp_path).load(training(1, 0)) == {"step": 1}
 
 
+@settings(max_examples=20, derandomize=True)
 @given(
     steps=st.lists(st.integers(1, 200), min_size=1, max_size=12, unique=True).map(sorted),
     keep=st.integers(1, 4),
@@ -163,6 +165,73 @@ class Clock:
     def stand_still(self, pace: Pace, seconds: float, *, saving: bool = True) -> None:
         with pace.standing_still(saving=saving):
             self.seconds += seconds
+
+
+def damaged_in_every_way(folder: Path) -> None:
+    """Leave newer checkpoints than the whole one of step 1 in ``folder``: copies of it, each damaged in another way."""
+    whole = folder / f"{PREFIX}{1:08d}"
+    weights = next(whole.glob("*.safetensors")).name
+    flipped = bytearray((whole / weights).read_bytes())
+    flipped[-1] ^= 1
+    progress = (whole / PROGRESS).read_text()
+    damages = [
+        (weights, bytes(flipped)),
+        (weights, bytes(len(flipped))),
+        (weights, b"\xff" * 8 + bytes(flipped[8:])),
+        (weights, b""),
+        (PROGRESS, progress.replace('"step": 1', '"step": 7').encode()),
+        *[(PROGRESS, damage) for damage in (b"", b"[]", b"null", b"{}", b'{"files": {}}', b"[" * 100_000, b"\xff\xfe")],
+    ]
+    for step, (name, content) in enumerate(damages, 2):
+        newer = shutil.copytree(whole, folder / f"{PREFIX}{step:08d}")
+        (newer / name).write_bytes(content)
+    (folder / f"{PREFIX}{90:08d}").touch()  # a file
+    for name in (
+        "step-abc",
+        "step-",
+        "step-5",
+        "step-00000077.old",
+        "step-\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661",
+    ):
+        (folder / name).mkdir()
+
+
+def test_whatever_is_damaged_is_set_aside_and_never_pushes_out_a_whole_one(tmp_path: Path) -> None:
+    save(Checkpoints(tmp_path), 1, training(0, steps=1), step=1)
+    damaged_in_every_way(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.newest() == tmp_path / f"{PREFIX}{1:08d}"
+    fresh = training(1, 0)
+    assert checkpoints.load(fresh) == {"step": 1}
+    save(checkpoints, 2, fresh, step=2)
+    assert checkpoints.steps() == [1, 2]
+    assert (tmp_path / "damaged-step-00000002").is_dir()
+
+
+@settings(max_examples=40, derandomize=True)
+@given(data=st.data())
+def test_one_flipped_bit_anywhere_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("flipped")
+    save(Checkpoints(folder), 1, {"model": nn.Linear(2, 2)}, step=1, losses=[0.1 + 0.2])
+    path = data.draw(st.sampled_from(sorted(folder.glob("*/*"))))
+    before, content = read_json(next(folder.glob(f"*/{PROGRESS}"))), bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    found = Checkpoints(folder).newest()
+    assert found is None or (path.name == PROGRESS and read_json(path) == before)  # such as a space for a line's end
+
+
+@pytest.mark.parametrize("damage", [b"", bytes(2_000), None])
+def test_one_of_version_0_1_has_no_digests_and_is_read_if_its_files_are_whole(
+    tmp_path: Path, damage: bytes | None
+) -> None:
+    save(Checkpoints(tmp_path), 3, training(0, steps=3), step=3)
+    folder = tmp_path / f"{PREFIX}{3:08d}"
+    if damage is not None:
+        next(folder.glob("*.safetensors")).write_bytes(damage)
+    files = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+    write_json(folder / PROGRESS, {"progress": {"step": 3}, "files": files})
+    assert Checkpoints(tmp_path).load(training(1, 0)) == ({"step": 3} if damage is None else None)
 
 
 @pytest.mark.parametrize(

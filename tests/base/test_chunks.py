@@ -4,13 +4,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import LAUNCHER
+from tests.support.small_model import LAUNCHER
 from tokenbridge.base.chunks import THREADS, Advance, Chunk, cut, make_chunks
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
 
@@ -64,6 +65,20 @@ with atomic_path(pathlib.Path(sys.argv[1])) as target:
 
     make_chunks("test", chunks, make, processes=SINGLE_PROCESS, launcher=LAUNCHER)
     assert sorted(path.name for path in (tmp_path / "chunks").iterdir()) == ["chunk-0", "chunk-1", "chunk-2"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_slow_process_is_not_awaited_in_a_collective_which_would_time_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    chunks = cut(8, 4, lambda index: tmp_path / f"chunk-{index}")
+    waits = []
+    monkeypatch.setattr("tokenbridge.base.chunks.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(Processes, "broadcast", lambda _, value: value)
+    monkeypatch.setattr(Processes, "wait", lambda _: waits.append(all(chunk.path.exists() for chunk in chunks)))
+    Timer(0.1, chunks[1 - rank].path.touch).start()  # the other process
+    make_chunks("test", chunks, lambda chunk, _: chunk.path.touch(), processes=Processes(rank, 2), launcher=LAUNCHER)
+    assert waits == [True]
 
 
 @pytest.mark.parametrize(("threads", "used"), [(0, THREADS), (1, 1)])

@@ -3,21 +3,22 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import Silent
 from tests.support.checkout import CHECKOUT
+from tests.support.small_model import LAUNCHER, Silent
 from tokenbridge.base.checks import AUTO, BF16, FP32
-from tokenbridge.base.device import autocast, emulation_cost, has_bf16, resolve_precision
+from tokenbridge.base.device import autocast, emulation_cost, has_bf16, pick_device, resolve_precision
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.infra.dvc import read_stages
 from tokenbridge.ops.runs.precision_check import check_precision, precision_settings, setting_of
-from tokenbridge.stages.context import PRECISION, StageContext
-from tokenbridge.stages.runtime import WORK
+from tokenbridge.stages.context import StageContext
+from tokenbridge.stages.runtime import PRECISION, WORK
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ANSWER = "import torch; from tokenbridge.base.device import has_bf16; print(has_bf16(torch.device('cpu')))"
@@ -138,13 +139,13 @@ def test_a_stage_begun_in_bfloat16_is_not_resumed_where_that_is_emulated(
 @pytest.fixture
 def emulating(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that only emulates bfloat16."""
-    for module in ("base.device", "ops.runs.precision_check", "stages.context"):
+    for module in ("base.device", "stages.context"):
         monkeypatch.setattr(f"tokenbridge.{module}.has_bf16", lambda _: False)
 
 
 @pytest.mark.usefixtures("emulating")
 def test_the_cost_of_emulation_is_said_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    check_precision(CHECKOUT, validate(compose_config(["vae.precision=bf16"], CHECKOUT / "conf")))
+    check_precision(CHECKOUT, validate(compose_config(["vae.precision=bf16"], CHECKOUT / "conf")), [])
     assert capsys.readouterr().out.count("note: vae.precision is bf16, which") == 1
 
 
@@ -153,12 +154,13 @@ def test_what_cannot_be_resumed_is_refused_before_anything_runs(tmp_path: Path) 
     for name in ("dvc.yaml", "params.yaml"):
         (tmp_path / name).write_bytes((CHECKOUT / name).read_bytes())
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
-    work = tmp_path / WORK / "vae" / read_stages(tmp_path)["vae"].key
+    stages = read_stages(tmp_path).values()
+    work = tmp_path / WORK / "vae" / next(stage.key for stage in stages if stage.name == "vae")
     work.mkdir(parents=True)
     (work / PRECISION).write_text(BF16)
     config = validate(compose_config([], CHECKOUT / "conf"))
     with pytest.raises(UserError, match="was begun in bf16"):
-        check_precision(tmp_path, config)
+        check_precision(tmp_path, config, stages)
 
 
 def test_every_stage_that_computes_in_a_precision_has_a_setting_for_it() -> None:
@@ -171,3 +173,23 @@ def test_every_stage_that_computes_in_a_precision_has_a_setting_for_it() -> None
 def test_nothing_else_names_bfloat16() -> None:
     named = [p for p in (CHECKOUT / "tokenbridge").rglob("*.py") if "torch.bfloat16" in p.read_text()]
     assert {path.name for path in named} == {"device.py", "pipeline.py"}  # the pipeline's docstring
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_stage_is_deterministic_on_gpus_if_the_launcher_says_so(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    asked: list[bool] = []
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setattr(os, "environ", environment)
+    pick_device(replace(LAUNCHER, deterministic=wanted))
+    assert asked == [True] * wanted
+    assert ("CUBLAS_WORKSPACE_CONFIG" in environment) == wanted
+
+
+def test_float32_is_not_tf32_on_gpus() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    pick_device(LAUNCHER)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -1,12 +1,42 @@
 """Files that are whole or absent."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.files import atomic_folder, atomic_path, atomic_write_text, new_folder, sha256_file, sha256_tree
+from tokenbridge.base.files import (
+    MAX_NESTING,
+    AccessError,
+    atomic_folder,
+    atomic_path,
+    atomic_write_text,
+    check_access,
+    explain_disk_error,
+    new_folder,
+    parse_json,
+    sha256_file,
+    sha256_tree,
+)
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_the_disk_has_all_of_a_folder_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
+) -> None:
+    place, flushed = tmp_path / "folder", list[tuple[int, bool]]()
+    if replaces:
+        place.mkdir()
+        (place / "old").touch()
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append((os.fstat(file).st_ino, (place / "a/b").exists())))
+    with atomic_folder(place) as target:
+        (target / "a").mkdir(parents=True)
+        (target / "a/b").write_text("content")
+    parts = {each.stat().st_ino for each in (place, place / "a", place / "a/b")}
+    assert {number for number, published in flushed if not published} == parts
+    assert flushed[-1] == (tmp_path.stat().st_ino, True)
 
 
 def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -67,3 +97,39 @@ def test_tree_digest_sees_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a/y").write_text("2")
     assert len({first, second, sha256_tree(tmp_path / "a")}) == 3
     assert sha256_tree(tmp_path / "a/y") == sha256_file(tmp_path / "a/y")
+
+
+@pytest.mark.parametrize("depth", [MAX_NESTING + 1, 100_000])
+def test_json_that_is_nested_too_deep_is_refused(depth: int) -> None:
+    assert parse_json("[" * MAX_NESTING + "]" * MAX_NESTING)
+    for text in ("[" * depth + "]" * depth, '{"a":' * depth + "0" + "}" * depth):
+        with pytest.raises(ValueError, match="nested more than 50 deep"):
+            parse_json(text)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_permissions_of_the_users_other_files(tmp_path: Path, umask: int, mode: int) -> None:
+    """safetensors and tempfile write files that nobody else may read."""
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "file") as target:
+            target.touch(0o600)
+        with atomic_folder(tmp_path / "folder") as target:
+            (target / "vae").mkdir(parents=True)
+            (target / "vae/model.safetensors").touch(0o600)
+    finally:
+        os.umask(before)
+    for name in ("file", "folder/vae/model.safetensors"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
+def test_the_owner_of_a_file_that_may_not_be_changed_is_named_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = rf"change or read {tmp_path}/file: {tmp_path} belongs to {tmp_path.owner()}.*`sudo chown -R .* {tmp_path}`"
+    with pytest.raises(AccessError, match=told), explain_disk_error(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "file"))
+    check_access(tmp_path, tmp_path / "missing")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(AccessError, match=f"{tmp_path} belongs to"):
+        check_access(tmp_path / "missing", tmp_path)

@@ -1,5 +1,10 @@
 """Randomness as a function of names and numbers."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +30,24 @@ def test_every_example_once_per_epoch_whatever_the_batch(examples: int, batch: i
 def test_batch_size_does_not_change_the_order() -> None:
     small, large = EpochOrder(30, 5, seed=1), EpochOrder(30, 10, seed=1)
     assert torch.equal(torch.cat([small.indices(0), small.indices(1)]), large.indices(0))
+
+
+def test_a_thread_never_meets_an_epoch_without_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, shared = EpochOrder(64, 64, seed=0).indices(1), EpochOrder(64, 64, seed=0)
+    shared.indices(0)
+    drawing, randperm = Event(), torch.randperm
+
+    def slow(*arguments: int, **options: torch.Generator) -> torch.Tensor:
+        drawing.set()
+        time.sleep(0.1)
+        return randperm(*arguments, **options)
+
+    monkeypatch.setattr(torch, "randperm", slow)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(shared.indices, 1)
+        drawing.wait()
+        assert torch.equal(shared.indices(1), expected)
+        assert torch.equal(ahead.result(), expected)
 
 
 def test_epochs_become_steps() -> None:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.evaluation.conftest import LABEL_NAMES, draw_shapes
 from tests.evaluation.shards import save_shards
+from tokenbridge.base.finite import NotFiniteError
 from tokenbridge.classifier.network import (
     ImageClassifier,
     accuracy_by_class,
@@ -46,3 +48,10 @@ def test_large_images_are_shrunk_and_small_ones_left_alone(tmp_path: Path) -> No
         shards = ImageShards(tmp_path / name, "train")
         np.testing.assert_array_equal(read_small(shards), images)
         np.testing.assert_array_equal(read_small(shards, range(2, 5)), images[2:5])
+
+
+def test_logits_that_are_not_finite_are_no_class() -> None:
+    model = ImageClassifier(width=8, label_names=LABEL_NAMES).eval()
+    torch.nn.init.constant_(model.classify.bias, float("inf"))
+    with pytest.raises(NotFiniteError, match=r"classifier's logits contain NaN or infinity: .*classify\.bias"):
+        predict(model, draw_shapes(2)[0])

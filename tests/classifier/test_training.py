@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
 
-from tests import conftest
 from tests.evaluation.conftest import LABEL_NAMES, draw_shapes
+from tests.support import small_model
+from tests.support.small_data import write_images
 from tokenbridge.base.checkpoints import Checkpoints
 from tokenbridge.base.protocols import Discard
 from tokenbridge.classifier.network import ImageClassifier, class_accuracy
@@ -16,7 +18,7 @@ from tokenbridge.config import ClassifierConfig
 from tokenbridge.engine.loop import History
 
 CONFIG = ClassifierConfig(width=8, epochs=6, batch_size=30, learning_rate=0.01, precision="fp32")
-LAUNCHER = replace(conftest.LAUNCHER, batch_size=50, log_seconds=60, checkpoint_seconds=1e-9)
+LAUNCHER = replace(small_model.LAUNCHER, batch_size=50, log_seconds=60, checkpoint_seconds=1e-9)
 
 
 class Killed(Exception):
@@ -36,10 +38,8 @@ class Sink(Discard):
 
 
 def run_training(checkpoint: Path, sink: Sink | None = None, epochs: int = 6) -> tuple[ImageClassifier, History]:
-    images, labels = draw_shapes(180)
     return train_classifier(
-        images,
-        labels,
+        write_images(checkpoint.parent / uuid4().hex, *draw_shapes(180)),
         label_names=LABEL_NAMES,
         config=replace(CONFIG, epochs=epochs),
         seed=0,

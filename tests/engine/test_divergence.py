@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import LAUNCHER, MODEL
 from tests.support.small_data import write_moments
+from tests.support.small_model import LAUNCHER, MODEL
 from tokenbridge.base.distributed import SINGLE_PROCESS
 from tokenbridge.base.loading import load_whole
 from tokenbridge.engine.divergence import SETTLING, LossWatch, load_bad_step
@@ -63,7 +63,7 @@ def test_a_bad_step_stops_before_the_update_and_is_kept_for_a_replay(
     assert report["settings"]["model"] == asdict(trainer.config)
     kept = load_whole(DimensionwiseQuantizer, tmp_path / "run" / BAD_STEP / "quantizer")
     assert torch.equal(kept.levels, quantizer.levels)
-    batch = Batch(**part, num_masked=report["settings"]["num_masked"])
+    batch = Batch(**part)
     assert not torch.isfinite(batch_loss(fresh.model, quantizer, batch))
     assert all(torch.equal(before[name], each) for name, each in fresh.model.state_dict().items())
 

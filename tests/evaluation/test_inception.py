@@ -20,8 +20,13 @@ from tests.evaluation.test_metrics import CONFIG
 from tokenbridge.base.files import sha256_file
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.evaluation.features import ImageTensorDataset
-from tokenbridge.evaluation.inception import check_inception, check_inception_weights, load_reference_statistics
-from tokenbridge.evaluation.metrics import inception_features, inception_metrics, inception_statistics
+from tokenbridge.evaluation.inception import (
+    check_inception,
+    check_inception_weights,
+    inception_features,
+    load_reference_statistics,
+)
+from tokenbridge.evaluation.metrics import distance, inception_score, statistics
 
 
 class UnloadedInception(FeatureExtractorInceptionV3):
@@ -49,9 +54,9 @@ def test_fid_against_statistics_equals_fid_against_images(random_weights: Path, 
     check_inception_weights(random_weights, expected_sha256=sha256_file(random_weights))
     generated, reference = (ImageTensorDataset(draw_shapes(12, seed)[0]) for seed in (1, 2))
     features = inception_features(generated, random_weights)
-    statistics = inception_statistics(inception_features(reference, random_weights))
+    computed = statistics(inception_features(reference, random_weights), "2048")
     archive = tmp_path / "reference.npz"
-    np.savez(archive, mu=statistics["mu"].astype(np.float64), sigma=statistics["sigma"])
+    np.savez(archive, mu=computed["mu"].astype(np.float64), sigma=computed["sigma"])
     expected = torch_fidelity.calculate_metrics(
         input1=generated,
         input2=reference,
@@ -65,11 +70,10 @@ def test_fid_against_statistics_equals_fid_against_images(random_weights: Path, 
         verbose=False,
     )
     loaded = load_reference_statistics(archive)
-    assert all(np.array_equal(loaded[name], statistics[name]) for name in ("mu", "sigma"))
-    assert inception_metrics(features, loaded) == pytest.approx(
-        {"fid_inception": expected["frechet_inception_distance"], "is_inception": expected["inception_score_mean"]},
-        rel=1e-6,
-    )
+    assert all(np.array_equal(loaded[name], computed[name]) for name in ("mu", "sigma"))
+    found = distance(statistics(features, "2048"), loaded), inception_score(features, "logits_unbiased")
+    expected_metrics = expected["frechet_inception_distance"], expected["inception_score_mean"]
+    assert found == pytest.approx(expected_metrics, rel=1e-6)
 
 
 def test_nothing_is_needed_when_no_weights_are_named() -> None:
@@ -92,6 +96,12 @@ def test_a_pickle_that_runs_code_is_refused_even_with_the_right_digest(tmp_path:
     path.write_bytes(pickle.dumps(print, protocol=2))
     with pytest.raises(EvaluationError, match="more than weights"):
         check_inception_weights(path, expected_sha256=sha256_file(path))
+
+
+def test_statistics_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "reference.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
+    with pytest.raises(EvaluationError, match="contains NaN or infinity"):
+        load_reference_statistics(tmp_path / "reference.npz")
 
 
 @pytest.mark.parametrize(

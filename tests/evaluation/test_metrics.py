@@ -7,17 +7,20 @@ import pytest
 import torch_fidelity
 
 from tests.evaluation.conftest import draw_shapes
+from tokenbridge.base.checks import FP32
 from tokenbridge.config import EvaluateConfig
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.evaluation.checks import check_counts, check_sample_count
 from tokenbridge.evaluation.features import Features, ImageTensorDataset, extract_features, register
-from tokenbridge.evaluation.metrics import frechet_distance, inception_score, sample_metrics
+from tokenbridge.evaluation.metrics import frechet_distance, sample_metrics
+from tokenbridge.evaluation.networks import lite0
 
 CONFIG = EvaluateConfig(
     feature_size=32,
     kid_subset_size=20,
     kid_subsets=5,
     inception_weights=None,
+    dinov2_weights=None,
     inception_reference=None,
     precision="fp32",
 )
@@ -57,7 +60,7 @@ def test_every_number_is_what_torch_fidelity_reports(reference_images: np.ndarra
         save_cpu_ram=True,
         verbose=False,
     )
-    assert sample_metrics(generated, reference, CONFIG) | inception_score(generated, CONFIG) == pytest.approx(
+    assert sample_metrics(generated, reference, CONFIG) | lite0(CONFIG, FP32).scores(generated) == pytest.approx(
         {
             f"fd_{SUFFIX}": expected["frechet_inception_distance"],
             f"kid_{SUFFIX}": expected["kernel_inception_distance_mean"],

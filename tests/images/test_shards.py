@@ -59,9 +59,34 @@ def test_any_range_reads_back_its_own_pixels_and_labels(
     np.testing.assert_array_equal(labels, np.arange(start, stop) % 3)
 
 
+@pytest.mark.parametrize("indices", [[0, 3, 4, 9, 10, 22], [1, 2, 3], [22]])
+def test_chosen_images_are_read_with_each_row_group_once(
+    folder: Path, images: np.ndarray, indices: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, read = ImageShards(folder, "train"), []
+    group = split.rows.group
+    monkeypatch.setattr(
+        split.rows, "group", lambda position, columns: read.append(position) or group(position, columns)
+    )
+    pixels, labels = split.take(np.array(indices))
+    np.testing.assert_array_equal(pixels, images[indices].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(labels, np.array(indices) % 3)
+    assert len(read) == len(set(read))
+
+
 def test_a_range_outside_of_the_split_is_refused(folder: Path) -> None:
-    with pytest.raises(IndexError, match=r"20\.\.24 were asked for, but there are 23"):
+    with pytest.raises(IndexError, match=r"20 to 23 were asked for, but there are 23"):
         ImageShards(folder, "train").read(20, 24)
+
+
+def test_row_groups_are_small_in_bytes(
+    tmp_path: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 3 * max(len(content) for content, *_ in examples))
+    write(tmp_path / "images", examples)
+    split = ImageShards(tmp_path / "images", "train")
+    assert np.diff(split.rows.starts).tolist() == [3, 3, 3, 1] * 2 + [3]
+    assert list(split.examples(np.arange(23))) == examples
 
 
 def test_attributes(folder: Path) -> None:
@@ -104,6 +129,25 @@ def test_a_truncated_shard_is_named(folder: Path) -> None:
     shard = folder / "train-00001-of-00003.parquet"
     shard.write_bytes(shard.read_bytes()[:-50])
     with pytest.raises(DataError, match=r"train-00001-of-00003\.parquet is missing or damaged.*dvc checkout"):
+        ImageShards(folder, "train")
+
+
+def test_a_flipped_bit_anywhere_is_refused_or_does_not_matter(folder: Path, examples: list[Example]) -> None:
+    shard, refused = folder / "train-00001-of-00003.parquet", 0
+    whole = shard.read_bytes()
+    for place in range(0, len(whole), 7):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            assert list(ImageShards(folder, "train").examples(np.arange(10, 20))) == examples[10:20]
+        except DataError:
+            refused += 1
+    assert refused > len(whole) / 7 / 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"splits": {"train": []}}', "[" * 100_000])
+def test_a_damaged_manifest_is_named(folder: Path, text: str) -> None:
+    (folder / shards.MANIFEST).write_text(text)
+    with pytest.raises(DataError, match=r"manifest\.json is missing or damaged .*dvc checkout"):
         ImageShards(folder, "train")
 
 

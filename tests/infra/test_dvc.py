@@ -1,15 +1,30 @@
 """Stages as DVC sees them: order, parameters, keys, and which are stale."""
 
+import json
+import logging
+import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.cli import main
 
 from tests.support.checkout import CHECKOUT
-from tokenbridge.infra.dvc import read_stages, repair_lock_file, stale_stages
+from tokenbridge.base.errors import UserError
+from tokenbridge.infra.dvc import (
+    clear_busy_paths,
+    drop_damaged,
+    opened,
+    read_lock,
+    read_pipeline,
+    read_stages,
+    share_cache,
+)
 
 DVC = (sys.executable, "-m", "dvc")
 DVC_YAML = {
@@ -63,32 +78,100 @@ def test_an_input_made_by_a_stage_counts_by_its_md5_in_the_lock_file(repository:
 
 
 def test_changed_stages_and_all_that_need_them_are_stale(repository: Path) -> None:
-    assert stale_stages(repository) == ["first", "middle", "last"]
+    assert read_pipeline(repository)[1] == ["first", "middle", "last"]
     for out in ("first.txt", "middle.txt", "last.json"):
         (repository / out).write_text("{}")
     subprocess.run([*DVC, "commit", "--quiet", "--force"], cwd=repository, check=True)
-    assert stale_stages(repository) == []
+    assert read_pipeline(repository)[1] == []
     (repository / "params.yaml").write_text("seed: 1\ngroup: {a: 1, b: [2, 3]}\n")
-    assert stale_stages(repository) == ["last"]
+    assert read_pipeline(repository)[1] == ["last"]
     (repository / "params.yaml").write_text("seed: 0\ngroup: {a: 2}\n")
-    assert stale_stages(repository) == ["first", "middle", "last"]
+    assert read_pipeline(repository)[1] == ["first", "middle", "last"]
 
 
-@pytest.mark.parametrize("torn", ["", '{"read": {"a'])
-def test_a_torn_list_of_busy_paths_is_repaired(repository: Path, torn: str) -> None:
-    def dvc_works() -> bool:
-        command = [*DVC, "commit", "--quiet", "--force", "first"]
-        return subprocess.run(command, cwd=repository, check=False).returncode == 0
-
-    (repository / "first.txt").write_text("out")
+@pytest.mark.parametrize("torn", ["", '{"read": {"a', "[]", '{"write": 1}', '{"write": {"x": {}}, "read": {}}'])
+def test_a_torn_list_of_busy_paths_is_removed(repository: Path, torn: str, caplog: pytest.LogCaptureFixture) -> None:
     file = repository / ".dvc/tmp/rwlock"
-    file.write_text(torn)
-    assert not dvc_works()
-    repair_lock_file(repository)
-    assert dvc_works()
-    file.write_text('{"write": {}}')
-    repair_lock_file(repository)
-    assert file.exists()  # whole: DVC's own affair
+    for content, words in ((torn, "half written"), ("{}", "")):
+        file.write_text(content)
+        with caplog.at_level(logging.INFO, "tokenbridge"):
+            clear_busy_paths(repository)
+        assert not file.exists()
+        assert words in caplog.text
+        assert bool(words) == bool(caplog.text)
+        caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["dvc", "other"])
+def test_a_path_is_busy_while_the_dvc_that_uses_it_lives(
+    repository: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An ended process that its parent did not collect has ended, and the id of another program was given again."""
+    (repository / name).write_text("import sys; print(flush=True); sys.stdin.read()")
+    busy = subprocess.Popen([sys.executable, name], cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert busy.stdin is not None
+    assert busy.stdout is not None
+    busy.stdout.readline()
+    file = repository / ".dvc/tmp/rwlock"
+    file.write_text(json.dumps({"read": {"first.txt": [{"pid": busy.pid, "cmd": "dvc repro"}]}}))
+    closing = threading.Timer(0.5, busy.stdin.close)
+    closing.start()
+    with caplog.at_level(logging.INFO, "tokenbridge"):
+        clear_busy_paths(repository)
+    assert (f"process {busy.pid}, is using" in caplog.text) == (name == "dvc")
+    assert (busy.poll() is not None) == (name == "dvc")
+    assert not file.exists()
+    closing.join()
+    busy.wait()
+
+
+BROKEN = [
+    "",
+    "stages:",
+    "schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\n",
+    "schema: '2.0'\nstages: {first: null}",
+    "schema: '2.0'\nstages: {first: {cmd: x, outs: [{path: 1}]}}",
+    "schema: '9.0'\nstages: {}",
+    "- " * 5000,
+]
+
+
+@pytest.mark.parametrize("read", [read_lock, read_stages, read_pipeline])
+@pytest.mark.parametrize("content", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_lock_file_says_how_to_bring_it_back(
+    repository: Path, content: str, read: Callable[[Path], object]
+) -> None:
+    (repository / "dvc.lock").write_text(content)
+    with pytest.raises(UserError, match=r"dvc\.lock.*`git checkout`") as caught:
+        read(repository)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("lock", "damaged"), [(True, b"a\n"), (False, b"[")])  # else only the run cache knows the outs
+def test_a_damaged_object_is_not_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: bool, damaged: bytes
+) -> None:
+    make = "mkdir -p folder && echo a > folder/a && echo b > folder/b && echo run >> runs"
+    stages = {"make": {"cmd": make, "params": ["seed"], "outs": ["folder"]}}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    monkeypatch.chdir(tmp_path)
+    assert [main(["init", "--no-scm", "--quiet"]), main(["repro", "--quiet"])] == [0, 0]  # faster than processes
+    shutil.rmtree(tmp_path / "folder")
+    if not lock:
+        (tmp_path / "dvc.lock").unlink()
+    specs = read_stages(tmp_path).values()
+    assert drop_damaged(tmp_path, specs) == []
+    (file,) = [path for path in (tmp_path / ".dvc/cache/files").glob("*/*/*") if path.read_bytes().startswith(damaged)]
+    before = file.stat()
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # a disk that fails changes no times
+    file.chmod(0o444)
+    assert drop_damaged(tmp_path, specs) == ["folder"]
+    assert main(["repro", "--quiet"]) == 0
+    assert [(tmp_path / "folder" / name).read_text() for name in "ab"] == ["a\n", "b\n"]
+    assert (tmp_path / "runs").read_text().count("run") == 2
 
 
 def test_the_projects_own_graph_starts_with_fetch(repository: Path) -> None:
@@ -98,3 +181,25 @@ def test_the_projects_own_graph_starts_with_fetch(repository: Path) -> None:
     assert next(iter(stages)) == "fetch"
     assert stages["evaluate@tiny"].needed == ["classifier", "fetch", "generate@tiny"]
     assert stages["train@tiny"].needed == ["encode", "fetch", "fit_quantizer", "vae"]
+
+
+def test_a_downloaded_archive_without_git_is_a_project_too(repository: Path) -> None:
+    """Also for the dvc commands that we start, and that somebody starts later."""
+    (repository / ".dvc/config").write_text("")
+    command = [*DVC, "status"]
+    assert subprocess.run(command, cwd=repository, check=False).returncode != 0
+    assert list(read_stages(repository)) == ["first", "middle", "last"]
+    assert subprocess.run(command, cwd=repository, check=False).returncode == 0
+
+
+def test_relative_paths_of_the_machines_own_config_lead_a_worktree_to_the_same_place(repository: Path) -> None:
+    worktree = repository / ".work/aside"
+    shutil.copytree(repository / ".dvc", worktree / ".dvc")
+    (repository / ".dvc/config.local").write_text(
+        "[core]\n    remote = team\n['remote \"team\"']\n    url = ../../store\n"
+    )
+    share_cache(repository, worktree)
+    for folder in (repository, worktree):
+        with opened(folder) as repo:
+            assert Path(repo.config["remote"]["team"]["url"]) == repository.parent / "store"
+            assert Path(repo.cache.local_cache_dir) == repository / ".dvc/cache"

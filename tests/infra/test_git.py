@@ -1,5 +1,6 @@
 """Which code a run was made with, and checkouts of other code."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -82,16 +83,21 @@ def test_the_users_own_settings_of_git_change_nothing(root: Path, monkeypatch: p
     """Nor do variables and hooks of a git command that runs us, such as an alias."""
     (root / "code.py").write_text("second\n")
     (root / "new.py").write_text("new\n")
+    git(root, "config", "core.autocrlf", "true")
+    (root / "grün.txt").write_bytes(b"a\r\nb\n")
+    (root / os.fsdecode(b"gr\xfcn")).write_text("a name in Latin-1")
     wanted, tags = uncommitted(root), git_tags(root)
     hook = root / ".git/hooks/post-checkout"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(f"#!/bin/sh\ntouch {root / 'hooked'}\n")
     hook.chmod(0o755)
     for name, value in {
-        "color.ui": "always",
+        "color.diff": "always",
+        "core.safecrlf": "true",
         "diff.external": "false",
         "diff.mnemonicPrefix": "true",
         "diff.noprefix": "true",
+        "diff.orderFile": "missing",
         "status.showUntrackedFiles": "no",
     }.items():
         git(root, "config", name, value)
@@ -122,6 +128,13 @@ def test_a_checkout_is_brought_to_its_commit_again(root: Path, tmp_path: Path) -
     assert (root / "code.py").read_text() == "second\n"
 
 
+def test_a_checkout_follows_a_project_that_was_moved(root: Path, tmp_path: Path) -> None:
+    checkout(root, root / ".work/aside", head(root))
+    moved = root.rename(tmp_path / "moved")
+    (moved / ".work/aside/code.py").write_text("edited\n")
+    assert (checkout(moved, moved / ".work/aside", head(moved)) / "code.py").read_text() == "first\n"
+
+
 def test_an_unknown_commit_is_explained(root: Path, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"no commit aaaa.* fetch it from where the run was made"):
         checkout(root, tmp_path / "aside", "a" * 40)
@@ -129,3 +142,5 @@ def test_an_unknown_commit_is_explained(root: Path, tmp_path: Path) -> None:
 
 def test_without_git_there_is_no_code_to_name(tmp_path: Path) -> None:
     assert git_tags(tmp_path) == {}
+    with pytest.raises(RepositoryError, match=r"no history of git, which this needs: clone the project"):
+        uncommitted(tmp_path)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from tests.model.golden import Golden, load_golden
 from tokenbridge.config.model import SamplingSettings
-from tokenbridge.model.transformer import gather, split_order
+from tokenbridge.model.layers import gather
+from tokenbridge.model.transformer import split_order
 from tokenbridge.sampling.sampler import Draws, sample_tokens
 from tokenbridge.tokenizer.levels import gaussian_levels
 from tokenbridge.tokenizer.quantizer import to_maps, to_sequence
@@ -59,8 +60,13 @@ def test_encoder_decoder_logits_and_loss(golden: Golden) -> None:
     assert difference(loss, golden.expected["loss"]) < 1e-5
 
 
+@pytest.mark.parametrize("released_slot0", [True, False])
 @pytest.mark.parametrize("name", SAMPLES)
-def test_greedy_samples(golden: Golden, name: str) -> None:
+def test_greedy_samples(golden: Golden, name: str, released_slot0: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding that the released sampler adds to slot 0 is zero in the golden data, so both ways agree."""
+    assert golden.model.config.released_slot0
+    assert golden.model.head.released_slot0
+    monkeypatch.setattr(golden.model.head, "released_slot0", released_slot0)
     orders = golden.inputs["orders"]
     draws = Draws(orders, torch.zeros(*orders.shape, 16))
     tokens = sample_tokens(golden.model, golden.quantizer, golden.inputs["labels"], draws, SAMPLES[name])

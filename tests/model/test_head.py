@@ -1,11 +1,15 @@
 """The head: what a slot may see, of one dimension or of a group, and that sampling computes what training did."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import random_model
+from tests.support.small_model import random_model
 from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import read_json, write_json
+from tokenbridge.base.loading import load_whole
 from tokenbridge.config import HEADS
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.head import DimensionHead
@@ -126,12 +130,49 @@ def test_a_head_that_cannot_be_made_says_why(changes: dict[str, object], message
         random_model(**changes)
 
 
+@pytest.mark.parametrize("released_slot0", [True, False])
+@torch.no_grad()
+def test_slot_0_is_sampled_as_trained_or_as_the_released_sampler_does(released_slot0: bool, tmp_path: Path) -> None:
+    """Against the released sampler written plainly: it computes the whole prefix again for every slot."""
+    random_model(released_slot0=released_slot0).save_pretrained(tmp_path)
+    head = load_whole(TokenBridgeTransformer, tmp_path).head
+    assert head.modulation_embedding[:, 0].abs().max() > 0.1
+    z, seen = features(50), []
+    c = head.condition(z)[:, None]
+    modulated = c + head.modulation_embedding
+    inputs, expected = [modulated[:, :1] if released_slot0 else c], []
+    for slot in range(DIMENSIONS):
+        x = torch.cat(inputs, dim=1) + head.slot_embedding[:, : slot + 1]
+        for block in head.blocks:
+            x = block(x, torch.nn.functional.silu(modulated[:, : slot + 1]))
+        scale, shift = head.final_modulation(torch.nn.functional.silu(modulated[:, slot])).chunk(2, dim=-1)
+        x = head.final_norm(head.norm(x[:, -1])) * (1 + scale) + shift
+        expected.append(x @ head.output_weight[slot].T + head.output_bias[slot])
+        table = head.level_embedding.weight[slot * LEVELS : (slot + 1) * LEVELS]
+        inputs.append(table[expected[-1].argmax(-1)][:, None] if slot < DIMENSIONS - 1 else x)
+
+    def choose(logits: Tensor, _: int) -> Tensor:
+        seen.append(logits)
+        return logits.argmax(-1)
+
+    head.sample(z, choose)
+    torch.testing.assert_close(torch.stack(seen), torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_saved_before_the_setting_existed_samples_as_trained(tmp_path: Path) -> None:
+    random_model(released_slot0=True).save_pretrained(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    assert config.pop("released_slot0")
+    write_json(tmp_path / "config.json", config)
+    assert not load_whole(TokenBridgeTransformer, tmp_path).head.released_slot0
+
+
 @torch.no_grad()
 def test_sampling_keeps_its_cache_short(model: TokenBridgeTransformer) -> None:
     """Every step works on one slot alone; a prefix computed again would show as longer inputs."""
     lengths: list[int] = []
     block = model.head.blocks[0]
-    handle = block.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    handle = block.attention.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     model.head.sample(features(2), lambda logits, _: logits.argmax(-1))
     handle.remove()
     assert lengths == [1] * DIMENSIONS

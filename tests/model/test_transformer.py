@@ -1,17 +1,20 @@
 """The masked spatial transformer: sizes of the paper, what each position may see, and where it can run."""
 
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import random_model, sizes_of, small_model
+from tests.support.small_model import random_model, sizes_of, small_model
 from tokenbridge.base.loading import load_whole
 from tokenbridge.config import HEADS
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model.layers import gather
 from tokenbridge.model.transformer import split_order
 
 PUBLISHED = {"large": 486_889_472, "huge": 910_040_576}
@@ -38,6 +41,19 @@ def test_published_sizes_have_the_published_parameters(name: str) -> None:
     with torch.device("meta"):
         model = TokenBridgeTransformer(**IMAGENET, **sizes)
     assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[name]
+
+
+@torch.no_grad()
+def test_the_last_block_computes_the_wanted_positions_alone() -> None:
+    model = random_model(decoder_depth=2)
+    values, _, labels, reveal, count = batch()
+    masked, visible = reveal[:, :count], reveal[:, count:]
+    every = model.features(values, labels, visible)
+    lengths: list[int] = []
+    for block in model.decoder:
+        block.mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    torch.testing.assert_close(model.features(values, labels, visible, masked), gather(every, masked))
+    assert lengths == [model.buffer_size + POSITIONS, MASKED]
 
 
 @torch.no_grad()
@@ -128,3 +144,45 @@ def test_its_blocks_can_be_compiled_one_by_one_for_sampling(model: TokenBridgeTr
     torch.testing.assert_close(model.features(values, labels, visible), z)
     tokens = [m.head.sample(z.flatten(0, 1), lambda logits, _: logits.argmax(-1)) for m in (plain, model)]
     assert torch.equal(*tokens)
+
+
+STARTS = {  # names of parameters -> mean and standard deviation at the start in the released code; None: Xavier's
+    r"(?!.*output_bias)(.*norm\w*\.weight)": (1.0, 0.0),
+    r".*bias|.*modulation\.weight": (0.0, 0.0),  # adaLN-zero
+    r"class_embedding\.weight|no_class|mask_token|\w+_position|head\.(slot|modulation)_embedding": (0.0, 0.02),
+    r"head\.level_embedding\.weight": (0.0, 1.0),  # torch's own; the released code leaves it alone
+    r".*(in|condition|qkv|out|expand|contract)\.weight|head\.output_weight": (0.0, None),
+}
+
+
+@pytest.mark.parametrize("size", ["imagenet_l", "imagenet_h"])
+def test_every_parameter_starts_as_in_the_released_code(size: str) -> None:
+    (config,) = validate(compose_config([f"experiment={size}"])).models.values()
+    small = replace(config, width=192, heads=3, head_width=128, encoder_depth=1, decoder_depth=1, head_depth=1)
+    torch.manual_seed(0)
+    kinds = set()
+    for name, weight in TokenBridgeTransformer(**IMAGENET, **sizes_of(small)).named_parameters():
+        (kind,) = (pattern for pattern in STARTS if re.fullmatch(pattern, name))
+        kinds.add(kind)
+        mean, std = STARTS[kind]
+        if std is None:
+            std = math.sqrt(2 / sum(weight.shape[-2:]))
+            assert weight.abs().max() <= math.sqrt(3) * std  # of a uniform distribution
+        error = 5 / math.sqrt(weight.numel())
+        assert weight.mean().item() == pytest.approx(mean, abs=std * error), name
+        assert weight.std(correction=0).item() == pytest.approx(std, rel=error), name
+    assert kinds == set(STARTS)
+
+
+def test_dropout_is_in_every_block_and_only_while_training() -> None:
+    model = small_model(dropout=0.1)
+    blocks = [*model.encoder, *model.decoder, *model.head.blocks]
+    rates = [(b.attention.dropout, b.attention.out_dropout.p, b.mlp.dropout.p) for b in blocks]
+    assert rates == [(0.1, 0.1, 0.1)] * len(blocks)
+    torch.nn.init.normal_(model.head.output_weight)  # so that what the blocks do shows
+    for block in model.head.blocks:
+        torch.nn.init.normal_(block.modulation.weight)
+    z, tokens = torch.randn(5, 32), torch.zeros(5, 4, dtype=torch.long)
+    assert not torch.equal(model.head(z, tokens), model.head(z, tokens))
+    model.eval()
+    assert torch.equal(model.head(z, tokens), model.head(z, tokens))

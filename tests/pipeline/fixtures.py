@@ -14,7 +14,7 @@ from tokenbridge.infra.dvc import LOCK_FILE
 
 TWO = ("launcher=multi_gpu", "launcher.processes=2", *Project.launching)
 CACHE = ".dvc/cache"
-TRAIN = ("python", "-m", "tokenbridge.stages.train", "tiny")
+TRAIN = ("python", "-m", "tokenbridge.stages", "train@tiny")
 
 
 def copy_checkout(target: Path) -> None:

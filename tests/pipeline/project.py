@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 import yaml
-from mlflow.entities import Run
 
 from tokenbridge.base.files import sha256_tree
 from tokenbridge.config.params import PARAMS_FILE
 from tokenbridge.infra.dvc import read_outcome
-from tokenbridge.infra.tracking.store import connect
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from tokenbridge.infra.tracking.store import Store
 
 T = TypeVar("T")
 PATIENCE = 300  # seconds; a test that waits longer has hung
@@ -108,7 +111,7 @@ class Project:
         lock = self.root / "dvc.lock"
         content = yaml.safe_load(lock.read_text())
         content["stages"].pop(stage, None)
-        command = f"python -m tokenbridge.stages.{stage.replace('@', ' ')}"
+        command = f"python -m tokenbridge.stages {stage}"
         lock.write_text(yaml.safe_dump(content, sort_keys=False))
         for entry in list((self.root / ".dvc/cache/runs").glob("*/*/*")):
             if yaml.safe_load(entry.read_text())["cmd"] == command:
@@ -117,19 +120,24 @@ class Project:
     def digest(self, out: str) -> str:
         return sha256_tree(self.root / out)
 
-    def runs(self, stage: str) -> list[Run]:
+    def runs(self, stage: str) -> "list[Run]":
         """MLflow's runs of a stage, oldest first."""
-        store = connect(self.root)
+        store = self._store()
         return list(
             store.client.search_runs([store.experiment], f"tags.stage = '{stage}'", order_by=["attributes.start_time"])
         )
 
-    def artifacts(self, run: Run, folder: str | None = None) -> list[str]:
+    def artifacts(self, run: "Run", folder: str | None = None) -> list[str]:
         """Paths of all files of an MLflow run."""
         paths: list[str] = []
-        for item in connect(self.root).client.list_artifacts(run.info.run_id, folder):
+        for item in self._store().client.list_artifacts(run.info.run_id, folder):
             paths += self.artifacts(run, item.path) if item.is_dir else [item.path]
         return paths
+
+    def _store(self) -> "Store":
+        from tokenbridge.infra.tracking.store import connect  # imports MLflow, which takes seconds
+
+        return connect(self.root)
 
 
 def outcomes(output: str) -> dict[str, str]:

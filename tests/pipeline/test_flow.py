@@ -36,7 +36,7 @@ def artifacts(project: Project) -> dict[str, Any]:
 def test_the_flow_waits_for_its_turn_runs_what_changed_and_shows_it(project: Project) -> None:
     project.settle()
     first = project.start_repro("evaluate.kid_subsets=8")
-    stage = wait_for(lambda: descendant(first, "-m", "tokenbridge.stages.evaluate"), "process of evaluate")
+    stage = wait_for(lambda: descendant(first, "-m", "tokenbridge.stages", "evaluate@tiny"), "process of evaluate")
     stage.suspend()  # so that it surely lives when the flow starts
     second = project.start("python", "-m", "flows.retrain", *project.overrides, "evaluate.kid_subsets=9")
     assert second.stdout is not None
@@ -60,7 +60,7 @@ def test_the_flow_waits_for_its_turn_runs_what_changed_and_shows_it(project: Pro
 
 def test_a_failing_stage_ends_the_flow_with_its_message(project: Project) -> None:
     output = failing_flow(project, "vae.pretrained=/nonexistent")
-    assert "vae: /nonexistent is no model folder" in output
+    assert "vae: /nonexistent is missing: name a folder" in output
     assert "Traceback" not in output
     assert "Retry" not in output  # another try cannot fix a setting
     assert "retrain: vae failed, as its log says; not run: encode, fit_quantizer, reconstruct, train@tiny" in output

@@ -14,7 +14,7 @@ def test_two_processes_draw_and_learn_the_same_even_if_one_is_killed(
     """Of ``encode``, ``tokenize`` and ``evaluate``, tests/test_shared_work.py shows it."""
     with project.by_hand(*TWO):
         before = project.digest("data/samples/tiny")
-        output = project.run("python", "-m", "tokenbridge.stages.generate", "tiny")
+        output = project.run("python", "-m", "tokenbridge.stages", "generate@tiny")
         assert "[rank 0] " in output
         assert project.digest("data/samples/tiny") == before
 

@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 
 from tests.support.small_pipeline import NAMES, build_pipeline
+from tokenbridge.base.checks import AUTO, BF16, FP32, Precision
+from tokenbridge.base.device import autocast
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json, write_json
+from tokenbridge.base.finite import NotFiniteError
 from tokenbridge.base.loading import LoadError
-from tokenbridge.config.model import REVEAL_ORDERS
+from tokenbridge.config.model import REVEAL_ORDERS, SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, to_sequence
@@ -60,6 +63,49 @@ def test_it_survives_saving(pipeline: TokenBridgePipeline, tmp_path: Path) -> No
 def test_numpy_output_is_the_picture_in_the_unit_range(pipeline: TokenBridgePipeline) -> None:
     numbers, pictures = (pipeline([0], 4, generator=seeded(), output_type=kind).images for kind in ("np", "pil"))
     assert np.array_equal(numbers, pixels(pictures).astype(np.float32) / 255)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "weights", "expected"),
+    [
+        (None, "cuda", torch.float32, torch.bfloat16),
+        (None, "cuda", torch.float16, torch.float16),
+        (None, "cpu", torch.float32, torch.float32),  # also where the processor has bfloat16
+        (AUTO, "cpu", torch.float32, torch.bfloat16),
+        (FP32, "cuda", torch.float32, torch.float32),
+    ],
+)
+def test_products_are_in_the_precision(
+    pipeline: TokenBridgePipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision | None,
+    device: str,
+    weights: torch.dtype,
+    expected: torch.dtype,
+) -> None:
+    """A GPU is played by the CPU with a GPU's name."""
+    monkeypatch.setattr("tokenbridge.base.device.has_bf16", lambda _: True)
+    monkeypatch.setattr("tokenbridge.sampling.pipeline.autocast", lambda _, name: autocast(torch.device("cpu"), name))
+    monkeypatch.setattr(TokenBridgeTransformer, "device", torch.device(device))
+    pipeline.to(dtype=weights).precision = precision
+    seen = types_of(pipeline.vae.quant_conv, pipeline.vae.post_quant_conv)
+    pipeline.decode_tokens(pipeline.encode_images(IMAGES))
+    assert seen == [expected] * 2
+
+
+def test_sampling_is_in_the_precision_too(pipeline: TokenBridgePipeline) -> None:
+    pipeline.precision = BF16
+    seen = types_of(pipeline.transformer.token_in, pipeline.vae.post_quant_conv)
+    pipeline([0], 1, 1.0)
+    assert seen == [torch.bfloat16] * 2
+
+
+def types_of(*modules: torch.nn.Module) -> list[torch.dtype]:
+    """The types of these modules' outputs, as they come."""
+    seen: list[torch.dtype] = []
+    for module in modules:
+        module.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    return seen
 
 
 FOLDERS = sorted(str(number) for number in range(12))  # as class folders 0 to 11 are sorted: 0, 1, 10, 11, 2, ...
@@ -118,6 +164,8 @@ def test_a_single_label_stands_alone(pipeline: TokenBridgePipeline, label: Any) 
         ({"class_labels": [-1]}, "no class -1"),
         ({"class_labels": [0], "num_inference_steps": 17}, "at most 16 steps"),
         ({"class_labels": [0], "top_p": 2}, "top_p is 2"),
+        ({"class_labels": [0], "guidance_scale": 1e30}, "guidance_scale is 1e\\+30: must be less than"),
+        ({"class_labels": [0], "temperature": 1e-320}, "temperature is 1e-320: must be 0"),
         ({"class_labels": [0], "output_type": "jpeg"}, "'pil' or 'np'"),
         ({"class_labels": [0, 1], "generator": [seeded()]}, "1 generators for 2 images"),
     ],
@@ -156,8 +204,45 @@ def test_weights_that_are_not_finite_are_named(pipeline: TokenBridgePipeline, pa
     name, weight = list(getattr(pipeline, part).named_parameters())[-1]
     with torch.no_grad():
         weight.view(-1)[0] = value
-    with pytest.raises(UserError, match=f"{part} weight {name} contains NaN or infinity"):
+    with pytest.raises(NotFiniteError, match=f"contain NaN or infinity: .*'s {name} is not finite"):
         pipeline([0], 4)
+
+
+def test_a_quantizer_that_is_not_finite_is_named(pipeline: TokenBridgePipeline) -> None:
+    pipeline.quantizer.scale.fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match=r"pixels contain NaN.*so check the quantizer"):
+        pipeline([0], 4)
+    with pytest.raises(NotFiniteError, match="DimensionwiseQuantizer's scale is not finite"):
+        pipeline.edit(IMAGES, LEFT, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("part", "weight", "what"),
+    [
+        ("vae", "decoder.conv_in", "pixels"),
+        ("vae", "encoder.conv_in", "moments"),
+        ("transformer", "token_in", "logits"),
+    ],
+)
+def test_half_precision_that_overflows_is_named(
+    pipeline: TokenBridgePipeline, part: str, weight: str, what: str
+) -> None:
+    """Every weight is finite in float16; what is computed from them is not."""
+    pipeline.to(torch.float16)
+    with torch.no_grad():
+        getattr(pipeline, part).get_submodule(weight).weight.fill_(3e4)
+    with pytest.raises(NotFiniteError, match=f"{what}.* contain NaN.*too large for float16: use bfloat16"):
+        pipeline.edit(IMAGES, LEFT, [0, 1])
+
+
+@pytest.mark.parametrize("order", REVEAL_ORDERS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_guidance_that_overflows_is_named(pipeline: TokenBridgePipeline, order: str, temperature: float) -> None:
+    """Settings allow no such scale; whoever gets past them is told, too."""
+    settings = SamplingSettings(steps=4, order=order, temperature=temperature)
+    object.__setattr__(settings, "guidance_scale", 1e30)
+    with pytest.raises(NotFiniteError, match=r"logits contain NaN.*use a smaller guidance_scale"):
+        pipeline.sample(torch.tensor([0, 1]), [seeded(0), seeded(1)], settings)
 
 
 def test_images_become_the_tokens_of_their_posterior_mean(pipeline: TokenBridgePipeline) -> None:
@@ -166,6 +251,10 @@ def test_images_become_the_tokens_of_their_posterior_mean(pipeline: TokenBridgeP
     assert torch.equal(tokens, pipeline.quantizer.encode(to_sequence(pipeline.quantizer.normalize(mean))))
     pictures = [Image.fromarray(image.transpose(1, 2, 0)) for image in IMAGES]
     assert torch.equal(tokens, pipeline.encode_images(pictures))
+    clear, white = Image.new("RGBA", pictures[0].size, (0, 255, 0, 0)), Image.new("RGB", pictures[0].size, "white")
+    assert torch.equal(pipeline.encode_images([clear]), pipeline.encode_images([white]))
+    with pytest.raises(UserError, match=r"pixels of mode I;16: convert it to 8 bits"):
+        pipeline.encode_images([Image.new("I;16", pictures[0].size)])
 
 
 def test_an_edit_looks_at_its_class_and_at_what_is_kept(pipeline: TokenBridgePipeline) -> None:
@@ -224,6 +313,41 @@ def test_a_device_can_be_chosen_when_loading(pipeline: TokenBridgePipeline, tmp_
     assert loaded.quantizer.levels.dtype == torch.float32
     with pytest.raises(UserError, match="name one device"):
         TokenBridgePipeline.from_pretrained(tmp_path, device_map="balanced")
+
+
+def test_every_option_reaches_every_part(pipeline: TokenBridgePipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "inner", variant="fp16", safe_serialization=False)
+    options = {"subfolder": "inner", "variant": "fp16", "use_safetensors": False, "local_files_only": True}
+    for dtype in ({"dtype": torch.bfloat16}, {"torch_dtype": "bfloat16"}):
+        loaded = TokenBridgePipeline.from_pretrained(tmp_path, **options, **dtype)
+        assert loaded.transformer.dtype == loaded.vae.dtype == torch.bfloat16
+        assert torch.equal(loaded.quantizer.levels, pipeline.quantizer.levels)
+    with pytest.raises(LoadError, match="vae has no weights of the variant 'fp32'"):
+        TokenBridgePipeline.from_pretrained(tmp_path, **options | {"variant": "fp32"})
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("model_index.json", {"label_names": "abc"}, "label_names is 'abc'"),
+        ("model_index.json", {"label_names": ["a", "b"]}, r"classes \[3, 2\]"),
+        ("quantizer/config.json", {"patch_size": 2}, r"dimensions of a token \[4, 4, 16\]"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(
+    pipeline: TokenBridgePipeline, tmp_path: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    pipeline.save_pretrained(tmp_path)
+    write_json(tmp_path / file, read_json(tmp_path / file) | change)
+    with pytest.raises(LoadError, match=message):
+        TokenBridgePipeline.from_pretrained(tmp_path)
+
+
+def test_names_that_are_missing_are_numbers(pipeline: TokenBridgePipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    index = read_json(tmp_path / "model_index.json")
+    write_json(tmp_path / "model_index.json", {name: value for name, value in index.items() if name != "label_names"})
+    assert TokenBridgePipeline.from_pretrained(tmp_path).class_names == ["0", "1", "2"]
 
 
 def test_a_pipeline_saved_by_version_0_1_loads(pipeline: TokenBridgePipeline, tmp_path: Path) -> None:

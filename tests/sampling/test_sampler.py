@@ -4,18 +4,37 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from tests.conftest import random_model
+from tests.support.checkout import CHECKOUT
+from tests.support.small_model import random_model, small_model
+from tokenbridge.base.checks import FP32
+from tokenbridge.base.device import widest_float
 from tokenbridge.base.seeding import generator
-from tokenbridge.config.model import GUIDANCE_SCHEDULES, REVEAL_ORDERS, SamplingSettings
+from tokenbridge.base.slices import VALUES
+from tokenbridge.config.model import GUIDANCE_SCHEDULES, REVEAL_ORDERS, RevealOrder, SamplingSettings
+from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.ops.planning.sizes import meta_model, step_inputs
+from tokenbridge.ops.planning.steps import GpuNumerics, HeldBytes
 from tokenbridge.sampling import sampler as sampling
-from tokenbridge.sampling.sampler import GOLDEN_RATIO, Draws, choose_levels, guidance_at, masked_counts, sample_tokens
+from tokenbridge.sampling.sampler import (
+    GOLDEN_RATIO,
+    Draws,
+    choose_levels,
+    guidance_at,
+    masked_counts,
+    positions_at_once,
+    sample_tokens,
+)
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 Sample = Callable[..., torch.Tensor]
@@ -149,8 +168,74 @@ def test_every_head_is_sampled(
     tokens = sample_tokens(other, quantizer, labels, draw([0, 1, 2]), SETTINGS)
     assert tokens.shape == (3, 16, 4)
     assert tokens.unique().tolist() == list(range(8))  # of 8 levels
-    monkeypatch.setattr(sampling, "MAX_LOGITS", 1)
+    monkeypatch.setattr(sampling, "MAX_BYTES", 1)
     assert torch.equal(tokens, sample_tokens(other, quantizer, labels, draw([0, 1, 2]), SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "least"),
+    [
+        ({}, 10_000),  # far more than a batch of small models has
+        ({"dimensions": 16, "levels": 64, "head_width": 1024, "head_depth": 4, "head_heads": 8}, 800),  # L
+        ({"levels": 256, "head_group": 2}, 50),  # 65,536 classes
+        ({"levels": 256, "head_group": 2, "head": "parallel"}, 50),
+    ],
+)
+@torch.no_grad()
+def test_the_heads_memory_is_bounded_whatever_is_drawn_at_once(sizes: dict[str, object], least: int) -> None:
+    with torch.device("meta"):
+        model = small_model(**sizes).eval()
+        head, rows = model.head, positions_at_once(model.head)
+        assert rows >= least
+        held, uniforms = HeldBytes(), torch.rand(rows, head.slots)
+        with held:
+            head.sample(torch.zeros(rows, 32), lambda logits, i: choose_levels(logits, uniforms[:, i], 1.0, 0.9))
+    assert 0.3 * sampling.MAX_BYTES < held.most < 1.15 * sampling.MAX_BYTES
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+@pytest.mark.parametrize("order", REVEAL_ORDERS)
+def test_no_float64_on_apples_gpus(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, device: str, order: RevealOrder
+) -> None:
+    """They refuse it. The CPU computes here in the types of the device."""
+    monkeypatch.setattr("tokenbridge.sampling.sampler.widest_float", lambda _: widest_float(torch.device(device)))
+    with Types() as types:
+        sample(LABELS, draw([0, 1]), SamplingSettings(2, 3.0, top_p=0.9, order=order))
+    assert (torch.float64 in types.made) is (device == "cpu")
+
+
+class Types(TorchDispatchMode):
+    """The types of all tensors that are made within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.made |= {leaf.dtype for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)}
+        return made
+
+
+def test_slices_of_images_change_no_token(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, draws = torch.tensor([0, 1, 2]), draw([0, 1, 2])
+    tokens = sample(labels, draws, SETTINGS)
+    monkeypatch.setattr("tokenbridge.base.slices.VALUES", 1)
+    assert torch.equal(tokens, sample(labels, draws, SETTINGS))
+
+
+def test_many_images_of_a_large_model_are_drawn_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """250 images of L at once would take 9 GiB in encoder and decoder."""
+    monkeypatch.setattr("tokenbridge.sampling.sampler.check_finite", lambda *_: None)  # meta tensors have no values
+    config = validate(compose_config(["experiment=imagenet_l"], CHECKOUT / "conf"))
+    shallow = replace(config.models["large"], encoder_depth=1, decoder_depth=1, head_width=8, head_depth=1)
+    model = meta_model(config, shallow).eval()
+    values, tokens, labels, order = step_inputs(model, 250)
+    quantizer = Mock(decode=lambda _: values, from_head_order=lambda _: tokens)
+    with GpuNumerics(FP32), HeldBytes() as held:
+        sample_tokens(model, quantizer, labels, Draws(order, values), SamplingSettings(1, 2.0))
+    assert 0.5 * 4 * VALUES < held.most < 1.1 * 4 * VALUES
 
 
 def test_guidance_of_one_needs_no_unconditional_half(model: TokenBridgeTransformer, sample: Sample) -> None:

@@ -17,13 +17,14 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
         token: who shows it may read; empty: everybody.
         ranges: the Range headers that came.
+        tree: the list of files, where it is not that of the folder.
     """
 
     daemon_threads = True
 
     def __init__(self, folder: Path, token: str = "") -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.token, self.ranges = folder, token, list[str]()
+        self.folder, self.token, self.ranges, self.tree = folder, token, list[str](), b""
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -47,7 +48,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
 
     def api(self, parts: list[str]) -> None:
-        if parts[:1] == ["tree"]:
+        if parts[:1] == ["tree"] and self.server.tree:
+            self.answer(200, self.server.tree)
+        elif parts[:1] == ["tree"]:
             below = self.server.folder.joinpath(*parts[2:])
             paths = below.rglob("*") if "recursive=true" in self.path else below.iterdir()
             self.answer(200, json.dumps([self.entry(path) for path in sorted(paths)]).encode())

@@ -92,7 +92,7 @@ def test_a_file_tells_its_split_by_its_name(name: str, expected: bool) -> None:
     [
         ({"hub": HubConfig(test="test")}, r"has no \.parquet files of split 'test' \(found: data/train-00000"),
         ({"hub": HubConfig(image="img")}, r"has the columns image, label, not img: correct data\.hub\.image"),
-        ({"num_classes": 5}, r"split 'train' has the labels 0, 1, .* but data\.num_classes is 5"),
+        ({"num_classes": 5}, r"names 12 classes but data\.num_classes is 5"),
         (
             {"hub": HubConfig(validation="train")},
             r"data\.hub\.train, test and validation are train, validation, train: name",
@@ -105,6 +105,15 @@ def test_a_setting_that_disagrees_is_named(config: Make, changes: dict[str, Any]
         load(config(**changes))
 
 
+def test_a_row_without_an_image_is_a_broken_one(config: Make, tmp_path: Path) -> None:
+    cell = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array([None] * len(NAMES), cell), "label": list(range(len(NAMES)))})
+    for split in ("train", "validation"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    for content, _, _ in load(config(root=str(tmp_path)))["train"].examples():
+        assert "is not an image" in str(content)
+
+
 def test_a_damaged_file_and_a_column_without_bytes_are_named(config: Make, tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"train\.parquet is missing or damaged"):
@@ -112,8 +121,87 @@ def test_a_damaged_file_and_a_column_without_bytes_are_named(config: Make, tmp_p
     table = pa.table({"image": ["a.jpg"] * 12, "label": list(range(12))})
     for split in ("train", "validation"):
         pq.write_table(table, tmp_path / f"{split}.parquet")
-    with pytest.raises(DataError, match=r"row 0 of split train holds no encoded image"):
+    with pytest.raises(DataError, match=r"train\.parquet, row 0 holds no encoded image"):
         list(load(config(root=str(tmp_path)))["train"].examples())
+
+
+def write_labels(root: Path, train: pa.Array, validation: pa.Array | None = None, **metadata: str) -> Path:
+    """The files of both splits with these labels, and images that are not looked at. Their paths are in Latin-1."""
+    for split, labels in (("train", train), ("validation", train if validation is None else validation)):
+        paths = pa.array([b"caf\xe9.png"] * len(labels)).cast(pa.string(), safe=False).view(pa.string())
+        images = pa.StructArray.from_arrays([pa.array([b"x"] * len(labels)), paths], ["bytes", "path"])
+        schema = pa.schema([("image", images.type), ("label", labels.type)], metadata=metadata)
+        pq.write_table(pa.table({"image": images, "label": labels}, schema=schema), root / f"{split}.parquet")
+    return root
+
+
+PETS = pa.array(["dog", "cat", "dog", "cat"])
+STRUCT = pa.array([{"a": 0}, {"a": 1}])
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "indices"),
+    [
+        (PETS, ["cat", "dog"], [1, 0, 1, 0]),
+        (PETS.dictionary_encode(), ["cat", "dog"], [1, 0, 1, 0]),
+        (PETS.cast(pa.large_string()), ["cat", "dog"], [1, 0, 1, 0]),
+        (pa.array([b"caf\xe9", "cafe\u0301".encode()]), [r"caf\xe9", "caf\u00e9"], [0, 1]),
+        (pa.array([True, False]), ["0", "1"], [1, 0]),
+        (pa.array([1.0, 0.0]), ["0", "1"], [1, 0]),
+        (pa.array([2, 1], pa.uint8()), ["0", "1"], [1, 0]),
+        (pa.array([0, 1]).dictionary_encode(), ["0", "1"], [0, 1]),
+    ],
+    ids=["names", "encoded", "large", "not ASCII", "truth", "whole", "from 1", "encoded numbers"],
+)
+def test_labels_of_every_kind_become_classes(
+    config: Make, tmp_path: Path, labels: pa.Array, names: list[str], indices: list[int]
+) -> None:
+    found, splits = load_huggingface(config(root=str(write_labels(tmp_path, labels)), num_classes=2), StorageConfig())
+    assert found == names
+    assert splits["train"].labels.tolist() == splits["test"].labels.tolist() == indices
+    assert {path for _, path in splits["train"].encode([0])} == {r"train/00000000-caf\xe9.png"}
+
+
+def test_labels_from_1_are_reported(config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load(config(root=str(write_labels(tmp_path, pa.array([1, 2]))), num_classes=2))
+    assert "has the labels 1 to 2: they become 0 to 1\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        (pa.array([0, 1, None]), None, r"train\.parquet, row 2 has a label that is null"),
+        (pa.array(["a", None]), None, r"train\.parquet, row 1 has a label that is null"),
+        (pa.nulls(2), None, r"row 0 has a label that is null"),
+        (pa.array([[0], [1]]), None, r"row 0 has a label that is of the type list"),
+        (STRUCT, None, r"row 0 has a label that is of the type struct"),
+        (pa.array([0, 1.5]), None, r"row 1 has a label that is 1\.5"),
+        (pa.array([0, float("inf")]), None, r"row 1 has a label that is inf"),
+        (pa.array([0, 1]), pa.array([-1, -1]), r"split 'validation' has the labels -1 \(1 of them\)"),
+        (PETS, pa.array(["cat", "emu"]), r"split 'validation' has the labels cat, emu \(2 of them\)"),
+        (pa.array(["a", "b", "c"]), None, r"split 'train' of .* has 3 labels \(a, b, c\), but data\.num_classes is 2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_label_is_refused_with_its_row(
+    config: Make, tmp_path: Path, train: pa.Array, validation: pa.Array | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load(config(root=str(write_labels(tmp_path, train, validation)), num_classes=2))
+
+
+@pytest.mark.parametrize("features", ["{", "[]", '{"info": {"features": {"label": {"names": [1, 2]}}}}', "[" * 10**5])
+def test_damaged_features_are_named(config: Make, tmp_path: Path, features: str) -> None:
+    write_labels(tmp_path, pa.array([0, 1]), huggingface=features)
+    with pytest.raises(DataError, match=r"train\.parquet has damaged features .* or set data\.label_names"):
+        load(config(root=str(tmp_path), num_classes=2))
+
+
+def test_a_later_file_without_the_column_is_named(config: Make, tmp_path: Path) -> None:
+    write_labels(tmp_path, pa.array([0, 1]))
+    pq.write_table(pa.table({"other": [0]}), tmp_path / "train_1.parquet")
+    with pytest.raises(DataError, match=r"train_1\.parquet is missing or damaged .*label"):
+        load(config(root=str(tmp_path), num_classes=2))
 
 
 # ---- by the Hub's protocol
@@ -161,6 +249,13 @@ def test_what_is_not_there_is_named(hub: HubServer, config: Make) -> None:
     hub.shutdown()
     hub.server_close()
     with pytest.raises(DataError, match=r"the Hub cannot be reached"):
+        load(config(root=ADDRESS))
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"{", b"[1]", b'[{"type": "file"}]', b"[" * 10**5, b"\xff"])
+def test_an_answer_that_is_not_the_hubs_is_named(hub: HubServer, config: Make, answer: bytes) -> None:
+    hub.tree = answer
+    with pytest.raises(DataError, match=r"hf://datasets/owner/name: the answer is not the Hub's .*check HF_ENDPOINT"):
         load(config(root=ADDRESS))
 
 

@@ -1,5 +1,6 @@
 """IDX files: a bad header, size or label stops the fetch with the file's name."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,13 @@ from tokenbridge.sources.idx import load_split, pad, read_idx
 def test_an_unreadable_header_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train-images").write_bytes(content)
     with pytest.raises(DataError, match=r"train-images has no readable IDX header.*get it again"):
+        read_idx(tmp_path / "train-images", rank=3)
+
+
+@pytest.mark.parametrize("shape", [(2**31, 2**31, 4), (0, 28, 28), (5, 0, 28)], ids=["2^64", "no images", "no rows"])
+def test_sizes_that_fit_only_by_overflow_are_named(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    (tmp_path / "train-images").write_bytes(struct.pack(">BBBB3I", 0, 0, 8, 3, *shape))
+    with pytest.raises(DataError, match=r"train-images says .* items but holds 0 bytes"):
         read_idx(tmp_path / "train-images", rank=3)
 
 

@@ -79,6 +79,7 @@ def test_classes_that_differ_are_refused(
         (TRAIN, tar_of({"n02123045.tar": b"x"}), r"n02123045\.tar is not a tar"),
         (TRAIN, tar_of({"n02123045.tar": tar_of({"../a.JPEG": b"x"})}), r"a\.JPEG is a name outside of the archive"),
         (TRAIN, tar_of({"n02123045.tar": tar_of({})}), r"n02123045\.tar has no images"),
+        (TRAIN, tar_of({"n02123045.tar": tar_of({"a.JPEG": b"x", "b.bmp": b"x"})}), r"b\.bmp is not an image file"),
         (VALIDATION, tar_of({"ILSVRC2012_val_00000001.JPEG": b"x"}), r"has 1 images, but .* 24 lines"),
         (VALIDATION, tar_of({f"{n}.JPEG": b"x" for n in range(24)}), r"is not an ILSVRC2012_val_<number>\.JPEG"),
         (DEVKIT, b"no gzip", r"is not a \.tar\.gz, or is cut short"),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.sources.conftest import data_config
@@ -67,7 +68,7 @@ def config_of(layout: Settings, **changes: Any) -> DataConfig:
 def labelled(folder: Path, *splits: str) -> dict[bytes, int]:
     """The files of each image of some splits, and their labels."""
     shards = [ImageShards(folder, split) for split in splits]
-    return {content: label for each in shards for content, _, label in each.examples(0, len(each))}
+    return {content: label for each in shards for content, _, label in each.examples(np.arange(len(each)))}
 
 
 def test_every_layout_gives_the_same_files_and_leaves_out_the_same_broken_ones(
@@ -137,6 +138,14 @@ def test_an_interrupted_fetch_goes_on_after_its_last_whole_shard(
     fetch_images(config, tmp_path / "images")
     assert left == 100 - (7 - 3)  # of four shards of train, one of validation and two of test
     assert sha256_tree(tmp_path / "images") == sha256_tree(tmp_path / "at once")
+
+
+def test_a_damaged_record_of_an_interrupted_fetch_is_like_none(photos: Photographs, tmp_path: Path) -> None:
+    config, images = config_of(folder(photos, tmp_path / "source")), tmp_path / "images"
+    digest = fetch_images(config, images)["digest"]
+    for content in (b"", b"[1]", b"\xff", b"{"):
+        images.with_suffix(".json").write_bytes(content)
+        assert fetch_images(config, images)["digest"] == digest
 
 
 def test_a_fetch_begins_anew_when_the_source_has_changed(photos: Photographs, tmp_path: Path) -> None:

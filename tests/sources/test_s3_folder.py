@@ -8,9 +8,9 @@ import pytest
 from tests.sources.conftest import Make
 from tests.support.services import S3Place
 from tokenbridge.base.files import sha256_tree
+from tokenbridge.config.data import ImageLimits
 from tokenbridge.images import DataError
 from tokenbridge.infra.storage import StorageError
-from tokenbridge.sources import imagefiles
 from tokenbridge.sources.fetch import fetch_images
 
 
@@ -35,16 +35,17 @@ def test_what_is_wrong_is_named_by_its_address(
 ) -> None:
     s3_place.fill(image_root)
 
-    def fails(message: str) -> None:
+    def fails(message: str, **settings: object) -> None:
         with pytest.raises((DataError, StorageError), match=message):
-            fetch_images(folder_config(source="s3", root=s3_place.uri), tmp_path / "images", storage=s3_place.config)
+            fetch_images(
+                folder_config(source="s3", root=s3_place.uri, **settings), tmp_path / "images", storage=s3_place.config
+            )
 
     s3_place.folder.put("stray.png", b"x")
     fails(rf"{s3_place.uri}/stray\.png lies outside of a class folder")
     s3_place.folder.delete("stray.png")
     s3_place.folder.put("Bag/0.jpg", b"x" * 5000)
     fails(rf"{s3_place.uri}/Bag/0\.jpg is not an image")
-    monkeypatch.setattr(imagefiles, "MAX_FILE_BYTES", 4000)
-    fails(rf"{s3_place.uri}/Bag/0\.jpg has 5,000 bytes, but an image may have 0 to 4,000")
+    fails(rf"{s3_place.uri}/Bag/0\.jpg has 5,000 bytes, more than", limits=ImageLimits(megabytes=0.004))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     fails("the secret key does not belong to the access key")

@@ -55,7 +55,7 @@ def at_work(team: Project) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            ours = any(word.startswith("tokenbridge.stages.") for word in process.cmdline())
+            ours = any(word.startswith("tokenbridge.stages") for word in process.cmdline())
             if ours and Path(process.cwd()) == team.root:
                 found.append(process)
     return found

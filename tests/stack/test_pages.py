@@ -192,4 +192,4 @@ def see_promotion(page: Page, team: Project) -> None:
     visit_flow_run(page, team, "promote tiny")
     page.get_by_text("Artifacts", exact=True).click()
     page.get_by_role("link", name="markdown promotion-tiny created").click()
-    see(page, "class accuracy is")
+    see(page, "class accuracy on real images is")

@@ -22,15 +22,15 @@ pytestmark = pytest.mark.cluster
 
 PROGRAMS = ("postgres", "weed", "mlflow", "prefect")
 SERVER = "echo umask=$(umask); env; echo ready; exec sleep 600"
-# prints its arguments, after its child; with an argument, the child ignores SIGTERM
+# a worker and its flow; with an argument, the flow ignores SIGTERM. One write a line, for both write to one pipe
 WORKER = """
 import os, signal, sys, time
 def stop(*_):
-    print(who, "ended", flush=True)
+    os.write(1, f"{who} ended\\n".encode())
     sys.exit()
 who = "flow" if os.fork() == 0 else "worker"
 signal.signal(signal.SIGTERM, signal.SIG_IGN if who == "flow" and len(sys.argv) > 1 else stop)
-print(who, "ready", flush=True)
+os.write(1, f"{who} ready\\n".encode())
 time.sleep(600)
 """
 

@@ -72,5 +72,8 @@ def test_a_bad_image_ends_the_stage_with_one_message_and_the_previous_images_sta
     with pytest.raises(SystemExit) as stop:
         fetch.main()
     assert stop.value.code == MISTAKE_CODE
-    assert capsys.readouterr().err == "fetch: pictures/Coat/2.png is not an image: replace or delete it\n"
+    assert (
+        capsys.readouterr().err
+        == "fetch: pictures/Coat/2.png is not an image (JPEG, PNG, WebP, GIF or BMP): replace or delete it\n"
+    )
     assert sha256_tree(pictures / "data/images") == before

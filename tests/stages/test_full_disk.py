@@ -1,6 +1,5 @@
 """The disk gets full at a checkpoint: what was saved is whole, the message says what to do, and a repeat goes on."""
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,6 @@ def project(
     """A repository with all that `train` needs; .work is a link to a small disk."""
     write_inputs(repository, vae_latents, quantizer, SETTINGS)
     (repository / WORK).symlink_to(small_disk.folder)
-    monkeypatch.setattr(sys, "argv", ["train", "tiny"])
     return repository
 
 
@@ -57,16 +55,16 @@ def test_training_ends_with_what_to_do_and_a_repeat_gives_the_same_weights(
     project: Path, small_disk: SmallDisk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with filling(small_disk), pytest.raises(SystemExit) as stop:
-        train.main()
+        train.main("tiny")
     assert stop.value.code == MISTAKE_CODE
     message = capsys.readouterr().err
     assert f"train@tiny: no space is left on the disk of {project / WORK}" in message
     assert "free some space, or move the folder to a larger disk and leave a link in its place" in message
     small_disk.free()
 
-    train.main()
+    train.main("tiny")
     assert "train: resuming at" in capsys.readouterr().out
     continued = sha256_tree(project / "models/tiny/transformer")
-    train.main()
+    train.main("tiny")
     assert "resuming" not in capsys.readouterr().out
     assert sha256_tree(project / "models/tiny/transformer") == continued

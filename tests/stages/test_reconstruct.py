@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
-from tests.conftest import QUANTIZER
-from tests.evaluation.conftest import draw_shapes
+from tests.evaluation.conftest import Shapes, draw_shapes
 from tests.evaluation.shards import save_shards
 from tests.stages.conftest import configure
 from tests.support.small_data import write_moments
+from tests.support.small_model import QUANTIZER
 from tests.vae.test_autoencoder import CONFIG as VAE
 from tokenbridge.base.files import read_json
 from tokenbridge.config import ReconstructConfig
+from tokenbridge.evaluation.features import Features
+from tokenbridge.evaluation.networks import Network
 from tokenbridge.stages import reconstruct
 from tokenbridge.stages.reconstruct import study_table, study_variants, title
 from tokenbridge.vae.training import build_vae
@@ -57,14 +60,29 @@ def test_the_table_has_each_variant_once() -> None:
     ]
 
 
+def mean_colours(images: Dataset[torch.Tensor]) -> Features:
+    """Features of a network that stands for Inception."""
+    return {"colour": torch.stack([image.float().mean((1, 2)) for image in images])}
+
+
+def by_class(shapes: Shapes) -> Shapes:
+    """A split that is sorted by class, so that its first images are of one class."""
+    order = shapes[1].argsort(kind="stable")
+    return shapes[0][order], shapes[1][order]
+
+
 @pytest.mark.parametrize("patch_size", [1, 2])
-def test_the_stage_measures_continuous_and_quantized_reconstructions(repository: Path, patch_size: int) -> None:
+def test_the_stage_measures_continuous_and_quantized_reconstructions(
+    repository: Path, patch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inception = Network("fid_inception", "colour", mean_colours, weights="none")
+    monkeypatch.setattr(reconstruct, "given_networks", lambda _config: [inception])
     changes = [f"quantizer.patch_size={patch_size}", "quantizer.levels=8", "quantizer.fit_images=64"]
     changes += ["reconstruct.levels=[2]", "reconstruct.ranges=[5]", "reconstruct.families=[gaussian,lloyd_max]"]
-    configure(repository, *changes, "generate.steps=1")
+    configure(repository, *changes, "generate.steps=1", "reconstruct.images=7")
     save_shards(
         repository / "data/images",
-        {"train": draw_shapes(12), "validation": draw_shapes(20, 2), "test": draw_shapes(24, 1)},
+        {"train": draw_shapes(12), "validation": by_class(draw_shapes(20, 2)), "test": by_class(draw_shapes(24, 1))},
         ["a", "b", "c"],
     )
     torch.manual_seed(0)
@@ -73,12 +91,17 @@ def test_the_stage_measures_continuous_and_quantized_reconstructions(repository:
     reconstruct.main()
 
     report = read_json(repository / "reports/reconstruct.json")
-    metrics = {"psnr", "ssim", "fd_efficientnet_lite0_32px"}
+    metrics = {"psnr", "ssim", "fd_efficientnet_lite0_32px", "fid_inception"}
     kinds = [f"{split}{kind}" for split in ("", "validation_") for kind in ("continuous", "quantized")]
-    assert set(report) == {f"{kind}_{name}" for kind in kinds for name in metrics} | {"numeric_precision"}
+    assert set(report) == {f"{kind}_{name}" for kind in kinds for name in metrics} | {"numeric_precision", "protocol"}
+    about = report["protocol"]
+    assert (about["images"], about["fewest_of_a_class"], about["most_of_a_class"]) == (7, 2, 3)
+    assert about["references"]["test"]["images"] == 24
     with (repository / "reports/reconstruct/table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["quantizer", "family", "levels", "range", "psnr", "ssim", "fd_efficientnet_lite0_32px"]
+    assert list(rows[0])[:4] == ["quantizer", "family", "levels", "range"]
+    assert set(rows[0]) == {*list(rows[0])[:4], *metrics}
+    assert set(about["extractors"]) == {"fd_efficientnet_lite0_32px", "fid_inception"}
     assert [row["quantizer"] for row in rows[1:]] == [
         "gaussian, 2 levels, +-5",
         "gaussian, 8 levels, +-5",

@@ -54,6 +54,17 @@ def test_outs_replace_what_was_there_and_are_recorded_and_the_work_goes(reposito
     assert recorded[-1]["status"] == "FINISHED"
 
 
+@pytest.mark.parametrize("place", [".work", ".spool", "data"])
+def test_a_place_that_cannot_be_written_is_named_in_one_line(
+    repository: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / place).write_text("no folder")
+    with pytest.raises(SystemExit), stage_run("encode") as run:
+        write_moments(run)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"encode: {repository / place}")
+
+
 def test_a_mistake_keeps_the_work_and_a_rerun_resumes_it_with_the_same_settings_only(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,9 +78,10 @@ def test_a_mistake_keeps_the_work_and_a_rerun_resumes_it_with_the_same_settings_
     params = repository / "params.yaml"
     settings = params.read_text()
     params.write_text(settings.replace("flip: false", "flip: true"))
-    with pytest.raises(RuntimeError), stage_run("encode") as run:
+    with pytest.raises(SystemExit), stage_run("encode") as run:
         assert run.work != first.work
-        raise RuntimeError  # no mistake of the user
+        raise RuntimeError("no mistake of the user")
+    assert capsys.readouterr().err.startswith("encode: RuntimeError: no mistake of the user (log: ")
     params.write_text(settings)
     with stage_run("encode") as run:
         assert (run.work / "half").exists()
@@ -109,8 +121,9 @@ def test_a_report_does_not_bend_the_curves(repository: Path) -> None:
         run.tracker.metrics({"loss": 1.0}, step=2)
         (run.work / "model").mkdir()
         run.publish(run.work / "model", "models/classifier")
-        (run.work / "metrics.json").write_text('{"loss": 1.0, "test_accuracy": 0.5}')
+        (run.work / "metrics.json").write_text('{"loss": 1.0, "test_accuracy": 0.5, "protocol": {"seed": 7}}')
         run.publish(run.work / "metrics.json", "reports/classifier.json")
+    assert {"protocol": {"seed": 7}} in [event.get("values") for event in events(repository)]
     metrics = [event for event in events(repository) if event["type"] == "metrics"]
     assert {"test_accuracy": 0.5} in [event["values"] for event in metrics]
     assert [event["step"] for event in metrics if "loss" in str(event["values"])] == [1, 2]

@@ -1,6 +1,5 @@
 """Stage ``tokenize``, and training on what it writes."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,7 @@ def test_moments_and_quantizer_become_tokens_and_a_report(
 ) -> None:
     write_moments(packed / "data/moments", vae_latents)
     quantizer.save_pretrained(packed / "models/quantizer")
-    monkeypatch.setattr(sys, "argv", ["tokenize", "tokens"])
-    tokenize.main()
+    tokenize.main("tokens")
     tokens = StoredTokens(packed / "data/tokens", packed / "models/quantizer")
     assert tokens.draw(torch.arange(5), generator(0)).shape == (5, 16, 4)
     report = read_json(packed / "reports/tokenize.json")

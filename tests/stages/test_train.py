@@ -1,20 +1,20 @@
 """Stage ``train``: what it trains on, and models that it takes as they are."""
 
 import csv
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import random_model
+from tests.support.small_model import QUANTIZER, random_model
 from tests.support.small_pipeline import build_pipeline
 from tests.support.small_project import write_inputs
 from tokenbridge.base.files import read_json
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.stages import train
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer
 
 
 @pytest.fixture
@@ -23,14 +23,13 @@ def project(
 ) -> Path:
     """A repository with all that `train` needs, set to take its model from the folder given/."""
     write_inputs(repository, vae_latents, quantizer, ["+models.tiny.pretrained=given"])
-    monkeypatch.setattr(sys, "argv", ["train", "tiny"])
     return repository
 
 
 def test_a_pretrained_model_is_taken_as_it_is(project: Path, quantizer: DimensionwiseQuantizer) -> None:
     model = random_model()
     build_pipeline(model, quantizer).save_pretrained(project / "given")
-    train.main()
+    train.main("tiny")
     taken = TokenBridgePipeline.from_pretrained(project / "models/tiny").transformer
     assert all(torch.equal(a, b) for a, b in zip(taken.parameters(), model.parameters(), strict=True))
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -40,14 +39,17 @@ def test_a_pretrained_model_is_taken_as_it_is(project: Path, quantizer: Dimensio
 
 
 def test_one_that_is_missing_or_does_not_fit_is_refused(
-    project: Path, quantizer: DimensionwiseQuantizer, capsys: pytest.CaptureFixture[str]
+    project: Path, vae_latents: torch.Tensor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        train.main()
+        train.main("tiny")
     assert "given is no trained pipeline" in capsys.readouterr().err
-    build_pipeline(random_model(levels=4, num_classes=2), quantizer).save_pretrained(project / "given")
+    coarse = fit_quantizer(vae_latents, replace(QUANTIZER, levels=4))
+    other = build_pipeline(random_model(levels=4, num_classes=2), coarse)
+    other.register_to_config(label_names=["a", "b"])
+    other.save_pretrained(project / "given")
     with pytest.raises(SystemExit):
-        train.main()
+        train.main("tiny")
     message = capsys.readouterr().err
     assert "models.tiny.pretrained: given does not fit data and quantizer" in message
     assert "levels is 4, not 8; num_classes is 2, not 3" in message
@@ -57,8 +59,7 @@ def test_a_training_reports_its_validation_loss_and_logs_pictures_of_samples(
     repository: Path, vae_latents: torch.Tensor, quantizer: DimensionwiseQuantizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_inputs(repository, vae_latents, quantizer, ["train.sample_grids=true", "generate.samples=12"])
-    monkeypatch.setattr(sys, "argv", ["train", "tiny"])
-    train.main()
+    train.main("tiny")
     with (repository / "reports/train/tiny/validation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["images"]) for row in rows] == [("1", "32"), ("2", "64")]

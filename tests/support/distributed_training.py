@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.conftest import LAUNCHER, MODEL, RECIPE, Silent
+from tests.support.small_model import LAUNCHER, MODEL, RECIPE, Silent
 from tokenbridge.base.checkpoints import Checkpoints, State, live_tensors
 from tokenbridge.base.console import log_to_console
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes, joined
@@ -48,7 +48,11 @@ LAUNCHER_PARTS: dict[str, dict[str, Any]] = {
     "compiled": {"compile": True},
 }
 MODEL_PARTS: dict[str, dict[str, Any]] = {"dropout": {"dropout": 0.1}}
-RECIPE_PARTS: dict[str, dict[str, Any]] = {"bf16": {"precision": "bf16"}, "bad": {"label_dropout": 0.0}}
+RECIPE_PARTS: dict[str, dict[str, Any]] = {
+    "bf16": {"precision": "bf16"},
+    "bad": {"label_dropout": 0.0},
+    "grouped": {"mask_group_size": 1, "mask_ratio_min": 0.1},
+}
 
 
 def changes(case: str, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -64,8 +68,9 @@ class Watched(Checkpoints):
 
 
 def write(path: Path, tensors: dict[str, Tensor], processes: Processes) -> None:
-    found = {key: tensor.clone().contiguous() for key, tensor in gather_full(tensors).items()}
-    if processes.first:
+    found = {key: tensor.clone().contiguous() for key, tensor in gather_full(tensors, processes).items()}
+    assert bool(found) == processes.first, "only rank 0 needs the host memory for all of it"
+    if found:
         save_file(found, path)
 
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 
-from tests.conftest import Silent
+from tests.support.small_model import Silent
 from tokenbridge.base import arrays, chunks
 from tokenbridge.base.console import log_to_console
 from tokenbridge.base.distributed import SINGLE_PROCESS, joined

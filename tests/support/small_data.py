@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from tests.conftest import LAUNCHER, SHAPE
-from tokenbridge.base.arrays import write_manifest, write_shard
+from tests.support.small_model import LAUNCHER, SHAPE
+from tokenbridge.base.arrays import LabelledArrays, write_manifest, write_shard
 from tokenbridge.config import TokenizeConfig
 from tokenbridge.tokenizer.moments import Moments
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
@@ -16,6 +16,14 @@ from tokenbridge.tokenizer.tokens import StoredTokens, complete_tokens, write_sh
 
 LOG_VARIANCE = -6.0
 SAMPLES = 3
+
+
+def write_images(folder: Path, images: np.ndarray, labels: np.ndarray) -> LabelledArrays:
+    """Images and their labels as a training reads them."""
+    folder.mkdir(parents=True)
+    write_shard(folder, 0, len(images), [images])
+    write_manifest(folder, labels, int(labels.max()) + 1)
+    return LabelledArrays(folder, "tests")
 
 
 def write_moments(folder: Path, vae_latents: torch.Tensor) -> Moments:

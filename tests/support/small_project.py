@@ -6,9 +6,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from tests.conftest import random_model
 from tests.support.checkout import CHECKOUT
 from tests.support.small_data import write_moments
+from tests.support.small_model import random_model
 from tests.support.small_pipeline import NAMES, build_pipeline
 from tokenbridge.config.params import PARAMS_FILE, compose_config
 from tokenbridge.images.shards import write_manifest

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.conftest import QUANTIZER
+from tests.support.small_model import QUANTIZER
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.loading import load_whole
 from tokenbridge.tokenizer.levels import stretched_gaussian_levels
@@ -78,12 +78,18 @@ def test_a_tie_goes_to_the_lower_level() -> None:
 
 def test_beyond_the_outermost_levels_it_saturates() -> None:
     quantizer = standard(8)
-    assert quantizer.encode(torch.tensor([[-math.inf, math.inf, 1e30]])).tolist() == [[0, 7, 7]]
+    assert quantizer.encode(torch.tensor([[-1e38, 1e38, 1e30]])).tolist() == [[0, 7, 7]]
 
 
-def test_nan_is_refused() -> None:
-    with pytest.raises(ValueError, match="NaN"):
-        standard(8).encode(torch.tensor([[0.0, math.nan, 0.0]]))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused(vae_latents: Tensor, value: float) -> None:
+    with pytest.raises(ValueError, match="latents contain NaN or infinity: check the VAE"):
+        standard(8).encode(torch.tensor([[0.0, value, 0.0]]))
+    vae_latents[3, 2, 1, 0] = value
+    with pytest.raises(ValueError, match="latents to fit the quantizer to contain NaN or infinity"):
+        fit_quantizer(vae_latents, QUANTIZER)
+    with pytest.raises(ValueError, match="scale contain NaN"):
+        DimensionwiseQuantizer.build(torch.zeros(1), torch.tensor([value]), torch.arange(2.0)[None], torch.arange(1))
 
 
 def test_head_order_is_undone(quantizer: DimensionwiseQuantizer) -> None:

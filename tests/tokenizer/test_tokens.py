@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tests.conftest import QUANTIZER
 from tests.support.small_data import SAMPLES, store_tokens, write_moments
+from tests.support.small_model import QUANTIZER
 from tokenbridge.base.arrays import ArraysError, shard_name
 from tokenbridge.base.seeding import generator
 from tokenbridge.tokenizer.moments import Moments

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import LAUNCHER, MODEL, RECIPE, Silent
 from tests.support.small_data import write_moments
+from tests.support.small_model import LAUNCHER, MODEL, RECIPE, Silent
 from tokenbridge.config import LauncherConfig
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.training.datasets import FreshTokens, TrainingData

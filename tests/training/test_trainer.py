@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import LAUNCHER, MODEL, PRECISIONS, QUANTIZER, RECIPE, SHAPE
 from tests.support.small_data import store_tokens
+from tests.support.small_model import LAUNCHER, MODEL, PRECISIONS, QUANTIZER, RECIPE, SHAPE
 from tests.training.conftest import run
+from tokenbridge.base.distributed import Processes
 from tokenbridge.base.seeding import generator
 from tokenbridge.tokenizer.quantizer import fit_quantizer
-from tokenbridge.training.batches import draw_batch, num_masked_positions
+from tokenbridge.training import trainer as training
+from tokenbridge.training.batches import batch_loss, draw_batch
 from tokenbridge.training.datasets import FreshTokens, TrainingData
-from tokenbridge.training.trainer import Trained, build_model
+from tokenbridge.training.trainer import Trained, Trainer, build_model
 
 SELDOM = replace(LAUNCHER, checkpoint_seconds=60)
 
@@ -25,29 +27,10 @@ def losses(trained: Trained) -> list[float]:
     return [row["loss"] for row in trained.history]
 
 
-def test_masking_ratio_follows_the_truncated_normal() -> None:
-    uniforms = torch.rand(2000, generator=torch.Generator().manual_seed(0))
-    counts = torch.tensor([num_masked_positions(u, 256, RECIPE) for u in uniforms]) / 256
-    assert counts.min() >= 0.7
-    assert counts.max() <= 1.0
-    # of |N(0, 0.25)| below 0.3, the mean is 0.25 sqrt(2/pi) (1 - exp(-0.72)) / erf(1.2 / sqrt 2)
-    assert counts.mean().item() == pytest.approx(1 - 0.1331, abs=0.005)
-
-
-@pytest.mark.parametrize(("uniform", "masked"), [(0.0, 12), (1.0, 16)])
-def test_masking_is_rounded_up_and_leaves_nothing_out(uniform: float, masked: int) -> None:
-    assert num_masked_positions(torch.tensor(uniform), 16, RECIPE) == masked
-
-
-def test_labels_are_dropped_at_their_rate(data: FreshTokens) -> None:
-    recipe = replace(RECIPE, label_dropout=0.25)
-    labels = torch.cat([draw_batch(data, torch.arange(64), recipe, generator(step)).labels for step in range(50)])
-    assert (labels == 3).float().mean().item() == pytest.approx(0.25, abs=0.03)
-
-
 def test_the_model_takes_its_shapes_from_data_and_quantizer(data: FreshTokens, vae_latents: torch.Tensor) -> None:
     config = build_model(MODEL, data, data.quantizer).config
     assert {name: config[name] for name in SHAPE} == SHAPE
+    assert not config.released_slot0
     patches = FreshTokens(data.moments, fit_quantizer(vae_latents, replace(QUANTIZER, patch_size=2)))
     config = build_model(MODEL, patches, patches.quantizer).config
     assert (config.grid_height, config.grid_width, config.dimensions) == (2, 2, 16)
@@ -90,7 +73,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from tests.conftest import PRECISIONS
+from tests.support.small_model import PRECISIONS
 from tests.training.conftest import run
 from tokenbridge.tokenizer.moments import Moments
 from tokenbridge.base.loading import load_whole
@@ -119,3 +102,31 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(data: FreshTokens, tmp_
     subprocess.run([*command, "killed"], check=True)
     whole, resumed = (torch.load(tmp_path / f"{name}.weights", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 3), (2, 1), (2, 2), (4, 1), (8, 1)])
+def test_groups_apart_give_the_gradient_of_the_mean_of_their_means(
+    data: FreshTokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int, accumulation: int
+) -> None:
+    """As DDP does with a group on each process, for any number of processes and parts."""
+    recipe = replace(RECIPE, batch_size=16, mask_group_size=4, mask_ratio_min=0.1)
+    launcher = replace(LAUNCHER, accumulation=accumulation)
+    monkeypatch.setattr(training, "distribute", lambda model, *_: model)  # the test takes the mean over processes
+
+    def trainer(rank: int) -> Trainer:
+        config = replace(MODEL, train=recipe)
+        return Trainer(config, data, data.quantizer, tmp_path, launcher, torch.device("cpu"), Processes(rank, world))
+
+    def gradient(model: torch.nn.Module) -> torch.Tensor:
+        return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+
+    trainers = [trainer(rank) for rank in range(world)]
+    losses = [each.accumulate_gradients(each.draw(0)) for each in trainers]
+    one = trainer(0)
+    groups = draw_batch(data, one.order.indices(0), recipe, generator(0, "train", 0)).split([4] * 4)
+    assert len({int(group.num_masked[0]) for group in groups}) > 1
+    expected = torch.stack([batch_loss(one.model, data.quantizer, group) for group in groups]).mean()
+    expected.backward()
+    torch.testing.assert_close(torch.stack(losses).mean(), expected.detach())
+    together = torch.stack([gradient(each.model) for each in trainers]).mean(0)
+    torch.testing.assert_close(together, gradient(one.model), atol=1e-6, rtol=1e-4)

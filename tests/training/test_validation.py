@@ -1,5 +1,6 @@
 """The validation loss: a function of the weights and the validation images alone."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.conftest import Silent, random_model
+from tests.support.checkout import CHECKOUT
 from tests.support.small_data import store_tokens
+from tests.support.small_model import Silent, random_model
 from tests.training.conftest import run
+from tokenbridge.base.checks import FP32
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
 from tokenbridge.base.files import read_json
+from tokenbridge.base.slices import VALUES, images_at_once
+from tokenbridge.config.params import compose_config, validate
+from tokenbridge.ops.planning.sizes import meta_model, step_inputs
+from tokenbridge.ops.planning.steps import GpuNumerics, HeldBytes
 from tokenbridge.training import validation
 from tokenbridge.training.batches import batch_loss
 from tokenbridge.training.datasets import FreshTokens
-from tokenbridge.training.validation import BATCHES, MAX_IMAGES, Validation
+from tokenbridge.training.validation import BATCHES, MAX_IMAGES, Validation, held_values
 
 
 class Artifacts(Silent):
@@ -42,13 +49,33 @@ class OneOf(Processes):
         return value
 
 
+@pytest.mark.parametrize("memory", [2**30, 1])
 @pytest.mark.parametrize("world", [1, 2, 3, 40])
-def test_processes_add_up_to_the_loss_of_one(data: FreshTokens, world: int) -> None:
+def test_processes_add_up_to_the_loss_of_one(
+    data: FreshTokens, world: int, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = random_model()
     alone = Validation(data, data.quantizer, SINGLE_PROCESS).loss(model)
+    monkeypatch.setattr("tokenbridge.base.slices.VALUES", memory)
+    sizes: list[int] = []
+    model.head.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     shares = [Validation(data, data.quantizer, OneOf(rank, world)).loss(model) for rank in range(world)]
+    parts = [-(-len(range(number, 64, BATCHES)) // world) if memory == 1 else 1 for number in range(BATCHES)]
+    assert len(sizes) == world * sum(parts)  # as often in every process, because FSDP needs all of them
     assert sum(shares) == pytest.approx(alone, rel=1e-5)
     assert (0.0 in shares) == (world == 40)  # batches have 6 or 7 images: some of so many processes have none
+
+
+@pytest.mark.parametrize("change", ["head=autoregressive", "head=parallel", "head_group=2"])
+def test_as_many_images_at_once_as_fit_into_the_memory(change: str) -> None:
+    """100 images of L at once took 32 GiB."""
+    config = validate(compose_config(["experiment=imagenet_l", f"models.large.{change}"], CHECKOUT / "conf"))
+    model = meta_model(config, replace(config.models["large"], encoder_depth=1, decoder_depth=1, head_depth=1)).eval()
+    model.head.loss_by_parts = False  # as with FSDP; otherwise the head needs less
+    count = images_at_once(held_values(model), 100)
+    with torch.no_grad(), GpuNumerics(FP32), HeldBytes() as held:
+        model(*step_inputs(model, count), model.positions)
+    assert 0.6 * 4 * VALUES < held.most < 1.1 * 4 * VALUES
 
 
 def test_it_is_the_mean_over_images_each_seen_once_with_its_class_and_masks_from_few_to_many(data: FreshTokens) -> None:
@@ -56,7 +83,7 @@ def test_it_is_the_mean_over_images_each_seen_once_with_its_class_and_masks_from
     batches = [measured.batch(number, slice(None)) for number in range(BATCHES)]
     assert sum(len(batch.labels) for batch in batches) == len(data)
     assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == data.labels.bincount().tolist()
-    assert [batch.num_masked for batch in batches] == [1, 3, 4, 6, 8, 9, 11, 12, 14, 16]
+    assert [int(batch.num_masked[0]) for batch in batches] == [1, 3, 4, 6, 8, 9, 11, 12, 14, 16]
     summed = sum(float(batch_loss(model, data.quantizer, batch)) * len(batch.labels) for batch in batches)
     assert measured.loss(model) == pytest.approx(summed / len(data), rel=1e-6)
 

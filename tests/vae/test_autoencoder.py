@@ -1,19 +1,28 @@
 """The VAE: pixels in and out, and its training."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
-from tests.conftest import LAUNCHER, Silent
+from tests.support.checkout import CHECKOUT
+from tests.support.small_data import write_images
+from tests.support.small_model import LAUNCHER, Silent
 from tokenbridge.base.checkpoints import Checkpoints
 from tokenbridge.base.loading import LoadError
+from tokenbridge.base.slices import VALUES, images_at_once, slices
 from tokenbridge.config import VaeConfig
+from tokenbridge.config.params import compose_config, validate
 from tokenbridge.config.tokenizer import DiscriminatorConfig, VaeLossConfig
-from tokenbridge.vae.autoencoder import decode_images, encode_moments, load_vae, to_bytes, to_unit_range
+from tokenbridge.ops.planning.sizes import meta_vae
+from tokenbridge.ops.planning.steps import HeldBytes
+from tokenbridge.vae.autoencoder import decode_images, encode_moments, held_values, load_vae, to_bytes, to_unit_range
 from tokenbridge.vae.discriminator import PatchDiscriminator, adversarial_gradient
 from tokenbridge.vae.training import build_vae, reconstruction_loss, train_vae
 
@@ -48,7 +57,7 @@ def images() -> np.ndarray:
 def train(config: VaeConfig, images: np.ndarray, checkpoint: Path) -> tuple[torch.nn.Module, list[float]]:
     vae, history = train_vae(
         config,
-        images,
+        write_images(checkpoint.parent / uuid4().hex, images, np.zeros(len(images), int)),
         seed=0,
         checkpoints=Checkpoints(checkpoint),
         launcher=LAUNCHER,
@@ -73,6 +82,55 @@ def test_shapes_and_file_round_trip(images: np.ndarray, tmp_path: Path) -> None:
     assert decoded.dtype == np.uint8
     vae.save_pretrained(tmp_path)
     assert torch.equal(encode_moments(load_vae(tmp_path), images[:4]), moments)
+
+
+def test_slices_change_no_result(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, sizes = build_vae(CONFIG, 16).eval(), []
+    for part in (vae.encoder, vae.decoder):
+        part.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    moments = encode_moments(vae, images[:5])
+    decoded = decode_images(vae, moments[:, :2])
+    monkeypatch.setattr("tokenbridge.base.slices.VALUES", 2 * held_values(vae, 16, 16))
+    sliced = encode_moments(vae, images[:5])
+    torch.testing.assert_close(sliced, moments)  # up to rounding, which depends on the number of images
+    np.testing.assert_allclose(decode_images(vae, sliced[:, :2]).astype(int), decoded, atol=1)
+    assert sizes == [5, 5, 2, 2, 1, 2, 2, 1]
+
+
+def kl16() -> AutoencoderKL:
+    return meta_vae(validate(compose_config(["experiment=imagenet_l"], CHECKOUT / "conf")))
+
+
+def small() -> AutoencoderKL:
+    return meta_vae(validate(compose_config([], CHECKOUT / "conf")))
+
+
+def stable_diffusion() -> AutoencoderKL:
+    downs, ups = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    widths = (128, 256, 512, 512)
+    with torch.device("meta"):
+        return AutoencoderKL(block_out_channels=widths, layers_per_block=2, down_block_types=downs, up_block_types=ups)
+
+
+@pytest.mark.parametrize("build", [kl16, small, stable_diffusion])
+@pytest.mark.parametrize("size", [32, 256, 512])
+def test_a_slice_fits_into_the_memory_and_uses_half_of_it(build: Callable[[], AutoencoderKL], size: int) -> None:
+    """250 images of 256 pixels at once took 39 GiB in KL-16."""
+    vae = build()
+    count = images_at_once(held_values(vae, size, size), most=10**9)
+    pixels = torch.empty(count, 3, size, size, device="meta")
+    with torch.no_grad(), HeldBytes() as encoding:
+        latents = vae.encode(pixels).latent_dist.mean
+    with torch.no_grad(), HeldBytes() as decoding:
+        vae.decode(latents)
+    limit = 4 * VALUES
+    assert encoding.most <= 1.01 * limit
+    assert 0.5 * limit <= decoding.most <= 1.01 * limit
+
+
+@pytest.mark.parametrize(("build", "size"), [(kl16, 32), (small, 32), (small, 64)])
+def test_a_batch_of_small_images_is_one_slice(build: Callable[[], AutoencoderKL], size: int) -> None:
+    assert len(slices(250, held_values(build(), size, size))) == 1
 
 
 @pytest.mark.pipeline

@@ -65,22 +65,25 @@ class LabelledArrays:
         """Open the folder. ``stage`` is the stage that makes it; errors name it.
 
         Raises:
-            ArraysError: if the manifest or rows are missing.
+            ArraysError: if files or rows are missing or damaged.
         """
         if not (folder / MANIFEST).exists():
             raise ArraysError(f"{folder} has no {MANIFEST}: run `dvc repro {stage}`")
+        try:
+            self._open(folder)
+        except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
+            raise ArraysError(f"{folder} is damaged ({error}): delete it and run `dvc repro {stage}`") from error
+
+    def _open(self, folder: Path) -> None:
         self.manifest: dict[str, Any] = read_json(folder / MANIFEST)
         self.labels = torch.from_numpy(np.load(folder / LABELS))
         shards = range(self.manifest["shards"])
         # indexing a memmap returns another memmap: convert it to a plain array first
         self._shards = [np.asarray(np.load(folder / shard_name(i), mmap_mode="r")) for i in shards]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
-        if self._starts[-1] != self.manifest["images"]:
-            raise ArraysError(
-                f"{folder} holds {self._starts[-1]} of {self.manifest['images']} images: "
-                f"delete it and run `dvc repro {stage}`"
-            )
         self.row_shape: tuple[int, ...] = self._shards[0].shape[1:]
+        if not self._starts[-1] == len(self) == self.manifest["images"]:
+            raise ValueError(f"it holds {self._starts[-1]} of {self.manifest['images']} images")
 
     def __len__(self) -> int:
         return len(self.labels)

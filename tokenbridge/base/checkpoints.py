@@ -1,22 +1,26 @@
 """Checkpoints of a training: whole or absent, readable by any number of processes, without pickle.
 
 ``<folder>/step-00001234/`` holds the tensors as safetensors. torch.distributed.checkpoint writes them, and each process
-writes its part. ``progress.json`` holds the values that are not tensors, and the sizes of the files. A checkpoint is
-written aside and renamed when it is whole. A checkpoint that n processes wrote can be read by m processes.
+writes its part. ``progress.json`` holds the values that are not tensors, the sizes and digests of the files, and a
+digest of itself. A checkpoint is written aside and renamed when it is whole. It is read only if all digests are right.
+A checkpoint that n processes wrote can be read by m processes.
 """
 
 import json
+import logging
+import re
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -27,12 +31,15 @@ from torch.distributed.tensor import DTensor
 
 from tokenbridge.base.distributed import PATIENCE, SINGLE_PROCESS, Processes
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.files import DiskFullError, is_full, read_json, write_json
+from tokenbridge.base.files import DiskFullError, is_full, publish, read_json, sha256_file, sha256_json, write_json
 from tokenbridge.base.straight_writer import StraightWriter
+
+logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 FAILURES = (Exception, CheckpointException)  # CheckpointException is a BaseException, not an Exception
-PREFIX, UNFINISHED = "step-", ".unfinished-"
+PREFIX, UNFINISHED, DAMAGED = "step-", ".unfinished-", "damaged-"
+DIGESTS, DIGEST = "sha256", "digest"  # in PROGRESS: of the files, and of the rest of PROGRESS; 0.1 wrote neither
 LONGEST = 30 * 60.0  # the most seconds of training between checkpoints, unless Pace.least is more
 
 
@@ -138,18 +145,28 @@ class Checkpoints:
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
         self._saving: Future[Any] | None = None
-        self._unpublished: tuple[Path, dict[str, Any]] | None = None
+        self._unpublished: tuple[StraightWriter, dict[str, Any]] | None = None
 
     def load(self, state: State) -> dict[str, Any] | None:
         """Fill ``state`` from the newest whole checkpoint. Return its progress, or None if there is no checkpoint.
 
+        Damaged checkpoints that are newer are set aside: otherwise they would count as the newest, which are kept.
+
         Raises:
             CheckpointError: if the checkpoint does not hold exactly this state.
         """
-        newest = self.processes.broadcast(self.newest())
+        newest = self.processes.broadcast(self._set_damaged_aside() if self.processes.first else None)
         if newest is None:
             return None
-        reader = HuggingFaceStorageReader(str(newest))
+        try:
+            return self._load(newest, state)
+        except FAILURES as error:
+            raise CheckpointError(
+                f"{newest} does not fit this training ({_named(error)}): delete {self.folder}"
+            ) from error
+
+    def _load(self, path: Path, state: State) -> dict[str, Any]:
+        reader = HuggingFaceStorageReader(str(path))
         saved = reader.read_metadata().state_dict_metadata
         for part, each in state.items():
             if isinstance(each, torch.optim.Optimizer):
@@ -157,9 +174,9 @@ class Checkpoints:
                 make_room(each, {key.removeprefix(f"{part}/"): saved[key] for key in here})
         tensors = live_tensors(state)
         if unlike := tensors.keys() ^ saved.keys():
-            raise CheckpointError(f"{newest} does not fit this training ({sorted(unlike)[0]}): delete {self.folder}")
+            raise KeyError(sorted(unlike)[0])
         load(tensors, storage_reader=reader, no_dist=self.processes.world == 1)
-        return dict(read_json(newest / PROGRESS)["progress"])
+        return dict(read_json(path / PROGRESS)["progress"])
 
     def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
         """Copy the state, and write the copy as a checkpoint while the training goes on.
@@ -168,17 +185,17 @@ class Checkpoints:
             CheckpointError, DiskFullError: if this checkpoint or the last cannot be written; earlier ones stay whole.
         """
         self.finish()
-        aside = self.folder / f"{UNFINISHED}{step:08d}"
+        writer = StraightWriter(self.folder / f"{UNFINISHED}{step:08d}")
         if self.processes.first:
             for left in self.folder.glob(f"{UNFINISHED}*"):  # left by a killed process
                 shutil.rmtree(left, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
         self.processes.wait()
-        self._unpublished = aside, json.loads(json.dumps(progress))  # a copy: progress may change before it is written
+        self._unpublished = writer, json.loads(json.dumps(progress))  # a copy: it may change before it is written
         tensors = self._own(live_tensors(state))
         try:
             alone = self._group is None
-            saving = async_save(tensors, storage_writer=StraightWriter(aside), process_group=self._group, no_dist=alone)
+            saving = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=alone)
             assert isinstance(saving, Future)
             self._saving = saving
         except FAILURES as error:
@@ -210,9 +227,22 @@ class Checkpoints:
         """Return the newest checkpoint that is whole."""
         return next((path for path in map(self._path, reversed(self.steps())) if _is_whole(path)), None)
 
+    def _set_damaged_aside(self) -> Path | None:
+        """Rename the damaged checkpoints that are newer than the newest whole one, which is returned."""
+        newest = self.newest()
+        for path in map(self._path, reversed(self.steps())):
+            if path == newest:
+                break
+            aside = path.with_name(f"{DAMAGED}{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            logger.info(f"{path} is damaged and now called {aside.name}: continuing from {newest or 'the beginning'}")
+        return newest
+
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints that exist, oldest first."""
-        return sorted(int(path.name.removeprefix(PREFIX)) for path in self.folder.glob(f"{PREFIX}*"))
+        found = (re.fullmatch(rf"{PREFIX}([0-9]{{8}}|[1-9][0-9]{{8,17}})", path.name) for path in self.folder.glob("*"))
+        return sorted(int(match[1]) for match in found if match)
 
     def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what this process writes: its shards, and its share of the tensors that all processes hold alike.
@@ -231,12 +261,14 @@ class Checkpoints:
 
     def _publish(self) -> None:
         assert self._unpublished is not None
-        aside, progress = self._unpublished
+        writer, progress = self._unpublished
+        aside = writer.folder
         files = {path.name: path.stat().st_size for path in aside.iterdir()}
-        write_json(aside / PROGRESS, {"progress": progress, "files": files})
+        content = {"progress": progress, "files": files, DIGESTS: writer.digests}
+        write_json(aside / PROGRESS, content | {DIGEST: sha256_json(content)})
         target = self.folder / aside.name.replace(UNFINISHED, PREFIX)
         shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint of the same step
-        aside.rename(target)
+        publish(aside, target)
         steps = self.steps()
         for step in set(steps) - self._kept(steps):
             shutil.rmtree(self._path(step))
@@ -249,16 +281,14 @@ class Checkpoints:
         return {*steps[-self.keep :], *landmarks.values()}
 
     def _failure(self, error: BaseException) -> UserError:
-        if isinstance(error, CheckpointException):  # it holds the errors of the processes; one is enough
-            error = next(iter(error.failures.values()))[0]
-        full = is_full(self.folder, error)
+        full = is_full(self.folder, _cause(error))
         if self._unpublished is not None:
-            shutil.rmtree(self._unpublished[0], ignore_errors=True)
+            shutil.rmtree(self._unpublished[0].folder, ignore_errors=True)
         if full:
             return DiskFullError(self.folder)
         kept = ", ".join(f"{step:,}" for step in self.steps()) or "none"
         return CheckpointError(
-            f"a checkpoint could not be written to {self.folder} ({type(error).__name__}: {error}). Those of these "
+            f"a checkpoint could not be written to {self.folder} ({_named(error)}). Those of these "
             f"steps are whole: {kept}. See that the folder can be written, and repeat: the work goes on from there"
         )
 
@@ -275,12 +305,32 @@ def read_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     except FAILURES as error:
         if not path.exists():
             raise CheckpointError(f"{path} was removed while it was read, for a newer one: repeat") from error
-        raise CheckpointError(f"{path} cannot be read as this model ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{path} cannot be read as this model ({_named(error)})") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return one error of those that the processes had, if torch gathered them."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+
+
+def _named(error: BaseException) -> str:
+    cause = _cause(error)
+    return f"{type(cause).__name__}: {cause}"
 
 
 def _is_whole(path: Path) -> bool:
+    """Return whether a checkpoint is what was written. One of version 0.1, without digests, must have whole files."""
+
+    def is_right(name: str) -> bool:
+        with safe_open(path / name, "pt"):  # raises if the header does not fit the file
+            pass
+        return (path / name).stat().st_size == files[name] and digests.get(name) in (None, sha256_file(path / name))
+
     try:
-        files: dict[str, int] = read_json(path / PROGRESS)["files"]
-        return all((path / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
+        content = read_json(path / PROGRESS)
+        digest, files, digests = content.pop(DIGEST, None), content["files"], content.get(DIGESTS, {})
+        signed = digest == sha256_json(content) if digests or digest else isinstance(content["progress"], dict)
+        with ThreadPoolExecutor() as pool:
+            return bool(signed and files) and all(pool.map(is_right, files))
+    except Exception:  # whatever damage raises
         return False

@@ -58,21 +58,22 @@ def make_chunks(
             clear_scratch(folder)
     missing = processes.broadcast([chunk for chunk in chunks if not chunk.path.exists()])
     own = missing[processes.rank :: processes.world]
-    if not processes.first:
-        for chunk in own:
-            make(chunk, lambda _: None)
-        processes.wait()
-        return
-    total, left = _images(chunks), _images(missing)
-    recent = RECENT_SECONDS if processes.world == 1 else SHARED_SECONDS
-    progress = Progress(label, total, every=launcher.log_seconds, done=total - left, recent=recent)
     peers = PeerChunks([chunk for chunk in missing if chunk not in own])
+    report = _reporter(label, _images(chunks), _images(missing), processes, launcher)
     for chunk in own:
-        make(chunk, lambda count: progress.advance(count + peers.newly_done()))
-    while peers.left:
+        make(chunk, lambda count: report(count + peers.newly_done()))
+    while peers.left:  # not in a collective: a slower process may need longer than its timeout
         time.sleep(LOOK_SECONDS)
-        progress.advance(peers.newly_done())
+        report(peers.newly_done())
     processes.wait()
+
+
+def _reporter(label: str, total: int, left: int, processes: Processes, launcher: Launcher) -> Advance:
+    """Return what shows the progress of all processes in the first one, and nothing in the others."""
+    if not processes.first:
+        return lambda _: None
+    recent = RECENT_SECONDS if processes.world == 1 else SHARED_SECONDS
+    return Progress(label, total, every=launcher.log_seconds, done=total - left, recent=recent).advance
 
 
 def _images(chunks: Sequence[Chunk]) -> int:

@@ -6,7 +6,6 @@ The code of no other module names bfloat16.
 import os
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from tokenbridge.base.checks import AUTO, BF16, FP32, Precision
 from tokenbridge.base.machine import processor
@@ -26,14 +25,28 @@ def best_device() -> torch.device:
 
 
 def pick_device(launcher: Launcher) -> torch.device:
-    """Return the best device. From now on, CPU work runs with the launcher's number of threads, if it sets one."""
+    """Return the best device. From now on, torch has the launcher's number of CPU threads and its determinism.
+
+    Products and convolutions in float32 have its full precision, because what needs speed runs in bf16: not TF32.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions is TF32
     if launcher.threads:
         limit_threads(launcher.threads)
+    if launcher.deterministic:
+        make_deterministic()
     return best_device()
+
+
+def make_deterministic() -> None:
+    """Use only operations that repeat their bits on the same GPU from now on. torch raises an error for any other."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True)
 
 
 def limit_threads(count: int) -> None:
     """Run CPU work with ``count`` threads from now on."""
+    from threadpoolctl import threadpool_limits  # here, because machines that only check a GPU need not have it
+
     torch.set_num_threads(count)
     threadpool_limits(count)  # NumPy's and SciPy's
 
@@ -65,6 +78,11 @@ def resolve_precision(setting: Precision, device: torch.device) -> Precision:
     if setting == AUTO:
         return BF16 if has_bf16(device) else FP32
     return setting
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tokenbridge.base.environment import MEETING_VARIABLE
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.subprocesses import MEETING_VARIABLE
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # timeout of collectives; one process may write for long while the others wait
+# Timeout of collectives: a hang ends after it. The longest rightful waits are for rank 0, which reads a checkpoint's
+# digests or draws a grid of samples, and for the slowest process to write its part of a checkpoint.
+PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)

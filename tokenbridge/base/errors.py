@@ -1,5 +1,14 @@
-"""Mistakes that the user can fix; the message names what is wrong and what to change."""
+"""Errors whose message says all, so that it is shown alone, without a traceback."""
+
+from tokenbridge.base.names import printable
 
 
 class UserError(ValueError):
-    """A mistake that is shown as its message alone, without a traceback."""
+    """A mistake that the user can fix. The message names what is wrong and what to change; any terminal can show it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class WorkFailedError(RuntimeError):
+    """Another process failed. The message says how, with the last lines of its output."""

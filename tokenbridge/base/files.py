@@ -8,14 +8,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tokenbridge.base.errors import UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # some file systems cannot flush folders
 SCRATCH = ".partial"  # the end of a temporary folder's name, which also starts with a dot
+MAX_NESTING = 50  # of a JSON file
 NEXT_TO_NOTHING = 65_536  # bytes free; fewer count as full, as C++ and Rust libraries do not always say why they failed
 
 
@@ -29,14 +32,48 @@ class DiskFullError(UserError):
         )
 
 
+class AccessError(UserError):
+    """This user may not change or read a file or folder."""
+
+    def __init__(self, path: Path) -> None:
+        there = path.absolute()
+        while not os.access(there.parent, os.X_OK) or not there.exists():
+            there = there.parent
+        try:
+            owner = there.owner()
+        except (KeyError, NotImplementedError):  # an id without a name, or Windows
+            owner = f"user id {there.stat().st_uid}"
+        super().__init__(
+            f"you may not change or read {path.absolute()}: {there} belongs to {owner}. If a command ran as {owner} by "
+            f'mistake, `sudo chown -R "$(id -u)" {there}`. If the disk is read-only, use another folder'
+        )
+
+
+def check_access(*paths: Path) -> None:
+    """Check that what exists of ``paths`` may be changed.
+
+    Raises:
+        AccessError: if not; it names the first one.
+    """
+    for path in paths:
+        if path.exists() and not os.access(path, os.W_OK):
+            raise AccessError(path)
+
+
 @contextmanager
-def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn an error that a full disk causes in the body into a DiskFullError. The body writes ``path`` or below it."""
+def explain_disk_error(path: Path) -> Iterator[None]:
+    """Turn what a full disk causes in the body into a DiskFullError, and a lack of rights into an AccessError.
+
+    Args:
+        path: what the body writes, or the folder of it.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename:
+            raise AccessError(Path(os.fsdecode(error.filename))) from error
         if not is_full(path, error):
             raise
         raise DiskFullError(path) from error
@@ -68,10 +105,11 @@ def check_target(path: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path near ``path``. On success the file there replaces ``path``, which may be a regular file.
 
-    On an exception the temporary file is removed and ``path`` stays as it was.
+    On an exception the temporary file is removed and ``path`` stays as it was. Only the owner may read it if it is
+    ``private``; others get the permissions of any new file.
 
     Raises:
         UserError: if ``path`` cannot be written (see ``check_target``).
@@ -80,9 +118,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     check_target(path)
     with _scratch(path) as scratch:
         target = scratch / path.name
-        with explain_full_disk(path):
+        with explain_disk_error(path):
             yield target
-        target.replace(path)
+            if private:
+                target.chmod(0o600)
+            else:
+                _take_umask(target)
+            publish(target, path)
 
 
 @contextmanager
@@ -92,12 +134,37 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with _scratch(path) as scratch:
         target = scratch / path.name
-        with explain_full_disk(path):
+        with explain_disk_error(path):
             yield target
-        if path.is_dir() and not path.is_symlink():
-            _exchange(target, path, scratch / "replaced")
-        else:
-            target.replace(path)
+            _take_umask(target)
+            publish(target, path, scratch / "replaced")
+
+
+def publish(new: Path, path: Path, replaced: Path | None = None) -> None:
+    """Rename a file or folder to ``path`` when the disk has all of it, so that a power cut leaves no empty files.
+
+    Args:
+        replaced: where to move a folder that is at ``path``; None: there is none.
+    """
+    flush(new, *(each for each in new.rglob("*") if each.is_file() or each.is_dir()))
+    if replaced and path.is_dir() and not path.is_symlink():
+        _exchange(new, path, replaced)
+    else:
+        new.replace(path)
+    flush(path.parent)
+
+
+def flush(*paths: Path) -> None:
+    """Return when the disk has the content of these files, and the names in these folders."""
+    for path in paths:
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        except OSError as error:
+            if error.errno not in NO_FLUSH:
+                raise
+        finally:
+            os.close(opened)
 
 
 @contextmanager
@@ -111,9 +178,19 @@ def _scratch(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def clear_scratch(folder: Path) -> None:
-    """Remove what killed writers left in a folder. No process may be writing to the folder."""
-    for left in folder.glob(f".*{SCRATCH}"):
+def _take_umask(path: Path) -> None:
+    """Give a file in a scratch folder, or all those below it, the mode of new files. safetensors makes private ones."""
+    new = path.with_name(".new")
+    new.touch()
+    mode = new.stat().st_mode
+    for file in [path, *path.rglob("*")]:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
+
+def clear_scratch(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers of ``name``, or of anything, left in a folder. No such writer may be running."""
+    for left in folder.glob(f".{name}.*{SCRATCH}"):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -132,8 +209,6 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def _exchange(new: Path, old: Path, aside: Path) -> None:
     """Move the old folder aside, because no folder can be renamed over a full one. Move it back if the rename fails."""
-    if not new.exists():
-        raise FileNotFoundError(f"{new} was not written, so {old} stays as it is")
     old.rename(aside)
     try:
         new.rename(old)
@@ -161,12 +236,35 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a file with ``parse_json``."""
+    return parse_json(path.read_bytes())
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: if it is not JSON in UTF-8, or is nested more than MAX_NESTING deep.
+    """
+    with suppress(RecursionError):  # json gives up at a depth of about 1,000
+        found = json.loads(content)
+        level = [found]
+        for _ in range(MAX_NESTING + 1):
+            nested = [each for each in level if isinstance(each, dict | list)]
+            if not nested:
+                return found
+            level = [item for each in nested for item in (each.values() if isinstance(each, dict) else each)]
+    raise ValueError(f"its lists and objects are nested more than {MAX_NESTING} deep")
 
 
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(content: Any) -> str:
+    """Return a digest of what JSON can hold; it stays the same when the content is written and read."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_tree(path: Path) -> str:

@@ -25,4 +25,4 @@ def _model() -> str:
 
 def installed_packages() -> dict[str, str]:
     """Return name -> version for every package of this environment."""
-    return {package.metadata["Name"].lower(): package.version for package in distributions()}
+    return {facts["Name"].lower(): facts["Version"] for facts in (package.metadata for package in distributions())}

@@ -9,6 +9,7 @@ class Launcher(Protocol):
     """The settings of ``launcher`` that this package reads."""
 
     threads: int
+    deterministic: bool
     log_seconds: float
 
 

@@ -26,7 +26,7 @@ class EpochOrder:
         if examples < 1:
             raise ValueError("there are no examples to train on: check data/images/manifest.json")
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
-        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
+        self._last = -1, torch.empty(0, dtype=torch.long)  # an epoch, and its permutation
 
     def steps(self, epochs: float) -> int:
         """Return the number of steps in ``epochs``, at least one."""
@@ -40,7 +40,8 @@ class EpochOrder:
         return torch.cat([self._order(epoch)[positions[epochs == epoch] % self.examples] for epoch in span])
 
     def _order(self, epoch: int) -> torch.Tensor:
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._permutation = torch.randperm(self.examples, generator=generator(self.seed, "order", epoch))
-        return self._permutation
+        last, permutation = self._last  # another thread may replace the pair at any time
+        if epoch != last:
+            permutation = torch.randperm(self.examples, generator=generator(self.seed, "order", epoch))
+            self._last = epoch, permutation
+        return permutation

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from tokenbridge.base.chunks import Advance, Chunk, cut, make_chunks
 from tokenbridge.base.distributed import Processes
 from tokenbridge.base.files import atomic_folder, atomic_path, read_json, write_json
+from tokenbridge.base.finite import check_finite
 from tokenbridge.config import LauncherConfig
 from tokenbridge.evaluation import EvaluationError
+from tokenbridge.images.decoded import decoded
 from tokenbridge.images.shards import ImageShards
 
-MAX_SIDE = 32  # pixels; larger images are reduced to it, so that all of ImageNet fits into 4 GB of memory
+MAX_SIDE = 32  # pixels; larger images are reduced to it, so that all of ImageNet takes 4 GB
 CHUNK = 1000  # images in one file of predictions
-READ_BATCH = 100  # images in memory at full size
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 
 
@@ -56,16 +57,16 @@ class ImageClassifier(nn.Module):
         return logits
 
 
+def shrink(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Reduce images uint8 [N, 3, H, W] to the classifier's size."""
+    side = min(images.shape[-1], MAX_SIDE)
+    small: Tensor = F.adaptive_avg_pool2d(torch.from_numpy(images).float(), side).round()
+    return small.to(torch.uint8).numpy()
+
+
 def read_small(shards: ImageShards, span: range | None = None) -> NDArray[np.uint8]:
     """Read images of a split at the classifier's size, uint8 [N, 3, side, side]; without ``span``, all of them."""
-    span = span or range(len(shards))
-    side = min(shards.image_size, MAX_SIDE)
-    images = np.empty((len(span), 3, side, side), np.uint8)
-    for start in range(0, len(span), READ_BATCH):
-        part = span[start : start + READ_BATCH]
-        full, _ = shards.read(part.start, part.stop)
-        images[start : start + len(part)] = F.adaptive_avg_pool2d(torch.from_numpy(full).float(), side).round()
-    return images
+    return np.concatenate(list(decoded(shards, shrink, span or range(len(shards)))))
 
 
 def channels_last(model: ImageClassifier) -> ImageClassifier:
@@ -100,7 +101,9 @@ def predict(model: ImageClassifier, images: NDArray[np.uint8], batch_size: int =
     device = model.classify.weight.device
     with torch.inference_mode():
         parts = torch.split(torch.from_numpy(images), batch_size)
-        return np.concatenate([model(part.to(device)).argmax(1).cpu().numpy() for part in parts])
+        logits = torch.cat([model(part.to(device)) for part in parts])
+    check_finite("the classifier's logits", logits, model)
+    return logits.argmax(1).cpu().numpy()
 
 
 def shared_predictions(

@@ -1,11 +1,10 @@
 """Training of the small classifier that measures class accuracy."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenbridge.base.arrays import LabelledArrays
 from tokenbridge.base.checkpoints import Checkpoints
 from tokenbridge.base.device import autocast
 from tokenbridge.base.protocols import MetricSink
@@ -33,8 +32,7 @@ def shift_images(images: Tensor) -> Tensor:
 
 
 def train_classifier(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
+    images: LabelledArrays,
     *,
     label_names: list[str],
     config: ClassifierConfig,
@@ -44,7 +42,7 @@ def train_classifier(
     tracker: MetricSink,
     device: torch.device,
 ) -> tuple[ImageClassifier, History]:
-    """Train on uint8 images [N, 3, H, W] with labels [N], or continue from ``checkpoints``.
+    """Train on uint8 images [3, H, W] and their labels, or continue from ``checkpoints``.
 
     ``config.precision`` must be resolved: bf16 or fp32.
 
@@ -61,13 +59,12 @@ def train_classifier(
     )
     order = EpochOrder(len(images), config.batch_size, seed)
     total = order.steps(config.epochs)
-    all_images, all_labels = torch.from_numpy(images), torch.from_numpy(labels)
 
     def step_fn(step: int) -> dict[str, Tensor]:
         chosen = order.indices(step)
-        targets = all_labels[chosen].to(device)
+        targets = images.labels[chosen].to(device)
         with autocast(device, config.precision):
-            logits = model(shift_images(all_images[chosen]).to(device))
+            logits = model(shift_images(torch.from_numpy(images.read(chosen.numpy()))).to(device))
         loss = F.cross_entropy(logits.float(), targets)
         loss.backward()
         factor = cosine_factor(step, total, round(WARMUP_SHARE * total))

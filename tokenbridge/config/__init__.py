@@ -27,6 +27,7 @@ from tokenbridge.config.types import Integer, Name, Settings, refuse
 
 MOMENTS = "moments"  # models are trained on moments unless tokens are stored
 MAX_CLASSES = 70_000  # limit for the classes of one prediction of the head: levels ** head_group
+ENOUGH = 20  # more than MAX_CLASSES with 2 levels already
 FOLDERS = {"vae", "quantizer", "classifier"}  # of models/ that are no autoregressive models
 
 
@@ -79,14 +80,14 @@ class Config(Settings):
         mistakes = {
             f"quantizer.given_order is {order}: must name each of the {dimensions} dimensions of a token once "
             "(vae.dimensions times quantizer.patch_size squared)": order is not None
-            and sorted(order) != list(range(dimensions))
+            and (len(order) != dimensions or sorted(order) != list(range(dimensions)))
         }
         for name, model in self.models.items():
-            start, classes = f"models.{name}.head_group is {model.head_group}", levels**model.head_group
+            start, classes = f"models.{name}.head_group is {model.head_group}", levels ** min(model.head_group, ENOUGH)
             uneven = dimensions % model.head_group != 0
             mistakes |= {
                 f"{start}: must divide the {dimensions} dimensions of a token": uneven,
-                f"{start}, which makes {classes:,} classes of {levels} levels: at most {MAX_CLASSES:,} can be handled, "
+                f"{start}, which makes {levels}^{model.head_group} classes: at most {MAX_CLASSES:,} can be handled, "
                 "so lower head_group or quantizer.levels": classes > MAX_CLASSES,
             }
         return mistakes

@@ -6,7 +6,17 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from tokenbridge.base.checks import Precision
-from tokenbridge.config.types import Integer, Name, PartialShare, Positive, PositiveNumber, Settings, refuse
+from tokenbridge.config.types import (
+    ClassName,
+    Colour,
+    Integer,
+    Name,
+    PartialShare,
+    Positive,
+    PositiveNumber,
+    Settings,
+    refuse,
+)
 
 IMAGENET = "imagenet"
 IMAGENET_CLASSES = 1000
@@ -18,7 +28,7 @@ class MirrorConfig(Settings):
 
     kind: Literal["http", "folder", "debian"]
     location: str | None = None  # base URL, folder, or Debian package name; null: skip this mirror
-    timeout: PositiveNumber = 10.0  # seconds without an answer before the next mirror is tried
+    timeout: PositiveNumber = 10.0  # seconds with almost no data before the next mirror is tried
 
     def __post_init__(self) -> None:
         web = self.location is None or self.location.startswith(("http://", "https://"))
@@ -42,6 +52,14 @@ class HubConfig(Settings):
     label: str = "label"
 
 
+class ImageLimits(Settings):
+    """The largest image file that is read; a larger one is broken."""
+
+    megapixels: PositiveNumber = 200.0
+    megabytes: PositiveNumber = 512.0
+    aspect: PositiveNumber = 100.0  # longer side / shorter side
+
+
 class DataConfig(Settings):
     """Where images come from, and what they look like; docs/data.md describes each source."""
 
@@ -51,7 +69,7 @@ class DataConfig(Settings):
     citation: str
     image_size: Positive  # pixels; the models see [3, image_size, image_size]
     num_classes: Positive
-    label_names: list[str] | None = None  # null: the source's own names, such as the sorted class folders
+    label_names: list[ClassName] | None = None  # null: the source's own names, such as the sorted class folders
     class_names: Literal["source", "imagenet"] = "source"  # imagenet: wnids or ImageNet-1k's indices get readable names
     mirrors: list[MirrorConfig] = Field(default_factory=list)
     sha256: dict[str, str] = Field(default_factory=dict)  # of each decompressed file
@@ -63,6 +81,8 @@ class DataConfig(Settings):
     validation_seed: Integer = 0  # decides which images are cut
     hub: HubConfig = Field(default_factory=HubConfig)  # huggingface
     max_broken: PartialShare = 0.0  # largest share of broken images in a split; they are left out and named
+    limits: ImageLimits = Field(default_factory=ImageLimits)
+    background: Colour = "white"  # what is seen through transparent images
     max_train: Integer | None = None  # keep at most this many images, with balanced classes
     max_test: Integer | None = None
     shard_size: Positive = 10000  # images per Parquet file

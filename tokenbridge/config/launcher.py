@@ -47,6 +47,7 @@ class LauncherConfig(Settings):
     accumulation: Positive  # parts of a process's share of a batch, computed one after the other
     checkpoint_activations: bool  # saves memory, costs a third more work
     compile: bool  # use torch.compile on the repeated blocks
+    deterministic: bool  # GPUs: only operations that repeat their bits, slower; CPUs always repeat them
     keep_checkpoints: Positive  # the number of newest checkpoints that stay
     keep_every: Count  # the first checkpoint in every keep_every steps stays too; 0: none
     threads: Count  # CPU threads of each process; 0: an equal share of the cores in training, chunks.THREADS for chunks

@@ -6,7 +6,17 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from tokenbridge.base.checks import Precision
-from tokenbridge.config.types import Integer, Number, Optimizer, Positive, PositiveNumber, Settings, Share, refuse
+from tokenbridge.config.types import (
+    Amount,
+    Integer,
+    Number,
+    Optimizer,
+    Positive,
+    PositiveNumber,
+    Settings,
+    Share,
+    refuse,
+)
 
 Head = Literal["autoregressive", "parallel"]
 GuidanceSchedule = Literal["linear", "constant", "cosine"]
@@ -16,6 +26,7 @@ GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
 Decay = Annotated[Number, Field(ge=0, le=0.999999)]
 MAX_DEFAULT_STEPS = 16
+LEAST_TEMPERATURE = 0.001  # except 0
 
 
 class TrainConfig(Settings):
@@ -26,25 +37,38 @@ class TrainConfig(Settings):
     epochs: PositiveNumber
     optimizer: Optimizer  # the paper's is adamw
     learning_rate: PositiveNumber  # AdamW's
-    muon_learning_rate: Number
-    weight_decay: Number
+    muon_learning_rate: Amount
+    weight_decay: Amount
     beta1: Decay
     beta2: Decay
-    warmup_epochs: Number
+    warmup_epochs: Amount
     clip_norm: PositiveNumber
     ema_decay: Decay  # 0: no averaging
     ema_warmup: bool  # decay grows as (1 + step) / (10 + step) up to ema_decay
     label_dropout: Share
-    mask_ratio_mean: Number
+    mask_ratio_mean: Amount  # of the normal before it is cut to [mask_ratio_min, 1]
     mask_ratio_std: PositiveNumber
     mask_ratio_min: Share
+    mask_group_size: Positive | None  # images of a batch that share one mask ratio; null: the whole batch does
     precision: Precision
     evaluations: Positive  # how often the validation loss is measured; the last time is after the last step
     sample_grids: bool  # also draw a picture of samples at each evaluation
 
     def __post_init__(self) -> None:
         warmup, epochs = self.warmup_epochs, self.epochs
-        refuse({f"warmup_epochs is {warmup}: must be at most train.epochs ({epochs})": warmup > epochs})
+        mean, least, size, group = self.mask_ratio_mean, self.mask_ratio_min, self.batch_size, self.mask_group_size
+        refuse(
+            {
+                f"warmup_epochs is {warmup}: must be at most train.epochs ({epochs})": warmup > epochs,
+                f"mask_ratio_mean is {mean}: must be from train.mask_ratio_min ({least}) to 1": not least <= mean <= 1,
+                f"mask_group_size is {group}: must divide train.batch_size ({size})": size % (group or size) != 0,
+            }
+        )
+
+    @property
+    def mask_group(self) -> int:
+        """The number of consecutive images of a batch that share one mask ratio."""
+        return self.mask_group_size or self.batch_size
 
 
 class ModelConfig(Settings):
@@ -61,7 +85,8 @@ class ModelConfig(Settings):
     head: Head  # autoregressive: the paper's; parallel: every dimension from the features alone
     head_group: Positive  # dimensions predicted jointly; 1 is the paper's
     buffer_size: Positive  # class positions in front of the sequence
-    dropout: Annotated[Number, Field(ge=0, le=0.9)]
+    dropout: Annotated[Number, Field(ge=0, le=0.9)]  # in the spatial blocks and in the head's
+    level_embedding_std: PositiveNumber  # of the head's level embeddings at the start; the released code: 1
     train: TrainConfig
 
     def __post_init__(self) -> None:
@@ -77,7 +102,7 @@ class SamplingSettings(Settings, frozen=True):
         steps: None: one for each position to draw, at most ``MAX_DEFAULT_STEPS``.
         guidance_scale: 1: no guidance.
         guidance_interval: guidance acts while the share of revealed positions lies in [from, to).
-        temperature: of the logits; 0 takes the likeliest level.
+        temperature: of the logits; 0 takes the likeliest level. Smaller ones than ``LEAST_TEMPERATURE`` would overflow.
         top_p: draw among the likeliest levels that together have this probability; 1: all.
         order: ``random``, the paper's: each image in its own order; ``raster``: row by row from the top left;
             ``confidence``: each step draws all masked positions and keeps those of the highest mean log-probability,
@@ -86,17 +111,23 @@ class SamplingSettings(Settings, frozen=True):
     """
 
     steps: Positive | None = None
-    guidance_scale: Annotated[Number, Field(ge=1)] = 2.0
+    guidance_scale: Annotated[Number, Field(ge=1, le=1000)] = 2.0
     guidance_schedule: GuidanceSchedule = "linear"
     guidance_interval: Sequence[Share] = (0.0, 1.0)
-    temperature: Annotated[Number, Field(ge=0)] = 1.0
+    temperature: Annotated[Number, Field(ge=0, le=1000)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     order: RevealOrder = "random"
 
     def __post_init__(self) -> None:
         interval = self.guidance_interval
         wrong = len(interval) != 2 or interval[0] >= interval[1]
-        refuse({f"guidance_interval is {interval}: must be [from, to] with from < to": wrong})
+        cold = f"temperature is {self.temperature}: must be 0 for the likeliest level, or at least {LEAST_TEMPERATURE}"
+        refuse(
+            {
+                f"guidance_interval is {interval}: must be [from, to] with from < to": wrong,
+                cold: 0 < self.temperature < LEAST_TEMPERATURE,
+            }
+        )
 
     def steps_for(self, positions: int) -> int:
         """Return the number of steps in which to draw ``positions`` positions."""
@@ -119,6 +150,7 @@ class EvaluateConfig(Settings):
     kid_subset_size: Positive
     kid_subsets: Positive
     inception_weights: str | None  # torch-fidelity's Inception file, or `download`; null: no FID is reported
+    dinov2_weights: str | None  # released DINOv2 ViT-S, -B or -L/14; null: no Fréchet distance on DINOv2's features
     inception_reference: str | None  # npz with mu and sigma (such as ADM's); null: the test images
     precision: Precision
 

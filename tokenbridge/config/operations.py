@@ -41,7 +41,7 @@ class PromotionConfig(Settings):
     seconds: PositiveNumber  # resampling stops after this time
     max_fd_increase: Number  # limit for the interval's upper end of candidate minus champion; 0: must be surely better
     max_class_accuracy_decrease: Number  # limit for the interval's upper end of champion minus candidate
-    min_class_accuracy: Share
+    min_class_accuracy: Share  # of the class accuracy of real images
     min_precision: Share
     min_recall: Share
     max_slowdown: PositiveNumber  # limit for the rounds' median of candidate / champion time per image

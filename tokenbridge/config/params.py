@@ -1,22 +1,20 @@
 """Compose conf/, written by hand, into params.yaml, which DVC and every stage read; check both against the schema."""
 
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from tokenbridge.base.files import atomic_write_text
 from tokenbridge.config import Config, ConfigError, require
 from tokenbridge.config.types import did_you_mean
 
 PARAMS_FILE = "params.yaml"
+UNREADABLE = (YAMLError, OmegaConfBaseException, ValueError, RecursionError)  # what a broken YAML file raises
 
 
 def validate(composed: DictConfig) -> Config:
@@ -41,12 +39,21 @@ def compose_config(overrides: Sequence[str] = (), conf_dir: Path = Path("conf"))
     Raises:
         ConfigError: if an override names no setting or group, or gives a value that cannot work.
     """
+    from hydra import compose, initialize_config_dir  # slow to import, and stages only read params.yaml
+    from hydra.errors import HydraException
+
+    from tokenbridge.config.overrides import check_single, read_overrides
+
+    require(conf_dir.is_dir(), f"there is no folder {conf_dir.absolute()}: change into a clone of the project")
+    check_single(read_overrides(overrides), conf_dir)
     try:
         with initialize_config_dir(str(conf_dir.resolve()), version_base=None):
             composed = compose("config", overrides=list(overrides))
         _refuse_environment(composed)
         OmegaConf.resolve(composed)
-    except (HydraException, OmegaConfBaseException) as error:
+    except ConfigError:
+        raise
+    except (HydraException, *UNREADABLE) as error:
         unknown = re.search(r"Could not override '([\w.]+)'", str(error))
         guess = did_you_mean(Config, unknown[1].split(".")) if unknown else ""
         raise ConfigError(f"{_brief(error).rstrip('.')}{guess} ({conf_dir} names every setting and choice)") from error
@@ -59,25 +66,6 @@ def _refuse_environment(composed: DictConfig) -> None:
     taken = re.search(r"\$\{oc\.env:\s*([^,}]*)", OmegaConf.to_yaml(composed))
     name = taken and taken[1]
     require(taken is None, f"a setting takes ${{oc.env:{name}}}, which params.yaml would record: write the value")
-
-
-def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Return every combination of overrides that name several values as in Hydra: ``seed=0,1``, ``seed=range(0,4)``.
-
-    Raises:
-        ConfigError: if an override cannot be read.
-    """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(_brief(error)) from error
-    choices = [
-        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
-        if item.is_sweep_override()
-        else [text]
-        for item, text in zip(parsed, overrides, strict=True)
-    ]
-    return [list(combination) for combination in itertools.product(*choices)]
 
 
 def _brief(error: Exception) -> str:
@@ -97,15 +85,22 @@ def load_params(root: Path = Path(), changes: Sequence[str] = ()) -> Config:
     """Read root/params.yaml as a checked ``Config``, with unsaved ``changes`` such as ``promotion.seconds=60``."""
     path = root / PARAMS_FILE
     require(path.exists(), f"{path} is missing: run `tokenbridge params` to compose it from conf/")
-    loaded = OmegaConf.load(path)
-    require(isinstance(loaded, DictConfig), f"{path} is not a mapping: run `tokenbridge params` to compose it again")
-    assert isinstance(loaded, DictConfig)
     try:
-        validate(loaded)
+        loaded = OmegaConf.load(path)
+        require(isinstance(loaded, DictConfig), "it is not a mapping")
+        validate(DictConfig(loaded))
     except ConfigError as error:
         remedy = "if another version wrote it, compose it again by `tokenbridge params`"
         raise ConfigError(f"{error}\n{path} does not fit: {remedy}") from error
-    return validate(DictConfig(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(changes)))))
+    except UNREADABLE as error:
+        remedy = "compose it again by `tokenbridge params`, or bring it back with git"
+        raise ConfigError(f"{path} cannot be read ({_brief(error)}): {remedy}") from error
+    for change in changes:
+        try:
+            loaded = OmegaConf.merge(loaded, OmegaConf.from_dotlist([change]))
+        except UNREADABLE as error:
+            raise ConfigError(f"{change!r} cannot be read ({_brief(error)}): write setting=value") from error
+    return validate(DictConfig(loaded))
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tokenbridge.base.checks import Precision
-from tokenbridge.config.types import Integer, Name, Number, Optimizer, Positive, PositiveNumber, Settings, Share, refuse
+from tokenbridge.config.types import (
+    Amount,
+    Integer,
+    Name,
+    Number,
+    Optimizer,
+    Positive,
+    PositiveNumber,
+    Settings,
+    Share,
+    refuse,
+)
 
 NORM_GROUPS = 8  # in each norm of the trained VAE and its discriminator
 
@@ -18,10 +29,10 @@ NormWidth = Annotated[Positive, Field(multiple_of=NORM_GROUPS)]
 class VaeLossConfig(Settings):
     """Weights of the VAE's loss terms."""
 
-    l1: Number
-    mse: Number
-    kl: Number
-    adversarial: Number  # share of the reconstruction gradient's norm; 0 trains without a discriminator
+    l1: Amount
+    mse: Amount
+    kl: Amount
+    adversarial: Amount  # share of the reconstruction gradient's norm; 0 trains without a discriminator
 
 
 class DiscriminatorConfig(Settings):
@@ -36,14 +47,14 @@ class VaeConfig(Settings):
     """The variational autoencoder: trained here, or a folder of pretrained weights."""
 
     pretrained: str | None  # a diffusers AutoencoderKL folder; null: train one
-    block_widths: Annotated[list[NormWidth], Field(min_length=1)]  # one for each resolution
+    block_widths: Annotated[list[NormWidth], Field(min_length=1, max_length=16)]  # one for each resolution
     layers_per_block: Positive
     dimensions: Positive  # C
     batch_size: Positive
     epochs: PositiveNumber
     optimizer: Optimizer
     learning_rate: PositiveNumber  # AdamW's
-    muon_learning_rate: Number
+    muon_learning_rate: Amount
     precision: Precision
     loss: VaeLossConfig
     discriminator: DiscriminatorConfig
@@ -53,7 +64,9 @@ class EncodeConfig(Settings):
     """Settings of how images become moments."""
 
     flip: bool  # also encode each image mirrored
-    images: Positive | None  # encode only the first N training images, enough to fit a quantizer; null: all
+    images: (
+        Positive | None
+    )  # encode only N training images, balanced over classes, enough to fit a quantizer; null: all
     precision: Precision
 
 

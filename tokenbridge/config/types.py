@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, dataclass_transform, get_args
 
+from PIL import ImageColor
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from tokenbridge.base.checks import ConfigError
+from tokenbridge.base.names import normalized
 
 FORM = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -32,6 +34,16 @@ def _is_name(value: str) -> str:
     return value
 
 
+def _is_colour(value: str) -> str:
+    try:
+        opaque = len(ImageColor.getrgb(value)) == 3
+    except ValueError:
+        opaque = False
+    if not opaque:
+        raise PydanticCustomError("colour", "Input should be an opaque colour, such as white or '#ffffff'")
+    return value
+
+
 def _is_line(value: str) -> str:
     if not value.isprintable():
         raise PydanticCustomError("line", "Input should be one line of printable characters")
@@ -40,12 +52,17 @@ def _is_line(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_is_name)]  # part of a path or of a shell command
 Line = Annotated[str, AfterValidator(_is_line)]
+ClassName = Annotated[str, AfterValidator(normalized)]
+Colour = Annotated[str, AfterValidator(_is_colour)]
 
-Integer = Annotated[int, BeforeValidator(_no_truth_value)]
+Integer = Annotated[
+    int, BeforeValidator(_no_truth_value), Field(ge=-(2**63), le=2**63 - 1)
+]  # as files and tensors hold
 Positive = Annotated[Integer, Field(gt=0)]
 Count = Annotated[Integer, Field(ge=0)]
 
 Number = Annotated[float, BeforeValidator(_no_truth_value)]
+Amount = Annotated[Number, Field(ge=0)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 PartialShare = Annotated[Number, Field(ge=0, le=0.9)]
@@ -104,6 +121,8 @@ def _lines(settings: type, fault: ErrorDetails) -> list[str]:
     cause = fault.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):  # raised by `refuse`
         return [f"{path}.{line}".lstrip(".") for line in str(cause).splitlines()]
+    if isinstance(cause, ValueError):
+        return [f"{path or 'the settings'}: {cause}"]
     if fault["type"] == "unexpected_keyword_argument":
         return [f"{path} is no setting{did_you_mean(settings, fault['loc'])}"]
     if fault["type"] == "missing":

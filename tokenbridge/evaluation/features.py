@@ -27,11 +27,14 @@ from tokenbridge.base.chunks import Advance, Chunk, cut, make_chunks
 from tokenbridge.base.device import autocast, best_device
 from tokenbridge.base.distributed import Processes
 from tokenbridge.base.files import atomic_path, sha256_file
+from tokenbridge.base.finite import check_finite
 from tokenbridge.config import FP32, LauncherConfig
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.images.shards import ImageShards
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+POOLED = "pooled"  # name of the features before the last layer
+BATCH_SIZE = 64  # images that a network sees at a time
 CHUNK = 2048  # images in one file of features: a whole number of batches, so that chunks do not change the result
 STAGE_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
 
@@ -83,11 +86,8 @@ class ShardImageDataset(Dataset[Tensor]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Tensor]:
-        """Return a batch. Images that are neighbours in the shards are read together."""
-        wanted = self.indices[list(positions)]
-        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
-        images = np.concatenate([self.shards.read(int(run[0]), int(run[-1]) + 1)[0] for run in runs])
-        return list(torch.from_numpy(images))
+        """Return a batch; all its images are read together."""
+        return list(torch.from_numpy(self.shards.take(self.indices[list(positions)])[0]))
 
 
 def timm_name(key: str) -> str:
@@ -120,7 +120,19 @@ def load_efficientnet_lite0(weights: Path) -> EfficientNet:
     return net.eval().to(memory_format=torch.channels_last)
 
 
-class EfficientNetLite0Extractor(FeatureExtractorBase):
+class BytesExtractor(FeatureExtractorBase):
+    """What torch-fidelity asks of an extractor of uint8 images [B, 3, H, W] of any size."""
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+
+class EfficientNetLite0Extractor(BytesExtractor):
     """A torch-fidelity extractor for uint8 images [B, 3, H, W]. It resizes them to ``size`` x ``size`` pixels."""
 
     size: int
@@ -134,24 +146,16 @@ class EfficientNetLite0Extractor(FeatureExtractorBase):
         scaled = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
         inputs = ((scaled - 127.5) / 127.5).contiguous(memory_format=torch.channels_last)
         pooled = self.net.forward_head(self.net.forward_features(inputs), pre_logits=True)
-        features = {"pooled": pooled.float(), "logits": self.net.classifier(pooled).float()}
+        features = {POOLED: pooled.float(), "logits": self.net.classifier(pooled).float()}
         return tuple(features[name] for name in self.features_list)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        return ("pooled", "logits")
+        return (POOLED, "logits")
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "pooled"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+        return "logits" if metric == "isc" else POOLED
 
 
 def register(size: int) -> str:
@@ -165,14 +169,21 @@ def register(size: int) -> str:
 
 def extract_with(extractor: str, layers: Sequence[str], images: Dataset[Tensor], **settings: Any) -> Features:
     """Return the ``layers`` of a registered extractor for every image. torch-fidelity's cache on disk is not used."""
-    settings |= {"cuda": torch.cuda.is_available(), "save_cpu_ram": True, "verbose": False}
+    settings = {
+        "batch_size": BATCH_SIZE,
+        "cuda": torch.cuda.is_available(),
+        "save_cpu_ram": True,
+        "verbose": False,
+    } | settings
     net = create_feature_extractor(extractor, list(layers), **settings)
     features: Features = extract_featuresdict_from_input_id(1, net, input1=images, **settings)
+    for layer, values in features.items():
+        check_finite(f"the features {layer} of {extractor}", values, net)
     return features
 
 
 def extract_features(
-    images: Dataset[Tensor] | NDArray[np.uint8], size: int, *, precision: str = FP32, batch_size: int = 64
+    images: Dataset[Tensor] | NDArray[np.uint8], size: int, *, precision: str = FP32, batch_size: int = BATCH_SIZE
 ) -> Features:
     """Return EfficientNet-Lite0's features of uint8 images [3, H, W], resized to ``size`` pixels.
 
@@ -181,10 +192,10 @@ def extract_features(
     """
     dataset = ImageTensorDataset(images) if isinstance(images, np.ndarray) else images
     with autocast(best_device(), precision):
-        return extract_with(register(size), ("pooled", "logits"), dataset, batch_size=batch_size)
+        return extract_with(register(size), (POOLED, "logits"), dataset, batch_size=batch_size)
 
 
-def shared_features(
+def feature_files(
     label: str,
     images: Dataset[Tensor],
     extract: Callable[[Dataset[Tensor]], Features],
@@ -192,16 +203,13 @@ def shared_features(
     *,
     processes: Processes,
     launcher: LauncherConfig,
-) -> Features | None:
-    """Return ``extract(images)``, computed in chunks; the processes share the work.
+) -> list[Path]:
+    """Write ``extract(images)`` in chunks, and return their files, in order; the processes share the work.
 
-    Each chunk is a file in ``folder``. A rerun makes only the missing files.
+    A rerun makes only the missing files.
 
     Args:
         label: the name of the set of images, for files and progress.
-
-    Returns:
-        All features in the first process; None in the others.
     """
     count = len(images)  # type: ignore[arg-type]  # torch's Dataset declares no length
     chunks = cut(count, CHUNK, lambda index: folder / f"{label}-{index:05d}.safetensors")
@@ -212,7 +220,10 @@ def shared_features(
         advance(len(chunk.span))
 
     make_chunks(f"features of {label}", chunks, write, processes=processes, launcher=launcher)
-    if not processes.first:
-        return None
-    parts = [load_file(chunk.path) for chunk in chunks]
+    return [chunk.path for chunk in chunks]
+
+
+def read_features(files: Sequence[Path]) -> Features:
+    """Return all features in the files of ``feature_files``."""
+    parts = [load_file(file) for file in files]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

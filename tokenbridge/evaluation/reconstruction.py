@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from tokenbridge.base.slices import slices
 from tokenbridge.evaluation import EvaluationError
 
 CHUNK = 50  # images compared at a time: several times faster than 500, whose windows do not fit into the cache
+HELD = 26  # numbers for each of an image's, at most: SSIM's windows
 PEAK = 255.0
 
 
@@ -50,7 +52,7 @@ def _mean_over_images(
             "give both the same shape, with at least one image"
         )
     total = 0.0
-    for start in range(0, len(originals), CHUNK):
-        pair = [torch.from_numpy(images[start : start + CHUNK]).float() for images in (reconstructed, originals)]
+    for part in slices(len(originals), HELD * originals[0].size, CHUNK):
+        pair = [torch.from_numpy(images[part]).float() for images in (reconstructed, originals)]
         total += float(mean(*pair)) * len(pair[0])
     return total / len(originals)

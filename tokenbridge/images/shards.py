@@ -5,9 +5,10 @@ encoded file and its path) and ``label``. The manifest has name, licence, citati
 digest.
 """
 
-import hashlib
 import json
+import textwrap
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -17,15 +18,46 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from tokenbridge.base.files import read_json, sha256_file, write_json
+from tokenbridge.base.files import read_json, sha256_file, sha256_json, write_json
+from tokenbridge.base.threads import in_threads
 from tokenbridge.images import DataError
 from tokenbridge.images.decoding import decode_rgb
 from tokenbridge.images.rowgroups import RowGroups
+from tokenbridge.images.weight import groups
 
 MANIFEST = "manifest.json"
 ROW_GROUP = 100  # images that are read from disk together: 10 MB of ImageNet
+ROW_GROUP_BYTES = 2**26  # unless a single image has more
+DECODED_TOGETHER = 16  # images that a thread decodes at a time
 Example = tuple[bytes, str, int]  # encoded image, path, label
+
+
+@dataclass
+class Shard:
+    """An entry of the manifest, as ``write_shard`` returns it."""
+
+    file: str
+    count: int
+    sha256: str
+
+
+@dataclass
+class Split:
+    """A split in the manifest."""
+
+    count: int
+    shards: list[Shard]
+
+
+@dataclass
+class Manifest:
+    """What readers need of the manifest."""
+
+    image_size: int
+    label_names: list[str]
+    splits: dict[str, Split]
 
 
 def shard_schema(label_names: list[str]) -> pa.Schema:
@@ -65,11 +97,16 @@ def write_shard(path: Path, examples: Iterable[Example], schema: pa.Schema) -> d
 
     Images are already compressed, so the columns are stored without compression.
     """
-    remaining, written = iter(examples), 0
+    written = 0
     with pq.ParquetWriter(
-        path, schema, compression="none", use_dictionary=["label"], write_statistics=["label"]
+        path,
+        schema,
+        compression="none",
+        use_dictionary=["label"],
+        write_statistics=["label"],
+        write_page_checksum=True,
     ) as writer:
-        while rows := list(islice(remaining, ROW_GROUP)):
+        for rows in groups(examples, ROW_GROUP, lambda example: len(example[0]), ROW_GROUP_BYTES):
             images = [{"bytes": content, "path": name} for content, name, _ in rows]
             table = pa.table({"image": images, "label": [label for *_, label in rows]}, schema=schema)
             writer.write_table(table)
@@ -87,6 +124,7 @@ def write_manifest(
     licence: str = "",
     citation: str = "",
     left_out: dict[str, list[str]] | None = None,
+    converted: dict[str, list[str]] | None = None,
     precision: str | None = None,
 ) -> dict[str, Any]:
     """Write and return the manifest of a folder of shards.
@@ -94,6 +132,7 @@ def write_manifest(
     Args:
         splits: split -> the shards that ``write_shards`` returned.
         left_out: split -> paths of the images that were broken; recorded if there are any.
+        converted: split -> paths of the images that were written again (``decoding.Converted``); recorded likewise.
         precision: the precision in which generated images were computed.
     """
     content = {
@@ -101,9 +140,10 @@ def write_manifest(
         "label_names": label_names,
         "splits": {split: {"count": count_images(shards), "shards": shards} for split, shards in splits.items()},
     }
-    manifest = {"name": name, "licence": licence, "citation": citation, **content, "digest": digest_of(content)}
-    if any((left_out or {}).values()):
-        manifest["left_out"] = left_out
+    manifest = {"name": name, "licence": licence, "citation": citation, **content, "digest": sha256_json(content)}
+    for key, paths in (("left_out", left_out), ("converted", converted)):
+        if any((paths or {}).values()):
+            manifest[key] = paths
     if precision is not None:
         manifest["precision"] = precision
     write_json(folder / MANIFEST, manifest)
@@ -112,10 +152,6 @@ def write_manifest(
 
 def count_images(shards: list[dict[str, Any]]) -> int:
     return sum(shard["count"] for shard in shards)
-
-
-def digest_of(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class ImageShards:
@@ -137,9 +173,12 @@ class ImageShards:
         shards = manifest["splits"][split]["shards"]
         self.label_names: list[str] = manifest["label_names"]
         self.image_size: int = manifest["image_size"]
-        self.digest = digest_of(shards)
+        self.digest = sha256_json(shards)
         self.paths = [folder / shard["file"] for shard in shards]
         self.rows = RowGroups([(str(path), partial(Path, path)) for path in self.paths], remedy(folder))
+        schema, footers = shard_schema(self.label_names), self.rows.footers
+        if any(not footer.schema.to_arrow_schema().equals(schema) for footer in footers):
+            raise DataError(f"{folder} has shards of {split} with other columns than {schema.names}: {remedy(folder)}")
         if len(self) != manifest["splits"][split]["count"]:
             raise DataError(
                 f"{folder} has {len(self):,} images of {split}, and its manifest another number: {remedy(folder)}"
@@ -151,24 +190,37 @@ class ImageShards:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """The labels, int64 [N]. No image is decoded."""
-        return self.rows.column("label")
+        return np.concatenate([column.to_numpy() for column in self.rows.columns("label")])
 
     def read(self, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the images start..stop-1 as uint8 [n, 3, H, W], and their labels int64 [n].
+        """Do the same as ``take`` for the images start..stop-1."""
+        return self.take(np.arange(start, stop))
 
-        Only these images are decoded.
+    def take(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the images with the ascending ``indices`` as uint8 [n, 3, H, W], and their labels int64 [n].
+
+        Only these images are decoded, by several threads.
         """
-        if not 0 <= start <= stop <= len(self):
-            raise IndexError(f"images {start}..{stop} were asked for, but there are {len(self)}")
-        images = np.empty((stop - start, 3, self.image_size, self.image_size), np.uint8)
-        labels = np.empty(stop - start, np.int64)
-        for n, (content, path, label) in enumerate(self.examples(start, stop)):
-            images[n], labels[n] = decode_rgb(content, path, self.image_size), label
+        images = np.empty((len(indices), 3, self.image_size, self.image_size), np.uint8)
+        labels = np.empty(len(indices), np.int64)
+        batches = groups(self.examples(indices), DECODED_TOGETHER, lambda example: len(example[0]), ROW_GROUP_BYTES)
+        done = 0
+        for pixels, classes in in_threads(self._decode, batches):
+            images[done : done + len(pixels)], labels[done : done + len(pixels)] = pixels, classes
+            done += len(pixels)
         return images, labels
 
-    def examples(self, start: int, stop: int) -> Iterator[Example]:
-        """Yield the encoded images start..stop-1, with one row group at a time in memory."""
-        for rows in self.rows.rows(start, stop, ["image", "label"]):
+    def _decode(self, examples: list[Example]) -> tuple[NDArray[np.uint8], list[int]]:
+        pixels = [decode_rgb(content, path, self.image_size) for content, path, _ in examples]
+        return np.stack(pixels), [label for *_, label in examples]
+
+    def examples(self, indices: NDArray[np.int64]) -> Iterator[Example]:
+        """Yield the encoded images with the ascending ``indices``, with one row group at a time in memory."""
+        if len(indices) and not 0 <= indices[0] <= indices[-1] < len(self):
+            raise IndexError(
+                f"images {indices[0]} to {indices[-1]} were asked for, but there are {len(self)}: choose others"
+            )
+        for rows in self.rows.take(indices, ["image", "label"]):
             for image, label in zip(rows["image"].to_pylist(), rows["label"].to_pylist(), strict=True):
                 yield image["bytes"], image["path"], label
 
@@ -181,8 +233,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = read_json(folder / MANIFEST)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / MANIFEST} is missing or damaged ({error}): {remedy(folder)}") from error
+        TypeAdapter(Manifest).validate_python(manifest)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = textwrap.shorten(str(error), 200)
+        raise DataError(f"{folder / MANIFEST} is missing or damaged ({reason}): {remedy(folder)}") from error
     return dict(manifest)
 
 

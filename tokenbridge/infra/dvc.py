@@ -1,20 +1,24 @@
 """The pipeline as DVC sees it: stages, their order, dependencies and outcomes.
 
-Only this module and ``tokenbridge.infra.storage.remote`` import dvc.
+Only this module imports dvc.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import psutil
 import yaml
-from dvc.config import merge
+from dvc.config import Config, merge
 from dvc.dependency.param import ParamsDependency
 from dvc.dvcfile import LOCK_FILE as LOCK_FILE
 from dvc.env import DVC_ROOT
@@ -23,15 +27,21 @@ from dvc.fs import LocalFileSystem
 from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from dvc_data.hashfile.build import build
 from dvc_data.hashfile.db import HashFileDB
+from dvc_data.hashfile.hash import hash_file
+from voluptuous import Invalid
 
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.subprocesses import lives
 from tokenbridge.config.params import PARAMS_FILE
 
 logger = logging.getLogger(__name__)
 
 CODE = "tokenbridge/"  # prefix of the paths of code among a stage's dependencies
 RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
+BRING_BACK = "resolve the conflict, or bring the file back with `git checkout`"
 OUTCOMES = {
     r"Running stage '(.+)':": RAN,
     r"Stage '(.+)' didn't change, skipping": SKIPPED,
@@ -79,11 +89,54 @@ class LockedStage:
     outs: dict[str, str]
 
 
+@contextmanager
+def opened(root: Path) -> Iterator[Repo]:
+    """Open a project of DVC. Without git, as in a downloaded archive, DVC is told so in .dvc/config.local.
+
+    Raises:
+        UserError: with what DVC says, if it cannot read its files during the body.
+    """
+    try:
+        _note_missing_git(root)
+        with Repo(str(root)) as repo:
+            yield repo
+    except DvcException as error:
+        raise UserError(f"DVC cannot work in {root} ({_brief(error)}): {BRING_BACK}") from error
+
+
+def _note_missing_git(root: Path) -> None:
+    above = [root.absolute(), *root.absolute().parents]
+    if any((each / ".git").exists() for each in above) or not (root / Repo.DVC_DIR).is_dir():
+        return
+    config = Config(str(root / Repo.DVC_DIR))
+    if not config["core"].get("no_scm"):
+        with config.edit("local") as local:
+            local["core"]["no_scm"] = True
+        logger.info("no history of git: runs are recorded without their commit (core.no_scm in .dvc/config.local)")
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def read_stages(root: Path) -> dict[str, StageSpec]:
     """Return every stage of root/dvc.yaml by name, dependencies first."""
-    with Repo(str(root)) as repo:
-        graph, locked = repo.index.graph, locked_outs(root)
-        return {stage.name: _spec(stage, graph, locked) for stage in nx.dfs_postorder_nodes(graph)}
+    with opened(root) as repo:
+        return _specs(repo)
+
+
+def read_pipeline(root: Path) -> tuple[dict[str, StageSpec], list[str]]:
+    """Return what ``read_stages`` does, and the stages that may have to run: the changed ones, and all behind them.
+
+    Every stage may if DVC cannot report its status, for example because another dvc command is running.
+    """
+    with opened(root) as repo:
+        return _specs(repo), _stale(repo)
+
+
+def _specs(repo: Repo) -> dict[str, StageSpec]:
+    graph, locked = repo.index.graph, locked_outs(Path(repo.root_dir))
+    return {stage.name: _spec(stage, graph, locked) for stage in nx.dfs_postorder_nodes(graph)}
 
 
 def _spec(stage: Any, graph: Any, locked: dict[str, str]) -> StageSpec:
@@ -99,20 +152,15 @@ def _spec(stage: Any, graph: Any, locked: dict[str, str]) -> StageSpec:
     return StageSpec(stage.name, params, deps, [out.def_path for out in stage.outs], needed)
 
 
-def stale_stages(root: Path) -> list[str]:
-    """Return the stages that may have to run, dependencies first: the changed ones and all that depend on them.
-
-    Return every stage if DVC cannot report its status, for example because another dvc command is running.
-    """
-    with Repo(str(root)) as repo:
-        graph = repo.index.graph
-        order = list(nx.dfs_postorder_nodes(graph))
-        try:
-            status = repo.status()
-        except DvcException:
-            return [stage.name for stage in order]
-        changed = {stage for stage in order if stage.addressing in status}
-        return [stage.name for stage in order if changed & {stage, *nx.descendants(graph, stage)}]
+def _stale(repo: Repo) -> list[str]:
+    graph = repo.index.graph
+    order = list(nx.dfs_postorder_nodes(graph))
+    try:
+        status = repo.status()
+    except DvcException:
+        return [stage.name for stage in order]
+    changed = {stage for stage in order if stage.addressing in status}
+    return [stage.name for stage in order if changed & {stage, *nx.descendants(graph, stage)}]
 
 
 def read_outcome(line: str) -> dict[str, str]:
@@ -124,12 +172,20 @@ def read_outcome(line: str) -> dict[str, str]:
 def read_lock(root: Path) -> dict[str, LockedStage]:
     """Return every stage of root/dvc.lock by name. The result is empty before the first run."""
     path = root / LOCK_FILE
-    return parse_lock(path.read_text()) if path.exists() else {}
+    return parse_lock(path.read_bytes()) if path.exists() else {}
 
 
-def parse_lock(text: str) -> dict[str, LockedStage]:
-    """Return every stage of a dvc.lock by name, given the file's text."""
-    return {name: _locked(entry) for name, entry in yaml.safe_load(text)["stages"].items()}
+def parse_lock(content: bytes | str) -> dict[str, LockedStage]:
+    """Return every stage of a dvc.lock by name, given the file's content.
+
+    Raises:
+        UserError: if it is broken, such as by an unresolved conflict of git.
+    """
+    try:
+        valid = COMPILED_LOCKFILE_SCHEMA(yaml.load(content, yaml.CSafeLoader))
+    except (yaml.YAMLError, Invalid, ValueError, RecursionError) as error:
+        raise UserError(f"{LOCK_FILE} is broken ({_brief(error)}): {BRING_BACK}") from error
+    return {name: _locked(entry) for name, entry in valid.get("stages", {}).items()}
 
 
 def locked_outs(root: Path) -> dict[str, str]:
@@ -149,27 +205,91 @@ def md5_as_dvc(path: Path) -> str:
     return str(found.hash_info.value)
 
 
-def repair_lock_file(root: Path) -> None:
-    """Remove DVC's list of busy paths if it is half written.
+def drop_damaged(root: Path, specs: Collection[StageSpec]) -> list[str]:
+    """Remove damaged objects from DVC's cache that it could restore as outs of these stages. Return these outs.
+
+    DVC restores whatever an object of its cache holds. If the object is missing, DVC runs the stage instead.
+    """
+    if not specs:
+        return []
+    damaged = set[str]()
+    with opened(root) as repo:
+        entries = [*read_lock(root).values(), *_earlier_runs(Path(repo.stage_cache.cache_dir))]
+        for spec in specs:
+            for entry in entries:
+                if entry.outs.keys() == set(spec.outs) and _may_be_restored(entry, spec):
+                    damaged |= {out for out, md5 in entry.outs.items() if _drop_if_damaged(repo.cache.local, md5)}
+    return sorted(damaged)
+
+
+def _earlier_runs(folder: Path) -> Iterator[LockedStage]:
+    """Yield what DVC's run cache remembers."""
+    for path in folder.glob("*/*/*"):
+        try:
+            entry = _locked(yaml.load(path.read_bytes(), yaml.CSafeLoader))
+        except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):  # DVC ignores damaged ones too
+            continue
+        yield entry
+
+
+def _may_be_restored(entry: LockedStage, spec: StageSpec) -> bool:
+    """Return whether an earlier run had the present settings and code. Its data are not known yet."""
+    code = {path: md5 for path, md5 in entry.deps.items() if is_code(path)}
+    return entry.params == spec.params and code.items() <= spec.deps.items()
+
+
+def _drop_if_damaged(cache: HashFileDB, md5: str) -> bool:
+    """Remove an object that does not have this digest, and such files of a folder. Return whether there was one."""
+    path = Path(cache.oid_to_path(md5))
+    if not path.exists():
+        return False
+    if hash_file(str(path), cache.fs, "md5")[1].value != md5.removesuffix(".dir"):
+        path.unlink()
+        return True
+    files = json.loads(path.read_bytes()) if md5.endswith(".dir") else []
+    return sum(_drop_if_damaged(cache, file["md5"]) for file in files) > 0
+
+
+def clear_busy_paths(root: Path) -> None:
+    """Remove DVC's list of busy paths when the processes in it have ended. Wait for those that have not.
 
     DVC does not write this file atomically. A kill or a power cut at the wrong moment leaves it empty. DVC then fails
-    until the file is removed.
+    until the file is removed. It also fails at once where another dvc is running, or a killed one was not collected.
     """
     folder = root / ".dvc/tmp"
     file = folder / RWLOCK_FILE
-    if not file.exists():
-        return
-    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):  # no one writes the file while we hold this lock
-        try:
-            json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            logger.info(f"{file.relative_to(root)} was half written by a dvc that was killed: removed")
-            file.unlink()
+    while file.exists():
+        with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):  # no one writes the file while we hold this
+            busy = [each for each in _busy(file) if lives(each) and is_dvc(each)]  # else the id was given again
+            if not busy:
+                file.unlink(missing_ok=True)
+                return
+        logger.info(f"another dvc, process {busy[0].pid}, is using {root}: waiting for it to end")
+        psutil.wait_procs(busy)
+
+
+def is_dvc(process: psutil.Process) -> bool:
+    """Return whether a process runs dvc. The result is False if it has ended, or if we may not read its command."""
+    with suppress(psutil.Error):
+        return any(Path(word).name == "dvc" for word in process.cmdline()[:3])  # [python] [-m] dvc
+    return False
+
+
+def _busy(file: Path) -> list[psutil.Process]:
+    """Return the processes of DVC's list of busy paths that exist."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        infos = [*content.get("write", {}).values(), *itertools.chain(*content.get("read", {}).values())]
+        ids = {info["pid"] for info in infos} - {os.getpid()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        logger.info(f"{file} was half written by a dvc that was killed: removed")
+        return []
+    return [psutil.Process(each) for each in ids if psutil.pid_exists(each)]
 
 
 def share_cache(root: Path, worktree: Path) -> None:
     """Let another checkout use the cache and the remotes of ``root``."""
-    with Repo(str(root)) as ours, Repo(str(worktree)) as theirs, theirs.config.edit("local") as config:
+    with opened(root) as ours, opened(worktree) as theirs, theirs.config.edit("local") as config:
         merge(config, ours.config.read("local"))
         config["cache"]["dir"] = ours.cache.local_cache_dir
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from tokenbridge.base.environment import cleaned
 from tokenbridge.base.errors import UserError
 
 GENERATED = ("dvc.lock", "params.yaml")  # runs write these files and record them separately
@@ -19,14 +20,16 @@ SECRETS = (  # names of files that may hold secrets
 PRIVATE_KEY = b"PRIVATE KEY-----"
 # what a user's own configuration or an outer git command must not change
 NEUTRAL = {
-    "color.ui": "false",
+    "color.diff": "false",
     "core.fsmonitor": "false",
     "core.hooksPath": os.devnull,
+    "core.safecrlf": "false",
+    "diff.context": "3",
     "diff.mnemonicPrefix": "false",
     "diff.noprefix": "false",
+    "diff.orderFile": os.devnull,
     "status.showUntrackedFiles": "normal",
 }
-KEPT_VARIABLES = ("GIT_ASKPASS", "GIT_SSH", "GIT_SSH_COMMAND", "GIT_TERMINAL_PROMPT")  # how git reaches remotes
 
 
 class RepositoryError(UserError):
@@ -52,20 +55,22 @@ def git(folder: Path, *arguments: str) -> str:
     Raises:
         RepositoryError: with git's error message.
     """
-    return _git(folder, *arguments).decode().strip()
+    return os.fsdecode(_git(folder, *arguments)).strip()
 
 
 def _git(folder: Path, *arguments: str, given: bytes | None = None, index: Path | None = None) -> bytes:
     neutral = [word for name, value in NEUTRAL.items() for word in ("-c", f"{name}={value}")]
     command = ["git", "-C", str(folder), *neutral, *arguments]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k in KEPT_VARIABLES}
-    environment |= {"GIT_INDEX_FILE": str(index)} if index else {}
+    environment = cleaned(os.environ) | {"LC_ALL": "C"} | ({"GIT_INDEX_FILE": str(index)} if index else {})
     try:
         return subprocess.run(command, input=given, capture_output=True, check=True, env=environment).stdout
     except FileNotFoundError as error:
         raise RepositoryError("git is not installed") from error
     except subprocess.CalledProcessError as error:
-        raise RepositoryError(f"`git {' '.join(arguments)}` failed: {error.stderr.decode().strip()}") from error
+        said = error.stderr.decode(errors="replace").strip()
+        if "not a git repository" in said:
+            raise RepositoryError(f"{folder} has no history of git, which this needs: clone the project") from error
+        raise RepositoryError(f"`git {' '.join(arguments)}` failed: {said}") from error
 
 
 def git_tags(root: Path) -> dict[str, str]:
@@ -118,6 +123,7 @@ def checkout(root: Path, folder: Path, commit: str) -> Path:
     if not _has(root, commit):
         raise RepositoryError(f"no commit {commit} here or at git's remotes: fetch it from where the run was made")
     if folder.exists():
+        git(root, "worktree", "repair", str(folder))  # its links are absolute, and the project may have been moved
         git(folder, "checkout", "--quiet", "--force", "--detach", commit)
     else:
         git(root, "worktree", "prune")

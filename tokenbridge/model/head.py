@@ -10,7 +10,6 @@ head, H heads.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,31 +20,33 @@ from tokenbridge.config import HEADS
 from tokenbridge.model.layers import Mlp, attend, layer_norm, run_block
 
 
-@dataclass
 class Cache:
-    """Keys and values of one block for the slots so far: each [M, H, slots, D/H], or None before the first slot."""
+    """Keys and values of one block for the slots so far, in memory for all slots: each [M, H, G, D/H]."""
 
-    keys: Tensor | None = None
-    values: Tensor | None = None
+    def __init__(self, slots: int) -> None:
+        self.slots, self.filled = slots, 0
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of one more slot, and return the keys and values of all slots so far."""
-        if self.keys is not None and self.values is not None:
-            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-        self.keys, self.values = keys, values
-        return keys, values
+        """Store the keys and values [M, H, 1, D/H] of the next slot, and return those of all slots so far."""
+        if self.filled == 0:
+            positions, heads, _, size = keys.shape
+            self.keys, self.values = (each.new_empty(positions, heads, self.slots, size) for each in (keys, values))
+        self.keys[:, :, self.filled], self.values[:, :, self.filled] = keys[:, :, 0], values[:, :, 0]
+        self.filled += 1
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
 
 class SlotAttention(nn.Module):
     """Self-attention over slots with normalised queries and keys."""
 
-    def __init__(self, width: int, heads: int, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, causal: bool, dropout: float) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.dropout = heads, causal, dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm = layer_norm(width // heads)
         self.k_norm = layer_norm(width // heads)
         self.out = nn.Linear(width, width)
+        self.out_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """Attend over all slots x [M, G, D], or from the next slot x [M, 1, D] over the cached slots and itself.
@@ -57,27 +58,31 @@ class SlotAttention(nn.Module):
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if cache is not None:
             k, v = cache.extend(k, v)
-        mixed = attend(q, k, v, causal=self.causal and cache is None)
-        output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        mixed = attend(q, k, v, causal=self.causal and cache is None, dropout=self.dropout if self.training else 0.0)
+        output: Tensor = self.out_dropout(self.out(mixed))
         return output
 
 
 class HeadBlock(nn.Module):
     """A block whose norms are scaled, shifted and gated by the condition (adaLN-zero, DiT)."""
 
-    def __init__(self, width: int, heads: int, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, causal: bool, dropout: float) -> None:
         super().__init__()
         self.norm1 = layer_norm(width)
-        self.attention = SlotAttention(width, heads, causal)
+        self.attention = SlotAttention(width, heads, causal, dropout)
         self.norm2 = layer_norm(width)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, dropout)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x: Tensor, condition: Tensor, cache: Cache | None = None) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, cache)
-        output: Tensor = x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
-        return output
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return the output of all slots x [M, G, D], with the condition [M, G, D] of each."""
+        return self.modulated(x, self.modulation(condition))
+
+    def modulated(self, x: Tensor, modulation: Tensor, cache: Cache | None = None) -> Tensor:
+        """Return the same with what ``self.modulation`` gave; with a cache, of the next slot x [M, 1, D] only."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+        x = torch.addcmul(x, gate1, self.attention(torch.addcmul(shift1, self.norm1(x), 1 + scale1), cache))
+        return torch.addcmul(x, gate2, self.mlp(torch.addcmul(shift2, self.norm2(x), 1 + scale2)))
 
 
 class DimensionHead(nn.Module):
@@ -94,6 +99,8 @@ class DimensionHead(nn.Module):
     Args:
         kind: autoregressive, where a slot sees the slots before it; or parallel, where a slot sees no token.
         group: g.
+        released_slot0: sample as the released code does. Its sampler adds the modulation embedding of slot 0 to the
+            input of slot 0, but its training does not. The parallel head ignores this.
 
     Raises:
         UserError: for an unknown kind, or a group that does not divide the dimensions.
@@ -110,22 +117,25 @@ class DimensionHead(nn.Module):
         heads: int,
         kind: str = "autoregressive",
         group: int = 1,
+        dropout: float = 0.0,
+        released_slot0: bool = False,
     ) -> None:
         super().__init__()
         if kind not in HEADS:
             raise UserError(f"head is {kind!r}: choose one of {', '.join(HEADS)}")
         if group < 1 or dimensions % group:
             raise UserError(f"head_group is {group}: it must divide the {dimensions} dimensions of a token")
-        self.levels, self.group = levels, group
+        self.levels, self.group, self.released_slot0 = levels, group, released_slot0
         self.autoregressive = kind == "autoregressive"
         self.gradient_checkpointing = False
+        self.loss_by_parts = True  # see head_loss.py
         self.slots, self.classes = dimensions // group, levels**group
         self.condition = nn.Linear(features, width)
         if self.autoregressive:  # embeds the class of the slot before each slot
             self.level_embedding = nn.Embedding((self.slots - 1) * self.classes, width)
         self.slot_embedding = nn.Parameter(torch.empty(1, self.slots, width))
         self.modulation_embedding = nn.Parameter(torch.empty(1, self.slots, width))
-        self.blocks = nn.ModuleList(HeadBlock(width, heads, self.autoregressive) for _ in range(depth))
+        self.blocks = nn.ModuleList(HeadBlock(width, heads, self.autoregressive, dropout) for _ in range(depth))
         self.norm = layer_norm(width)
         self.final_norm = layer_norm(width, affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
@@ -155,8 +165,6 @@ class DimensionHead(nn.Module):
         if self.autoregressive:
             known = self.level_embedding(self.join(tokens)[:, :-1] + self.offsets)
             x = torch.cat([x, known.to(c.dtype)], dim=1)
-        # Differs: slot 0 gets only the condition here and in ``sample``. The released sampler adds
-        # modulation_embedding[0] to the condition; the released training does not.
         return self._all_slots(x, c)
 
     def sample(self, z: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -172,33 +180,40 @@ class DimensionHead(nn.Module):
         if not self.autoregressive:
             logits = self._all_slots(c[:, None], c)
             return self.split(torch.stack([choose(logits[:, i], i) for i in range(self.slots)], dim=1))
-        x = c
+        condition = self._condition(c)
+        blocks = [block for block in self.blocks if isinstance(block, HeadBlock)]  # all: mypy does not know their type
+        modulations = [block.modulation(condition) for block in blocks]
+        final = self.final_modulation(condition)
+        caches = [Cache(self.slots) for _ in blocks]
+        # Differs: by default, slot 0 gets only the condition, as in training
+        x = c + self.modulation_embedding[:, 0] if self.released_slot0 else c
         chosen: list[Tensor] = []
-        caches = [Cache() for _ in self.blocks]
         for i in range(self.slots):
             if i:
                 x = self.level_embedding(chosen[-1] + self.offsets[i - 1])
-            logits = self._step(x, c, i, caches)
+            x = (x + self.slot_embedding[:, i])[:, None]
+            slot = slice(i, i + 1)
+            for block, modulation, cache in zip(blocks, modulations, caches, strict=True):
+                x = block.modulated(x, modulation[:, slot], cache)
+            x = self._modulated_norm(x, final[:, slot])[:, 0]
+            logits = F.linear(x, self.output_weight[i], self.output_bias[i])
             chosen.append(choose(logits, i))
         return self.split(torch.stack(chosen, dim=1))
+
+    def _condition(self, c: Tensor) -> Tensor:
+        """Return the condition [M, G, D] of the slots, from that of the positions [M, D]."""
+        return F.silu(c[:, None] + self.modulation_embedding)
 
     def _all_slots(self, x: Tensor, c: Tensor) -> Tensor:
         """Return logits [M, G, J] of all slots with inputs x [M, G, D], or [M, 1, D] if all inputs are the same."""
         x = x + self.slot_embedding
-        condition = F.silu(c[:, None] + self.modulation_embedding)
+        condition = self._condition(c)
         for block in self.blocks:
             x = run_block(self, block, x, condition)
-        return self._logits(x, condition, slice(None))
+        x = self._modulated_norm(x, self.final_modulation(condition))
+        return torch.einsum("mcd,cbd->mcb", x, self.output_weight.to(x.dtype)) + self.output_bias
 
-    def _step(self, x: Tensor, c: Tensor, i: int, caches: list[Cache]) -> Tensor:
-        """Return logits [M, J] of slot i with input x [M, D], and add the slot to the caches."""
-        x = (x + self.slot_embedding[:, i])[:, None]
-        condition = F.silu(c + self.modulation_embedding[:, i])[:, None]
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, condition, cache)
-        return self._logits(x, condition, slice(i, i + 1))[:, 0]
-
-    def _logits(self, x: Tensor, condition: Tensor, slots: slice) -> Tensor:
-        scale, shift = self.final_modulation(condition).chunk(2, dim=-1)
-        x = self.final_norm(self.norm(x)) * (1 + scale) + shift
-        return torch.einsum("mcd,cbd->mcb", x, self.output_weight[slots].to(x.dtype)) + self.output_bias[slots]
+    def _modulated_norm(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Return what the output tables see [M, slots, D], from x and the ``final_modulation`` [M, slots, 2 D]."""
+        scale, shift = modulation.chunk(2, dim=-1)
+        return torch.addcmul(shift, self.final_norm(self.norm(x)), 1 + scale)

@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+UNFUSED = "cpu"  # the type of device whose attention is computed as plain products
 NORM_EPS = 1e-6  # with torch's default, 1e-5, logits differ from the released model's
 MLP_RATIO = 4
+INDEX_LIMIT = 2**31 - 1  # FlashAttention-2's backward counts the numbers of its scratch memory in 32 bits
+GRID_LIMIT = 65_535  # sequences in one launch of a CUDA kernel
 
 
 def layer_norm(width: int, affine: bool = True) -> nn.LayerNorm:
@@ -24,13 +27,34 @@ def run_block(owner: nn.Module, block: nn.Module, *inputs: Tensor) -> Tensor:
     return output
 
 
+def scratch_numbers(heads: int, length: int, size: int) -> int:
+    """Return how many float32 numbers FlashAttention-2's backward allocates for a sequence [H, L, E].
+
+    It pads the length to a multiple of 128, and the size of a head to a multiple of 32.
+    """
+    return heads * -(-length // 128) * 128 * -(-size // 32) * 32
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, dropout: float = 0.0) -> Tensor:
-    """Return the softmax attention of q [N, H, L, E] over k, v [N, H, L', E]; ``causal`` needs L = L'.
+    """Return the softmax attention of q [N, H, L, E] over k, v [N, H, L', E] as [N, L, D]; ``causal`` needs L = L'.
+
+    The fused kernels of GPUs fail beyond ``INDEX_LIMIT`` and ``GRID_LIMIT``. So more sequences are computed in several
+    parts. Each sequence is computed alone, so the result is the same.
+    """
+    parts = -(-q.shape[0] // min(GRID_LIMIT, max(1, INDEX_LIMIT // scratch_numbers(*q.shape[1:]))))
+    if parts > 1:
+        split = zip(q.chunk(parts), k.chunk(parts), v.chunk(parts), strict=True)
+        return torch.cat([attend(*each, causal=causal, dropout=dropout) for each in split])
+    return _attend(q, k, v, causal, dropout).transpose(1, 2).flatten(2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float) -> Tensor:
+    """Return the attention as [N, H, L, E].
 
     The sequences here are short. For them, plain products on a CPU are several times faster than the fused kernel, most
     of all in bf16. Other devices use the fused kernel.
     """
-    if q.device.type != "cpu":
+    if q.device.type != UNFUSED:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
@@ -50,8 +74,13 @@ class Mlp(nn.Module):
         return self.dropout(self.contract(self.dropout(F.gelu(self.expand(x)))))
 
 
+def gather(x: Tensor, positions: Tensor) -> Tensor:
+    """Return x [N, L, D] at positions [N, K]: [N, K, D]."""
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+
+
 class Attention(nn.Module):
-    """Self-attention over all positions: [N, L, D] -> [N, L, D]."""
+    """Self-attention over all positions."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -60,10 +89,18 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
         self.out_dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, H, L, D/H]
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Return what every position of x [N, L, D] sees, or only the ``wanted`` positions [N, K]: [N, K, D]."""
+        if wanted is None:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, H, L, D/H]
+        else:
+            (q_weight, kv_weight), (q_bias, kv_bias) = (
+                each.tensor_split([x.shape[-1]]) for each in (self.qkv.weight, self.qkv.bias)
+            )
+            q = F.linear(gather(x, wanted), q_weight, q_bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            k, v = F.linear(x, kv_weight, kv_bias).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
-        return self.out_dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+        return self.out_dropout(self.out(mixed))
 
 
 class Block(nn.Module):
@@ -76,6 +113,8 @@ class Block(nn.Module):
         self.norm2 = layer_norm(width)
         self.mlp = Mlp(width, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Return the block's output at every position of x [N, L, D], or only at the ``wanted`` ones [N, K]."""
+        mixed = self.attention(self.norm1(x), wanted)
+        x = (x if wanted is None else gather(x, wanted)) + mixed
         return x + self.mlp(self.norm2(x))

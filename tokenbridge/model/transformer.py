@@ -5,13 +5,13 @@ positions (they hold the class), D width.
 """
 
 import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from tokenbridge.model.head import DimensionHead
-from tokenbridge.model.layers import Block, layer_norm, run_block
+from tokenbridge.model.head_loss import head_loss
+from tokenbridge.model.layers import Block, gather, layer_norm, run_block
 
 INIT_STD = 0.02
 
@@ -20,7 +20,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
     """The model that predicts the tokens at masked positions from the class and the tokens at visible positions.
 
     The label ``num_classes`` means "no class": the unconditional half of guidance. ``head`` and ``head_group`` are the
-    ``kind`` and ``group`` of ``DimensionHead``.
+    ``kind`` and ``group`` of ``DimensionHead``; ``released_slot0`` is its argument of this name.
 
     Differs: the decoder has the encoder's width, as in every released size.
     """
@@ -48,6 +48,8 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         head: str = "autoregressive",
         head_group: int = 1,
         dropout: float = 0.0,
+        level_embedding_std: float = INIT_STD,
+        released_slot0: bool = False,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
@@ -80,20 +82,26 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
             heads=head_heads,
             kind=head,
             group=head_group,
+            dropout=dropout,
+            released_slot0=released_slot0,
         )
-        self.initialize()
+        self.initialize(level_embedding_std)
 
     # diffusers' own __getattr__ looks in the config first, and there ``head`` is a setting, not the module
     __getattr__ = nn.Module.__getattr__
 
-    def initialize(self) -> None:
-        """Initialize as in the released code: Xavier linears with zero bias, N(0, 0.02) embeddings, zero adaLN."""
+    def initialize(self, level_embedding_std: float) -> None:
+        """Initialize as in the released code: Xavier linears with zero bias, N(0, 0.02) embeddings, zero adaLN.
+
+        The released code leaves the head's level embeddings at torch's N(0, 1); the large models' settings do so too.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=INIT_STD)
+                of_levels = module is getattr(self.head, "level_embedding", None)
+                nn.init.normal_(module.weight, std=level_embedding_std if of_levels else INIT_STD)
         learned = (self.no_class, self.mask_token, self.encoder_position, self.decoder_position, self.output_position)
         for parameter in (*learned, self.head.slot_embedding, self.head.modulation_embedding):
             nn.init.normal_(parameter, std=INIT_STD)
@@ -113,14 +121,17 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
             order: a permutation of the positions for each image, [N, S].
         """
         masked, visible = split_order(order, num_masked)
-        z = self.features(values, labels, visible)
-        known = gather(tokens, masked).flatten(0, 1)
-        logits = self.head(gather(z, masked).flatten(0, 1), known)
-        return F.cross_entropy(logits.flatten(0, 1).float(), self.head.join(known).flatten()) / self.head.group
+        z = self.features(values, labels, visible, masked)
+        return head_loss(self.head, z.flatten(0, 1), gather(tokens, masked).flatten(0, 1))
 
-    def features(self, values: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
-        """Return the features z [N, S, D] of every position, from values [N, S, C] at visible positions [N, V]."""
-        return self.decode(self.encode(values, labels, visible), visible)
+    def features(self, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Return the features z [N, K, D] of the ``wanted`` positions [N, K], from values [N, S, C] at visible ones.
+
+        Args:
+            visible: [N, V].
+            wanted: None: every position.
+        """
+        return self.decode(self.encode(values, labels, visible), visible, wanted)
 
     def encode(self, values: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
         """Return the encoder's output [N, P + V, D]."""
@@ -132,16 +143,23 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
             x = run_block(self, block, x)
         return self.encoder_norm(x)
 
-    def decode(self, encoded: Tensor, visible: Tensor) -> Tensor:
-        """Return the decoder's output z [N, S, D], with the output position added."""
+    def decode(self, encoded: Tensor, visible: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Return the decoder's output z [N, K, D] at the ``wanted`` positions, with the output position added.
+
+        Differs: the last block computes only these positions. The released code computes all, and uses only these.
+        """
         x = self.decoder_in(encoded)
         buffer, known = x[:, : self.buffer_size], x[:, self.buffer_size :]
         full = self.mask_token.to(x.dtype).expand(len(x), self.positions, -1)
         full = full.scatter(1, visible[..., None].expand_as(known), known)
         x = torch.cat([buffer, full], dim=1) + self.decoder_position
-        for block in self.decoder:
+        *blocks, last = self.decoder
+        for block in blocks:
             x = run_block(self, block, x)
-        return self.decoder_norm(x)[:, self.buffer_size :] + self.output_position
+        if wanted is None:
+            wanted = torch.arange(self.positions, device=x.device).expand(len(x), -1)
+        x = run_block(self, last, x, self.buffer_size + wanted)
+        return self.decoder_norm(x) + gather(self.output_position.expand(len(x), -1, -1), wanted)
 
     def _embed_labels(self, labels: Tensor) -> Tensor:
         dropped = labels == self.num_classes
@@ -155,8 +173,3 @@ def split_order(order: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
     The first ``num_masked`` positions of the order are masked.
     """
     return order[:, :num_masked].sort(dim=1).values, order[:, num_masked:].sort(dim=1).values
-
-
-def gather(x: Tensor, positions: Tensor) -> Tensor:
-    """Return x [N, S, E] at positions [N, K]: [N, K, E]."""
-    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))

@@ -6,6 +6,7 @@ pipeline(class_labels=[7], num_inference_steps=16, guidance_scale=3.0, generator
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from tokenbridge.base.checks import AUTO, Precision
+from tokenbridge.base.device import autocast, resolve_precision
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.loading import LoadError, load_whole
+from tokenbridge.base.loading import LoadError, Model, load_whole, read_object
 from tokenbridge.config.model import GuidanceSchedule, RevealOrder, SamplingSettings
+from tokenbridge.images.decoding import to_rgb
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.sampling.sampler import Draws, sample_tokens
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, to_maps, to_sequence
-from tokenbridge.vae.autoencoder import decode_images, encode_moments
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, check_parts, to_maps, to_sequence
+from tokenbridge.vae.autoencoder import decode_images, encode_moments, stride
 
+PARTS = {AutoencoderKL: "vae", TokenBridgeTransformer: "transformer", DimensionwiseQuantizer: "quantizer"}
 ClassLabels = int | str | Iterable[int | str] | Tensor | np.ndarray
 
 
@@ -38,7 +43,14 @@ class TokenBridgePipeline(DiffusionPipeline):
         transformer: predicts tokens.
         quantizer: turns tokens into latents.
         label_names: names of the classes, by label; empty: the classes have no names.
+
+    Attributes:
+        precision: of products: ``auto``, ``bf16`` or ``fp32``, as in the stages' settings. The default, None, is
+            ``auto`` on a GPU if the weights are float32. Otherwise it changes nothing: the weights' type or the current
+            autocast decides.
     """
+
+    precision: Precision | None = None
 
     def __init__(
         self,
@@ -53,29 +65,64 @@ class TokenBridgePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device_map: str | None = None, **options: Any
+        cls,
+        folder: str | Path,
+        device_map: str | None = None,
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        variant: str | None = None,
+        subfolder: str = "",
+        use_safetensors: bool | None = None,
+        local_files_only: bool = True,
     ) -> "TokenBridgePipeline":
-        """Load a pipeline that ``save_pretrained`` wrote.
+        """Load a pipeline that ``save_pretrained`` wrote. The options have diffusers' names, and hold for every part.
 
         Args:
             device_map: one device for the whole pipeline, such as "cuda". diffusers' "balanced" is not supported,
                 because a model of a billion parameters fits on one device.
-            options: arguments of ``from_pretrained`` of the VAE and the transformer (torch_dtype, ...).
+            torch_dtype: the old name of ``dtype``.
+            dtype: of the transformer and the VAE; the quantizer stays float32.
+            variant: see ``load_whole``.
+            use_safetensors: see ``load_whole``.
+            subfolder: the pipeline's folder within ``folder``.
+            local_files_only: has no effect, because nothing is ever downloaded.
 
         Raises:
-            LoadError: if a tensor is missing or left over; diffusers itself would only warn.
+            LoadError: if a part cannot be loaded as a whole (see ``load_whole``), or the parts do not fit together.
         """
-        path = Path(folder)
+        path = Path(folder, subfolder or "")
         if not (path / "model_index.json").exists():
-            raise LoadError(f"{path} is no trained pipeline: run `make repro` first, or name the folder of a pipeline")
-        device = _device(device_map)
+            advice = "run `make repro` first, or name the folder of a pipeline on this machine"
+            raise LoadError(f"{path} is no trained pipeline: {advice}")
+        device, kind = _device(device_map), torch_dtype if dtype is None else dtype
+
+        def load(part: type[Model]) -> Model:
+            folder = path / PARTS[part]
+            return load_whole(part, folder, torch_dtype=kind, variant=variant, use_safetensors=use_safetensors)
+
         pipeline = cls(
-            vae=load_whole(AutoencoderKL, path / "vae", **options),
-            transformer=load_whole(TokenBridgeTransformer, path / "transformer", **options),
-            quantizer=load_whole(DimensionwiseQuantizer, path / "quantizer"),
-            label_names=cls.load_config(path)["label_names"],
+            vae=load(AutoencoderKL),
+            transformer=load(TokenBridgeTransformer),
+            quantizer=load(DimensionwiseQuantizer),
+            label_names=_label_names(path / "model_index.json"),
         )
+        pipeline._check_parts(path)
         return pipeline.to(device)
+
+    def _check_parts(self, path: Path) -> None:
+        """Check that parts from ``path``, which others may have put together, fit."""
+        check_parts(**self.quantizer.state_dict())
+        model, quantizer, classes = self.transformer.config, self.quantizer.config, len(self.config.label_names)
+        of_vae = self.vae.config.latent_channels * quantizer.patch_size**2
+        facts = {
+            "dimensions of a token": [model.dimensions, quantizer.dimensions, of_vae],
+            "levels": [model.levels, quantizer.num_levels],
+            "classes": [model.num_classes, classes or model.num_classes],
+        }
+        for name, values in facts.items():
+            if len(set(values)) > 1:
+                raise LoadError(f"{path}: its parts differ in {name} {values}: take all of them from one pipeline")
 
     @property
     def class_names(self) -> list[str]:
@@ -86,8 +133,8 @@ class TokenBridgePipeline(DiffusionPipeline):
     def image_size(self) -> tuple[int, int]:
         """The height and width of an image, in pixels."""
         config = self.transformer.config
-        stride = 2 ** (len(self.vae.config.block_out_channels) - 1) * self.quantizer.config.patch_size
-        return config.grid_height * stride, config.grid_width * stride
+        side = stride(self.vae) * self.quantizer.config.patch_size
+        return config.grid_height * side, config.grid_width * side
 
     def label_index(self, label: int | str) -> int:
         """Return the index of a class, given by its index or its name.
@@ -204,16 +251,17 @@ class TokenBridgePipeline(DiffusionPipeline):
         """Return uint8 images [N, 3, H, W] for label indices [N]; ``given`` and ``keep`` as in ``__call__``.
 
         Raises:
-            UserError: if a weight is not finite, or if ``keep`` is not a mask over the positions.
+            UserError: if ``keep`` is not a mask over the positions.
+            NotFiniteError: if a logit or a pixel is NaN or infinite; the message names the cause.
         """
         config, device = self.transformer.config, self.transformer.device
-        self._check_weights()
         kept = None if keep is None else self._check_keep(keep).flatten().to(device)
         given = None if given is None else given.to(device)
         draws = Draws.from_generators(generators, self.transformer.positions, config.dimensions).to(device)
-        tokens = sample_tokens(
-            self.transformer, self.quantizer, labels.to(device), draws, settings, on_step, given, kept
-        )
+        with self._numerics():
+            tokens = sample_tokens(
+                self.transformer, self.quantizer, labels.to(device), draws, settings, on_step, given, kept
+            )
         return self.decode_tokens(tokens)
 
     def encode_images(self, images: Sequence[Image.Image] | np.ndarray) -> Tensor:
@@ -224,7 +272,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         """
         height, width = self.image_size
         arrays = [
-            np.asarray(image.convert("RGB")).transpose(2, 0, 1) if isinstance(image, Image.Image) else image
+            np.asarray(to_rgb(image)).transpose(2, 0, 1) if isinstance(image, Image.Image) else image
             for image in images
         ]
         for array in arrays:
@@ -233,7 +281,8 @@ class TokenBridgePipeline(DiffusionPipeline):
                     f"an image is {array.dtype} {list(array.shape)}: this model takes RGB images {width} wide and "
                     f"{height} high, from PIL or as uint8 [3, {height}, {width}]"
                 )
-        mean, _ = encode_moments(self.vae, np.stack(arrays)).chunk(2, dim=1)
+        with self._numerics():
+            mean, _ = encode_moments(self.vae, np.stack(arrays)).chunk(2, dim=1)
         return self.quantizer.encode(to_sequence(self.quantizer.normalize(mean)))
 
     def _check_keep(self, keep: Tensor | np.ndarray) -> Tensor:
@@ -245,17 +294,19 @@ class TokenBridgePipeline(DiffusionPipeline):
             )
         return mask
 
-    def _check_weights(self) -> None:
-        for part in ("transformer", "vae"):
-            for name, parameter in getattr(self, part).named_parameters():
-                if not parameter.isfinite().all():
-                    raise UserError(f"{part} weight {name} contains NaN or infinity: train or import the model again")
-
     def decode_tokens(self, tokens: Tensor) -> np.ndarray:
         """Return uint8 images [N, 3, H, W] of tokens [N, S, C]."""
         config = self.transformer.config
         latents = to_maps(self.quantizer.decode(tokens), config.grid_height, config.grid_width)
-        return decode_images(self.vae, self.quantizer.denormalize(latents))
+        with self._numerics():
+            return decode_images(self.vae, self.quantizer.denormalize(latents))
+
+    def _numerics(self) -> AbstractContextManager[Any]:
+        """Return the context in which the parts compute products in ``precision``."""
+        device = self.transformer.device
+        if self.precision is None and (device.type == "cpu" or self.transformer.dtype != torch.float32):
+            return nullcontext()
+        return autocast(device, resolve_precision(self.precision or AUTO, device))
 
 
 def _matches(names: Sequence[str], text: str) -> list[int]:
@@ -269,6 +320,13 @@ def _matches(names: Sequence[str], text: str) -> list[int]:
 
 def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def _label_names(index: Path) -> list[str]:
+    names = read_object(index).get("label_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise LoadError(f"{index}: label_names is {names!r:.100}: it should be a list with the names of the classes")
+    return names
 
 
 def _device(device_map: str | None) -> torch.device:

@@ -14,14 +14,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenbridge.base.device import widest_float
 from tokenbridge.base.errors import UserError
+from tokenbridge.base.finite import check_finite
+from tokenbridge.base.slices import slices
 from tokenbridge.config import require
 from tokenbridge.config.model import SamplingSettings
-from tokenbridge.model.transformer import TokenBridgeTransformer, gather, split_order
+from tokenbridge.model.head import DimensionHead
+from tokenbridge.model.layers import gather
+from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
-MAX_LOGITS = 2**25  # held at once: bounds memory when dimensions are predicted jointly
+MAX_BYTES = 2**31  # of the head's cache, modulation and logits at once
+CACHED_BYTES = 4  # of a number in the cache, or in the modulation
+CACHED = 8  # such numbers for each feature of a slot in a block: a key, a value, and six of the modulation
+LOGIT_BYTES = 48  # of a logit: in float32, and its probability, rank and sums in float64
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as can be
+HELD = 16  # numbers for each of the features that encoder and decoder hold at once, at most
 
 
 @dataclass(frozen=True)
@@ -88,11 +97,12 @@ def choose_levels(logits: Tensor, uniforms: Tensor, temperature: float, top_p: f
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    probabilities = (logits.double() / temperature).softmax(dim=-1)
+    exact = widest_float(logits.device)
+    probabilities = (logits.to(exact) / temperature).softmax(dim=-1)
     if top_p < 1:
         probabilities = _nucleus(probabilities, top_p)
     cumulative = probabilities.cumsum(dim=-1)
-    return (cumulative[:, :-1] <= uniforms.double()[:, None] * cumulative[:, -1:]).sum(dim=-1)
+    return (cumulative[:, :-1] <= uniforms.to(exact)[:, None] * cumulative[:, -1:]).sum(dim=-1)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -123,7 +133,9 @@ def sample_tokens(
 
     Raises:
         UserError: if there are more steps than positions to draw, or no positions to draw.
+        NotFiniteError: at the end, if a logit was NaN or infinite.
     """
+    sums: list[Tensor] = []
     tokens = torch.zeros_like(draws.uniforms, dtype=torch.long)  # head order
     order, to_draw = _reveal_order(draws, settings.order), draws.order.shape[1]
     require((given is None) == (keep is None), "given and keep go together: give both or neither")
@@ -142,20 +154,24 @@ def sample_tokens(
         _, visible = split_order(order, masked_before)
         values = quantizer.decode(quantizer.from_head_order(tokens))
         scale = guidance_at(settings, to_draw, masked_before, masked_after)
-        z = _guided_features(model, values, labels, visible, scale)
-        if settings.order == "confidence":
-            uniforms = (draws.uniforms.double() + step * GOLDEN_RATIO) % 1  # else rejected levels are drawn again
-            drawn, confidence = _draw(model, z, uniforms, order[:, :masked_before], settings)
+        by_confidence = settings.order == "confidence"
+        drawn_at = order[:, 0 if by_confidence else masked_after : masked_before]
+        z = _guided_features(model, values, labels, visible, drawn_at, scale)
+        if by_confidence:
+            shifted = draws.uniforms.to(widest_float(draws.uniforms.device)) + step * GOLDEN_RATIO
+            uniforms = shifted % 1  # else rejected levels are drawn again
+            drawn, confidence = _draw(model, z, gather(uniforms, drawn_at), settings, sums)
             rank = confidence.argsort(dim=1, stable=True)
             order = torch.cat([order[:, :masked_before].gather(1, rank), order[:, masked_before:]], dim=1)
             drawn = gather(drawn, rank[:, masked_after:])
         else:
-            drawn, _ = _draw(model, z, draws.uniforms, order[:, masked_after:masked_before], settings)
+            drawn, _ = _draw(model, z, gather(draws.uniforms, drawn_at), settings, sums)
         revealed = order[:, masked_after:masked_before]
         tokens.scatter_(1, revealed[..., None].expand_as(drawn), drawn)
         masked_before = masked_after
         if on_step is not None:
             on_step(step + 1, len(counts))
+    check_finite("the model's logits", torch.stack(sums), model, quantizer)
     return quantizer.from_head_order(tokens)
 
 
@@ -167,30 +183,50 @@ def _reveal_order(draws: Draws, order: str) -> Tensor:
 
 
 def _guided_features(
-    model: TokenBridgeTransformer, values: Tensor, labels: Tensor, visible: Tensor, scale: float
+    model: TokenBridgeTransformer, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor, scale: float
 ) -> Tensor:
-    """Return decoder features [N, S, D], mixed as z_uncond + s (z_cond - z_uncond), before the head (released code)."""
-    if scale == 1:
-        return model.features(values, labels, visible)
-    dropped = torch.full_like(labels, model.num_classes)
-    both = model.features(values.repeat(2, 1, 1), torch.cat([labels, dropped]), visible.repeat(2, 1))
-    conditional, unconditional = both.chunk(2)
-    return unconditional + scale * (conditional - unconditional)
+    """Return features [N, K, D] at the ``wanted`` positions [N, K], mixed as z_uncond + s (z_cond - z_uncond).
+
+    They are mixed before the head, as in the released code.
+    """
+
+    def guided(values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
+        if scale == 1:
+            return model.features(values, labels, visible, wanted)
+        labels = torch.cat([labels, torch.full_like(labels, model.num_classes)])
+        both = model.features(values.repeat(2, 1, 1), labels, visible.repeat(2, 1), wanted.repeat(2, 1))
+        conditional, unconditional = both.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    held = 2 * HELD * (model.buffer_size + model.positions) * model.config.width
+    inputs = (values, labels, visible, wanted)
+    return torch.cat([guided(*(each[part] for each in inputs)) for part in slices(len(values), held)])
+
+
+def positions_at_once(head: DimensionHead) -> int:
+    """Return for how many positions the head draws tokens at once, so that it needs about ``MAX_BYTES`` at most."""
+    slots, classes, width = head.output_weight.shape
+    cached = CACHED * (len(head.blocks) + 1) * slots * width  # one more for what is around the blocks
+    return max(1, MAX_BYTES // (CACHED_BYTES * cached + LOGIT_BYTES * slots * classes))
 
 
 def _draw(
-    model: TokenBridgeTransformer, z: Tensor, uniforms: Tensor, positions: Tensor, settings: SamplingSettings
+    model: TokenBridgeTransformer,
+    z: Tensor,
+    uniforms: Tensor,
+    settings: SamplingSettings,
+    sums: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Draw tokens [N, K, C] in head order at positions [N, K]; return them and their confidence [N, K].
+    """Draw tokens [N, K, C] in head order from z [N, K, D]; return them and their confidence [N, K].
 
-    ``_LevelChoice`` defines the confidence.
+    ``_LevelChoice`` defines the confidence, and what is added to ``sums``.
     """
-    rows = max(1, MAX_LOGITS // (model.head.slots * model.head.classes))
-    flat_z, flat_uniforms = (gather(x, positions).flatten(0, 1).split(rows) for x in (z, uniforms))
-    choices = [_LevelChoice(part, settings) for part in flat_uniforms]
+    rows = positions_at_once(model.head)
+    flat_z, flat_uniforms = (x.flatten(0, 1).split(rows) for x in (z, uniforms))
+    choices = [_LevelChoice(part, settings, sums) for part in flat_uniforms]
     drawn = torch.cat([model.head.sample(part, choice) for part, choice in zip(flat_z, choices, strict=True)])
     confidence = torch.cat([choice.confidence for choice in choices])
-    return drawn.view(*positions.shape, -1), confidence.view(positions.shape)
+    return drawn.view(*z.shape[:2], -1), confidence.view(z.shape[:2])
 
 
 class _LevelChoice:
@@ -199,14 +235,17 @@ class _LevelChoice:
     Attributes:
         confidence: [M], the sum over slots of the log-probability of the chosen class, before temperature and top-p.
             The sum ranks positions as the mean does. It is 0 unless ``settings.order`` is ``confidence``.
+        sums: gets the sum of the logits of each slot. It is finite if every logit is, and is read only at the end, so
+            that a GPU is never waited for.
     """
 
-    def __init__(self, uniforms: Tensor, settings: SamplingSettings) -> None:
-        self.uniforms, self.settings = uniforms, settings
+    def __init__(self, uniforms: Tensor, settings: SamplingSettings, sums: list[Tensor]) -> None:
+        self.uniforms, self.settings, self.sums = uniforms, settings, sums
         self.confidence = torch.zeros(len(uniforms), device=uniforms.device)
 
     def __call__(self, logits: Tensor, slot: int) -> Tensor:
         logits = logits.float()
+        self.sums.append(logits.sum())
         chosen = choose_levels(logits, self.uniforms[:, slot], self.settings.temperature, self.settings.top_p)
         if self.settings.order == "confidence":
             self.confidence += logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]

@@ -1,7 +1,6 @@
 """Samples of a model as shards, balanced over classes. Sample i depends only on the seed and i."""
 
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,9 @@ from tokenbridge.base.chunks import Advance, Chunk, cut, make_chunks
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
 from tokenbridge.base.files import atomic_path
 from tokenbridge.base.seeding import generator
+from tokenbridge.base.threads import in_threads
 from tokenbridge.config import GenerateConfig, LauncherConfig
+from tokenbridge.images.decoding import encode_png
 from tokenbridge.images.shards import write_manifest, write_shards
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 
@@ -68,10 +69,7 @@ def write_samples(
 
     def encoded() -> Iterator[bytes]:
         for chunk in sample_chunks(drawn, count):
-            for image in np.load(chunk.path):
-                buffer = BytesIO()
-                Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
-                yield buffer.getvalue()
+            yield from in_threads(encode_png, (Image.fromarray(i.transpose(1, 2, 0)) for i in np.load(chunk.path)))
 
     labels = [sample_label(i, len(label_names)) for i in range(count)]
     examples = ((png, f"{i:06d}.png", label) for i, (png, label) in enumerate(zip(encoded(), labels, strict=True)))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from tokenbridge.images import DataError
+from tokenbridge.images.decoding import Converted
 from tokenbridge.images.shards import Example
 from tokenbridge.images.splits import Encoded, Labels
 
@@ -21,12 +22,15 @@ class Tolerance:
     Args:
         labels: the labels of all images of the split, broken images included.
         left_out: broken images that an interrupted fetch found.
+
+    Attributes:
+        converted: paths of the images that were passed on but written again.
     """
 
     def __init__(self, split: str, share: float, labels: Labels, left_out: Iterable[LeftOut] = ()) -> None:
         self.split, self.share, self.count = split, share, len(labels)
         self.left_out_elsewhere, self.every_class = 0, True
-        self.left_out = list(left_out)
+        self.left_out, self.converted = list(left_out), list[str]()
         self.remaining = np.bincount(labels)
         np.subtract.at(self.remaining, [label for _, label in self.left_out], 1)
 
@@ -53,6 +57,8 @@ class Tolerance:
                 loses its last image.
         """
         for content, path, label in examples:
+            if isinstance(content, Converted):
+                self.converted.append(path)
             if isinstance(content, bytes):
                 yield content, path, label
             else:

@@ -1,5 +1,6 @@
 """Fetching: from a source of the catalogue (conf/data) to checked Parquet shards."""
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from tokenbridge.base.progress import Progress
 from tokenbridge.config import DataConfig, StorageConfig
 from tokenbridge.images import TEST, TRAIN, VALIDATION
-from tokenbridge.images.shards import shard_schema, shard_spans, write_manifest, write_shard
+from tokenbridge.images.shards import MANIFEST, shard_schema, shard_spans, write_manifest, write_shard
 from tokenbridge.images.splits import Encoded, Labels, Split, balanced_subset, cut_validation
 from tokenbridge.sources.broken import Tolerance
 from tokenbridge.sources.fetch_progress import FetchProgress
@@ -18,6 +19,8 @@ from tokenbridge.sources.imagefolder import load_imagefolder
 from tokenbridge.sources.imagenet_tars import load_imagenet_tars
 from tokenbridge.sources.state import source_state
 from tokenbridge.sources.webdataset import load_webdataset
+
+logger = logging.getLogger(__name__)
 
 Found = tuple[Encoded, str, int]
 
@@ -87,10 +90,13 @@ def write_images(
             tolerance.every_class = split == TRAIN  # each class keeps images in train
         for file, span in shard_spans(split, len(indices), config.shard_size).items():
             if file not in fetched.done:
-                known = len(tolerance.left_out)
+                known, tolerance.converted = len(tolerance.left_out), []
                 examples = counted(images.examples(indices[span.start : span.stop]), progress)
                 shard = write_shard(folder / file, tolerance.whole(examples), schema)
-                fetched.add(split, shard, tolerance.left_out[known:])
+                fetched.add(split, shard, tolerance.left_out[known:], tolerance.converted)
+    converted = {split: fetched.converted(split) for split in splits}
+    if count := sum(map(len, converted.values())):
+        logger.info(f"{count:,} images were written again as opaque 8-bit RGB: data/images/{MANIFEST} names them")
     return write_manifest(
         folder,
         name=config.name,
@@ -100,6 +106,7 @@ def write_images(
         licence=config.licence,
         citation=config.citation,
         left_out={split: [path for path, _ in fetched.left_out(split)] for split in splits},
+        converted=converted,
     )
 
 

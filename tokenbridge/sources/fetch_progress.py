@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tokenbridge.base.files import read_json, write_json
+from tokenbridge.base.files import read_json, sha256_file, write_json
 from tokenbridge.sources.broken import LeftOut
 
 
@@ -12,18 +12,26 @@ class FetchProgress:
     """The shards of a folder that are whole, in a file beside the folder."""
 
     def __init__(self, folder: Path, state: str) -> None:
-        """Read the progress in ``folder``. Remove the folder if it was made from another ``state`` of the source."""
-        self.path, self.state, self.done = folder.with_suffix(".json"), state, dict[str, dict[str, Any]]()
-        found = read_json(self.path) if self.path.exists() else {}
-        if found.get("state") == state:
-            # a fetch that was killed after moving its shards starts again
-            self.done = {name: each for name, each in found["shards"].items() if (folder / name).exists()}
-        elif folder.exists():
-            shutil.rmtree(folder)
+        """Read the progress in ``folder``. Remove the folder if it was made from another ``state`` of the source.
 
-    def add(self, split: str, shard: dict[str, Any], left_out: list[LeftOut]) -> None:
-        """Record a shard that is whole, as ``write_shard`` returned it, and its broken images ``left_out``."""
-        self.done[shard["file"]] = {"split": split, "shard": shard, "left_out": left_out}
+        Shards that are damaged, or were moved before a kill, are fetched again.
+        """
+        self.path, self.state, self.done = folder.with_suffix(".json"), state, dict[str, dict[str, Any]]()
+        try:
+            found = read_json(self.path)
+            known = found["shards"] if found["state"] == state else {}
+            here = [name for name in known if (folder / name).is_file()]
+            self.done = {
+                name: known[name] for name in here if sha256_file(folder / name) == known[name]["shard"]["sha256"]
+            }
+        except (OSError, ValueError, LookupError, TypeError):
+            known = {}  # there is no progress, or its file is damaged
+        if not known:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def add(self, split: str, shard: dict[str, Any], left_out: list[LeftOut], converted: list[str]) -> None:
+        """Record a shard that is whole, as ``write_shard`` returned it, and its broken and its converted images."""
+        self.done[shard["file"]] = {"split": split, "shard": shard, "left_out": left_out, "converted": converted}
         write_json(self.path, {"state": self.state, "shards": self.done})
 
     @property
@@ -38,3 +46,6 @@ class FetchProgress:
         return [
             (path, label) for each in self.done.values() if each["split"] == split for path, label in each["left_out"]
         ]
+
+    def converted(self, split: str) -> list[str]:
+        return [path for each in self.done.values() if each["split"] == split for path in each["converted"]]

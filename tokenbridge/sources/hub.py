@@ -1,8 +1,10 @@
 """The files of a data set on the Hugging Face Hub. They are read in parts, and nothing is cached on disk."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, HfFileSystem
@@ -12,6 +14,8 @@ from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 from tokenbridge.images import DataError
 from tokenbridge.sources.places import HUB, StoredFile
 
+NOT_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+OTHER_JSON = (LookupError, TypeError, AttributeError, ArithmeticError)  # huggingface_hub takes its form for granted
 REFUSED = (401, 403)  # HTTP: unauthorized, forbidden
 
 
@@ -20,8 +24,14 @@ def explained(address: str) -> Iterator[None]:
     """Convert the errors of huggingface_hub into a DataError that says what to do."""
     try:
         yield
+    except DataError:
+        raise
     except HfHubHTTPError as error:
         raise DataError(answer_of(error, address)) from error
+    except (*NOT_JSON, *OTHER_JSON) as error:
+        raise DataError(
+            f"{address}: the answer is not the Hub's ({error!r:.200}): check HF_ENDPOINT and the network's proxy"
+        ) from error
     except (FileNotFoundError, ValueError, NotImplementedError) as error:
         if isinstance(error.__cause__, HfHubHTTPError):
             raise DataError(answer_of(error.__cause__, address)) from error
@@ -45,9 +55,10 @@ def answer_of(error: HfHubHTTPError, address: str) -> str:
 
 
 def hub_files(address: str) -> Iterator[StoredFile]:
-    """Yield every file below ``hf://datasets/owner/name[@revision][/folder]``. Its version is its digest by Git or LFS.
+    """Return every file below ``hf://datasets/owner/name[@revision][/folder]``.
 
-    All files are of the commit that the revision names now. So a later push does not mix two versions.
+    A file's version is its digest by Git or LFS. All files are of the commit that the revision names now, so a later
+    push does not mix two versions.
     """
     system = HfFileSystem(skip_instance_cache=True)  # without the cache it lists the files again
     with explained(address):
@@ -58,10 +69,14 @@ def hub_files(address: str) -> Iterator[StoredFile]:
         base = f"{place.repo_type}s/{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
         listed = system.find(base, detail=True)
         assert isinstance(listed, dict)  # path -> details
-    for path, about in listed.items():
-        version = about["lfs"].sha256 if about.get("lfs") else about["blob_id"]
-        name = path.removeprefix(base).lstrip("/") or path.rpartition("/")[2]
-        yield StoredFile(name, HUB + path, about["size"], version, partial(read_range, system, path))
+        files = [stored_file(system, base, path, about) for path, about in listed.items()]
+    return iter(files)
+
+
+def stored_file(system: HfFileSystem, base: str, path: str, about: dict[str, Any]) -> StoredFile:
+    version = about["lfs"].sha256 if about.get("lfs") else about["blob_id"]
+    name = path.removeprefix(base).lstrip("/") or path.rpartition("/")[2]
+    return StoredFile(name, HUB + path, int(about["size"]), version, partial(read_range, system, path))
 
 
 def read_range(system: HfFileSystem, path: str, start: int, size: int) -> bytes:

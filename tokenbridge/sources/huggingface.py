@@ -4,29 +4,31 @@ Images are kept in the order of their rows, so that files are read from beginnin
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from tokenbridge.base.files import parse_json
+from tokenbridge.base.names import normalized, stored_name
 from tokenbridge.config import IMAGENET, DataConfig, StorageConfig
 from tokenbridge.images import TEST, TRAIN, VALIDATION, DataError
 from tokenbridge.images.rowgroups import RowGroups
 from tokenbridge.images.splits import Labels, Split
 from tokenbridge.sources.imagefiles import ImageFile, read_side_by_side
-from tokenbridge.sources.imagenet_classes import imagenet_names
+from tokenbridge.sources.imagenet_classes import imagenet_names, names_of
+from tokenbridge.sources.labels import Label, column_labels, name_classes
 from tokenbridge.sources.places import StoredFile, list_files, root_of
 from tokenbridge.sources.streams import Stream
 
 SUFFIX = ".parquet"
 REMEDY = "get it again, or correct data.root"
-BUFFER = 2**16  # bytes; pyarrow reads a column of a row group in one request, which may be larger than the buffer
 MAX_COLUMN_BYTES = 2**31  # of one column of a row group
+BUFFER = 2**16  # bytes; pyarrow reads a column of a row group in one request, which may be larger than the buffer
 
 
 def load_huggingface(config: DataConfig, storage: StorageConfig) -> tuple[list[str], dict[str, Split]]:
@@ -44,28 +46,29 @@ def load_huggingface(config: DataConfig, storage: StorageConfig) -> tuple[list[s
         )
     files = [file for file in list_files(root, storage) if file.name.endswith(SUFFIX)]
     train = HubSplit(config, files, config.hub.train)
-    names = label_names(config, train)
+    found = train.found()
+    names, known = name_classes({*found}, given_names(config, train), config, f"split {train.name!r} of {root}")
+    if config.class_names == IMAGENET:
+        names = names_of(names, root)
+    labels = train.indices(found, known)
     wanted = {TEST: config.hub.test, VALIDATION: config.hub.validation}
-    others = {name: HubSplit(config, files, split).split() for name, split in wanted.items() if split is not None}
+    others = {name: HubSplit(config, files, split).whole(known) for name, split in wanted.items() if split is not None}
     if TEST in others:
-        return names, {TRAIN: train.split()} | others
+        return names, {TRAIN: train.split(labels)} | others
     if config.test_fraction == 0:
         raise DataError(
             "data.hub.test is null and data.test_fraction is 0: set one of them, such as data.test_fraction=0.1"
         )
-    aside = held_out(train.labels, config.test_fraction)
-    return names, {TRAIN: train.split(np.flatnonzero(~aside)), TEST: train.split(np.flatnonzero(aside))} | others
+    aside = held_out(labels, config.test_fraction)
+    divided = {TRAIN: np.flatnonzero(~aside), TEST: np.flatnonzero(aside)}
+    return names, {split: train.split(labels, rows) for split, rows in divided.items()} | others
 
 
 class HubSplit:
-    """The Parquet files of one split, as one table.
-
-    Attributes:
-        labels: int64 [N].
-    """
+    """The Parquet files of one split, as one table."""
 
     def __init__(self, config: DataConfig, files: list[StoredFile], split: str) -> None:
-        self.name, self.hub = split, config.hub
+        self.name, self.config, self.hub = split, config, config.hub
         self.files = [file for file in files if belongs(file.name, split)]
         if not self.files:
             found = ", ".join(file.name for file in files[:10]) or "none"
@@ -82,31 +85,50 @@ class HubSplit:
         self.rows = RowGroups(
             [(file.place, partial(Stream, file, BUFFER, MAX_COLUMN_BYTES)) for file in self.files], REMEDY
         )
-        columns = self.rows.footers[0].schema.to_arrow_schema().names
+        columns = self.rows.schema().names
         missing = [name for name in (self.hub.image, self.hub.label) if name not in columns]
         if missing:
             raise DataError(
                 f"{self.files[0].place} has the columns {', '.join(columns)}, not {', '.join(missing)}: "
                 "correct data.hub.image and data.hub.label"
             )
-        self.labels: Labels = self.rows.column(self.hub.label).astype(np.int64)
-        self._check_labels(config.num_classes)
 
-    def _check_labels(self, num_classes: int) -> None:
-        found = np.unique(self.labels)
-        if not np.array_equal(found, np.arange(num_classes)):
-            shown = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
+    def found(self) -> list[Label]:
+        """Return the labels as they are in the files."""
+        labels: list[Label] = []
+        for column in self.rows.columns(self.hub.label):
+            labels += column_labels(column, partial(self._place, len(labels)))
+        return labels
+
+    def _place(self, start: int, row: int) -> str:
+        return self.rows.place(start + row)
+
+    def indices(self, found: list[Label], known: dict[Label, int]) -> Labels:
+        """Return the classes of all rows, int64 [N].
+
+        Raises:
+            DataError: if a label is not ``known``, or a class has no row.
+        """
+        labels = np.fromiter((known.get(label, -1) for label in found), np.int64, len(found))
+        if not np.array_equal(np.unique(labels), np.arange(self.config.num_classes)):
+            different = sorted({*found}, key=lambda label: (isinstance(label, str), label))
+            shown = ", ".join(map(str, different[:10])) + (", ..." if len(different) > 10 else "")
             raise DataError(
-                f"split {self.name!r} has the labels {shown} ({len(found)} of them) but data.num_classes is "
-                f"{num_classes}: correct it, or choose a split that has labels"
+                f"split {self.name!r} has the labels {shown} ({len(different)} of them) but data.num_classes is "
+                f"{self.config.num_classes}: correct it, or choose a split that has labels of the same classes"
             )
+        return labels
 
-    def split(self, rows: Labels | None = None) -> Split:
+    def whole(self, known: dict[Label, int]) -> Split:
+        """Return all images as a split."""
+        return self.split(self.indices(self.found(), known))
+
+    def split(self, labels: Labels, rows: Labels | None = None) -> Split:
         """Return all images as a split, or those of the ascending ``rows``."""
-        kept = np.arange(len(self.labels)) if rows is None else rows
+        kept = np.arange(len(labels)) if rows is None else rows
         return Split(
-            self.labels[kept],
-            lambda indices: read_side_by_side(self.images(kept[np.fromiter(indices, np.int64)])),
+            labels[kept],
+            lambda indices: read_side_by_side(self.images(kept[np.fromiter(indices, np.int64)]), self.config),
         )
 
     def images(self, rows: Labels) -> Iterator[ImageFile]:
@@ -117,15 +139,23 @@ class HubSplit:
                 start = self.rows.starts[position]
                 column = self.rows.group(position, [self.hub.image])[self.hub.image]
                 for row in rows[first:last].tolist():
-                    yield self.image(row, column[row - start].as_py())
+                    yield self.image(row, column[row - start])
 
-    def image(self, row: int, content: Any) -> ImageFile:
-        path = f"{self.name}/{row:08d}"
-        place = f"{self.files[0].place}, row {row:,} of split {self.name}"
-        if not isinstance(content, dict) or not isinstance(content.get("bytes"), bytes):
+    def image(self, row: int, cell: pa.Scalar) -> ImageFile:
+        path, place = f"{self.name}/{row:08d}", self.rows.place(row)
+        content = cell_bytes(cell, "bytes") if cell.is_valid else b""  # a row without an image is a broken one
+        name = PurePosixPath(stored_name(cell_bytes(cell, "path") or b"")).name
+        if content is None:
             raise DataError(f"{place} holds no encoded image: {self.hub.image} must be a column of images, with bytes")
-        name = PurePosixPath(content.get("path") or "").name
-        return ImageFile(f"{path}-{name}" if name else path, f"{place} ({name})", partial(bytes, content["bytes"]))
+        return ImageFile(f"{path}-{name}" if name else path, f"{place} ({name})", len(content), partial(bytes, content))
+
+
+def cell_bytes(cell: pa.Scalar, field: str) -> bytes | None:
+    """Return the bytes of a field of an image. A path may be no UTF-8. None: the field is missing, null or no text."""
+    fields = [field.name for field in cell.type] if isinstance(cell, pa.StructScalar) and cell.is_valid else []
+    value = cell[field] if fields.count(field) == 1 else None
+    buffer = value.as_buffer() if isinstance(value, pa.BinaryScalar) else None
+    return None if buffer is None else buffer.to_pybytes()
 
 
 def belongs(name: str, split: str) -> bool:
@@ -137,30 +167,33 @@ def belongs(name: str, split: str) -> bool:
     return bool(re.fullmatch(rf"{re.escape(split)}(-.*|_\d+)?", path.stem)) or path.parent.name == split
 
 
-def label_names(config: DataConfig, split: HubSplit) -> list[str]:
-    """Return the class names, by label.
+def given_names(config: DataConfig, split: HubSplit) -> list[str] | None:
+    """Return the names of the classes by which labels may name them, in the order of their indices.
 
-    They are data.label_names if set, ImageNet's if data.class_names asks for them, those in the data set's features, or
-    numbers.
+    They are data.label_names if set, ImageNet's wnids if data.class_names asks for them, or those in the data set's
+    features. None: none are given.
 
     Raises:
-        DataError: if the data set's features do not name ``num_classes`` different classes.
+        DataError: if the data set's features do not name ``num_classes`` different classes, or are damaged.
     """
     if config.label_names is not None:
         return config.label_names
     if config.class_names == IMAGENET:
-        return list(imagenet_names().values())
-    metadata = split.rows.footers[0].schema.to_arrow_schema().metadata or {}
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = features.get(config.hub.label, {}).get("names")
-    if names is None:
-        return [str(label) for label in range(config.num_classes)]
-    if len(names) != config.num_classes or len(set(names)) != len(names):
+        return list(imagenet_names())
+    features = (split.rows.schema().metadata or {}).get(b"huggingface", b"{}")
+    try:
+        given = parse_json(features).get("info", {}).get("features", {}).get(config.hub.label, {}).get("names")
+        names = None if given is None else [normalized(name) for name in given]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{split.files[0].place} has damaged features ({error}): {REMEDY}, or set data.label_names"
+        ) from error
+    if names is not None and not len(names) == len(set(names)) == config.num_classes:
         raise DataError(
             f"{config.root} names {len(set(names))} classes but data.num_classes is {config.num_classes}: correct it, "
             "or set data.label_names"
         )
-    return list(names)
+    return names
 
 
 def held_out(labels: Labels, fraction: float) -> np.ndarray:

@@ -5,18 +5,20 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 
 import numpy as np
 
+from tokenbridge.config import DataConfig
 from tokenbridge.images import DataError
-from tokenbridge.images.decoding import open_whole
+from tokenbridge.images.decoding import check_bytes, checked_file
 from tokenbridge.images.splits import Encoded, Split
+from tokenbridge.images.weight import groups
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-READ_AHEAD = 256  # images read at a time: enough to keep all threads busy, and few enough for memory
+READ_AHEAD = 256  # images read at a time: enough to keep all threads busy
+READ_AHEAD_BYTES = 2**28  # read at a time, unless a single image has more
 THREADS = max(16, os.cpu_count() or 1)  # may be more than the cores, because threads wait for a remote store
-MAX_FILE_BYTES = 2**26  # of one image from a store or archive; decoding has its own limit of pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class ImageFile:
 
     path: str  # relative to the source, so it does not depend on the source's place; its hash sets the image's order
     place: str  # for messages
+    size: int  # bytes; less than 0: not a regular file
     read: Callable[[], bytes]
 
 
@@ -56,48 +59,37 @@ def shuffle_key(image: ImageFile) -> str:
     return hashlib.sha256(image.path.encode()).hexdigest()
 
 
-def make_split(classes: ClassFiles, names: list[str]) -> Split:
+def make_split(classes: ClassFiles, names: list[str], config: DataConfig) -> Split:
     """Return a split of all images, in the order of their hashes; labels are indices into ``names``."""
     labelled = [(image, label) for label, name in enumerate(names) for image in classes[name]]
     labelled.sort(key=lambda each: shuffle_key(each[0]))
     labels = np.array([label for _, label in labelled], dtype=np.int64)
-    return Split(labels, lambda indices: read_side_by_side(labelled[index][0] for index in indices))
+    return Split(labels, lambda indices: read_side_by_side((labelled[index][0] for index in indices), config))
 
 
-def read_side_by_side(images: Iterable[ImageFile]) -> Iterator[tuple[Encoded, str]]:
-    """Yield each image's content and path in order. Threads read ``READ_AHEAD`` images at a time."""
-    remaining = iter(images)
+def read_side_by_side(images: Iterable[ImageFile], config: DataConfig) -> Iterator[tuple[Encoded, str]]:
+    """Yield each image's content and path in order. Threads read a group of images at a time."""
     with ThreadPoolExecutor(THREADS) as pool:
-        while chunk := list(islice(remaining, READ_AHEAD)):
-            for image, content in zip(chunk, pool.map(read_whole, chunk), strict=True):
+        for group in groups(images, READ_AHEAD, lambda image: image.size, READ_AHEAD_BYTES):
+            for image, content in zip(group, pool.map(partial(read_whole, config=config), group), strict=True):
                 yield content, image.path
 
 
-def read_whole(image: ImageFile) -> Encoded:
-    """Return the file's bytes, after decoding the whole image as a check, or the error if the image is broken.
+def read_whole(image: ImageFile, config: DataConfig) -> Encoded:
+    """Return what is stored of an image, after decoding the whole image as a check, or the error if it is broken.
 
     Raises:
         DataError: if the file cannot be read; then the image itself may be whole.
     """
     try:
+        check_bytes(image.size, image.place, config.limits)
+    except DataError as broken:
+        return broken
+    try:
         content = image.read()
     except OSError as error:
         raise DataError(f"{image.place} cannot be read ({error.strerror}): restore it or its permissions") from error
     try:
-        open_whole(content, image.place)
+        return checked_file(content, image.place, config.limits, config.background)
     except DataError as broken:
         return broken
-    return content
-
-
-def check_size(size: int, place: str, largest: int | None = None) -> None:
-    """Check a file's size, in bytes, before it is read.
-
-    Raises:
-        DataError: if the size is negative, or more than ``largest`` (MAX_FILE_BYTES if None).
-    """
-    largest = largest or MAX_FILE_BYTES
-    if not 0 <= size <= largest:
-        raise DataError(
-            f"{place} has {size:,} bytes, but an image may have 0 to {largest:,}: replace it with a smaller one"
-        )

@@ -1,19 +1,21 @@
 """Folders of image files, a folder per class: root/train/<class>/* and root/test/<class>/*, or root/<class>/*.
 
-A folder root/val, valid or validation beside root/train holds the images for validation.
+A folder root/val, valid or validation beside root/train holds the images for validation. The case of these names does
+not matter.
 """
 
 from pathlib import Path, PurePath
 
+from tokenbridge.base.names import stored_name
 from tokenbridge.config import IMAGENET, DataConfig, StorageConfig
 from tokenbridge.images import TEST, TRAIN, VALIDATION, DataError
 from tokenbridge.images.splits import Split
 from tokenbridge.sources.imagefiles import SUFFIXES, ClassFiles, ImageFile, divide, make_split
 from tokenbridge.sources.imagenet_classes import names_of
-from tokenbridge.sources.places import list_files, root_of
+from tokenbridge.sources.places import hidden, list_files, local_path, readable, root_of
 from tokenbridge.sources.s3_folder import Node, tree_of
 
-VALIDATION_FOLDERS = ("val", "valid", "validation")
+SPLITS = {TRAIN: ("train",), TEST: ("test",), VALIDATION: ("val", "valid", "validation")}
 Folder = Path | Node  # a folder or file, local or on S3
 
 
@@ -24,15 +26,8 @@ def load_imagefolder(config: DataConfig, storage: StorageConfig) -> tuple[list[s
     image is written to disk only as part of its shard.
     """
     root = find_root(config, storage)
-    if (root / "train").is_dir():
-        folders = {TRAIN: root / "train", TEST: root / "test"}
-        if (found := validation_folder(root)) is not None:
-            folders[VALIDATION] = found
-        files = {split: class_files(folder, config, f"{folder.name}/") for split, folder in folders.items()}
-    else:
-        if config.test_fraction == 0:
-            raise DataError(f"{root} has no train folder and data.test_fraction is 0: set data.test_fraction=0.1")
-        files = divide(class_files(root, config), config.test_fraction)
+    with readable(str(root)):
+        files = find_files(root, config)
     names = label_names(config, sorted(files["train"]), root)
     for split, classes in files.items():
         if sorted(classes) != sorted(names):
@@ -41,30 +36,48 @@ def load_imagefolder(config: DataConfig, storage: StorageConfig) -> tuple[list[s
                 f"splits {TRAIN} and {split} of {root} differ in their class folders ({differing}): "
                 "give both the same folders"
             )
-    splits = {split: make_split(classes, names) for split, classes in files.items()}
+    splits = {split: make_split(classes, names, config) for split, classes in files.items()}
     return names_of(names, str(root)) if config.class_names == IMAGENET else names, splits
 
 
-def validation_folder(root: Folder) -> Folder | None:
-    """Return root/val, root/valid or root/validation. Return None if root/test is a link to it, as usual for ImageNet.
+def find_files(root: Folder, config: DataConfig) -> dict[str, ClassFiles]:
+    """Return the images of each split."""
+    if folders := split_folders(root):
+        return {split: class_files(each, config, f"{stored_name(each.name)}/") for split, each in folders.items()}
+    if config.test_fraction == 0:
+        raise DataError(f"{root} has no train folder and data.test_fraction is 0: set data.test_fraction=0.1")
+    return divide(class_files(root, config), config.test_fraction)
+
+
+def split_folders(root: Folder) -> dict[str, Folder]:
+    """Return the folder of each split. Return {} if the root holds class folders, even if one of them is called train.
+
+    root/val is left out if root/test is a link to it, as usual for ImageNet.
 
     Raises:
-        DataError: if there are several of these folders.
+        DataError: if there are several folders for a split.
     """
-    found = [folder for name in VALIDATION_FOLDERS if (folder := root / name).is_dir()]
-    if len(found) > 1:
-        listed = ", ".join(str(folder) for folder in found)
-        raise DataError(f"{listed} are both folders of validation images: keep one of them")
-    if found and isinstance(root, Path) and (root / "test").resolve() == (root / found[0].name).resolve():
-        return None
-    return found[0] if found else None
+    folders = [entry for entry in visible(root) if entry.is_dir()]
+    found = {split: [folder for folder in folders if folder.name.lower() in names] for split, names in SPLITS.items()}
+    classes = [entry for folder in found[TRAIN] for entry in visible(folder) if entry.is_dir()]
+    if not found[TRAIN] or (not classes and len(folders) > sum(map(len, found.values()))):
+        return {}
+    for split, several in found.items():
+        if len(several) > 1:
+            listed = ", ".join(str(folder) for folder in several)
+            raise DataError(f"{listed} are both folders of {split} images: keep one of them")
+    chosen = {TEST: root / "test"} | {split: only[0] for split, only in found.items() if only}
+    test, validation = chosen[TEST], chosen.get(VALIDATION)
+    if isinstance(test, Path) and isinstance(validation, Path) and test.resolve() == validation.resolve():
+        del chosen[VALIDATION]
+    return {split: chosen[split] for split in SPLITS if split in chosen}
 
 
 def find_root(config: DataConfig, storage: StorageConfig) -> Folder:
     location = root_of(config)
     if config.source == "s3":
         return tree_of(location.rstrip("/"), list_files(location, storage))
-    root = Path(location).expanduser()
+    root = local_path(location)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: set data.root to the folder that holds your class folders")
     return root
@@ -85,6 +98,8 @@ def class_files(folder: Folder, config: DataConfig, prefix: str = "") -> ClassFi
     entries = visible(folder)
     folders = [entry for entry in entries if entry.is_dir()]
     stray = [entry for entry in entries if is_image(entry) and not entry.is_dir()]
+    if lost := [entry for entry in entries if is_dangling(entry)]:
+        raise DataError(f"{lost[0]} is a link to nothing: restore what it names, or delete it")
     if stray:
         raise DataError(f"{stray[0]} lies outside of a class folder: move it into {folder}/<class>/")
     if len(folders) != config.num_classes:
@@ -93,7 +108,11 @@ def class_files(folder: Folder, config: DataConfig, prefix: str = "") -> ClassFi
             f"{folder} has {len(folders)} class folders ({shown or 'none'}) but data.num_classes is "
             f"{config.num_classes}: set data.num_classes={len(folders)} or correct data.root"
         )
-    return {entry.name: images_of(entry, f"{prefix}{entry.name}/") for entry in folders}
+    named = {stored_name(entry.name): entry for entry in folders}
+    if len(named) < len(folders):
+        twice = next(entry for entry in folders if entry not in named.values())
+        raise DataError(f"{folder} has two folders of class {stored_name(twice.name)}: move all images into one")
+    return {name: images_of(entry, f"{prefix}{name}/") for name, entry in named.items()}
 
 
 def images_of(folder: Folder, prefix: str) -> list[ImageFile]:
@@ -103,7 +122,18 @@ def images_of(folder: Folder, prefix: str) -> list[ImageFile]:
     for file in files:
         if not is_image(file) or file.is_dir():
             raise DataError(f"{file} is not an image file ({', '.join(SUFFIXES)}): move it away or convert it")
-    return [ImageFile(prefix + file.name, str(file), file.read_bytes) for file in files]
+    return [ImageFile(prefix + stored_name(file.name), str(file), size_of(file), file.read_bytes) for file in files]
+
+
+def size_of(file: Folder) -> int:
+    """Return the bytes of a file, or -1 if it is a pipe, a device or a dangling link."""
+    if isinstance(file, Node):
+        return file.size
+    return file.stat().st_size if file.is_file() else -1
+
+
+def is_dangling(file: Folder) -> bool:
+    return isinstance(file, Path) and file.is_symlink() and not file.exists()
 
 
 def is_image(file: Folder) -> bool:
@@ -111,7 +141,7 @@ def is_image(file: Folder) -> bool:
 
 
 def visible(folder: Folder) -> list[Folder]:
-    return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda each: each.name)
+    return sorted((each for each in folder.iterdir() if not hidden(each.name)), key=lambda each: each.name)
 
 
 def label_names(config: DataConfig, found: list[str], root: Folder) -> list[str]:

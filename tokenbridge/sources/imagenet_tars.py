@@ -16,27 +16,17 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
-import scipy.io
 
 from tokenbridge.base.progress import Progress
 from tokenbridge.config import DataConfig, StorageConfig
 from tokenbridge.images import DataError
 from tokenbridge.images.splits import Split
-from tokenbridge.sources.imagefiles import (
-    MAX_FILE_BYTES,
-    SUFFIXES,
-    THREADS,
-    ClassFiles,
-    ImageFile,
-    check_size,
-    make_split,
-)
+from tokenbridge.sources.imagefiles import SUFFIXES, THREADS, ClassFiles, ImageFile, make_split
 from tokenbridge.sources.imagenet_classes import names_of
 from tokenbridge.sources.places import TAR, StoredFile, list_files, root_of
-from tokenbridge.sources.tars import files_of, member_file, member_image, open_tar
+from tokenbridge.sources.tars import MAX_READ, files_of, member_file, member_image, open_tar
 
 TRAIN, VALIDATION, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
-MAX_CLASS_BYTES = 2**32  # of one class's tar; ImageNet's have up to 300 MB
 CHUNK = 2**24  # bytes read at a time for a digest
 META, TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 
@@ -77,7 +67,7 @@ def load_imagenet_tars(
         raise DataError(
             f"{VALIDATION} has no image of {', '.join(empty[:10])}: {DEVKIT} is for other images, so get both again"
         )
-    splits = {"train": make_split(train, order), "test": make_split(test, order)}
+    splits = {"train": make_split(train, order, config), "test": make_split(test, order, config)}
     return names_of(order, TRAIN), splits
 
 
@@ -107,7 +97,7 @@ def check_digests(archives: dict[str, StoredFile], config: DataConfig, every: fl
 def index_train(archive: StoredFile, every: float) -> ClassFiles:
     """Return the images of each wnid in the archive of training images."""
     with open_tar(archive) as outer:
-        members = [member_file(archive, member) for member in files_of(outer, archive.place, MAX_CLASS_BYTES)]
+        members = [member_file(archive, member) for member in files_of(outer, archive)]
     progress = Progress("read names of ImageNet", len(members), "classes", every)
     classes: ClassFiles = {}
     with ThreadPoolExecutor(THREADS) as pool:
@@ -129,11 +119,13 @@ def index_class(tar: StoredFile) -> list[ImageFile]:
 
 def images_of(tar: StoredFile, prefix: str) -> list[ImageFile]:
     with open_tar(tar) as archive:
-        return [
-            member_image(tar, member, prefix + PurePosixPath(member.name).name)
-            for member in files_of(archive, tar.place)
-            if PurePosixPath(member.name).suffix.lower() in SUFFIXES
+        images = [
+            member_image(tar, member, prefix + PurePosixPath(member.name).name) for member in files_of(archive, tar)
         ]
+    for image in images:
+        if not image.path.lower().endswith(SUFFIXES):
+            raise DataError(f"{image.place} is not an image file ({', '.join(SUFFIXES)}): get the archive again")
+    return images
 
 
 def index_validation(archive: StoredFile, wnids: dict[int, str], truth: list[int]) -> ClassFiles:
@@ -179,6 +171,8 @@ def explained(name: str) -> Iterator[None]:
 
 def read_meta(content: bytes) -> dict[int, str]:
     """Return ID -> wnid of the leaves in the struct array ``synsets``. Inner nodes of WordNet have children."""
+    import scipy.io  # slow to import, and the other sources do not need it
+
     synsets = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True, variable_names=["synsets"])["synsets"]
     leaves = np.atleast_1d(synsets)
     return {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in leaves if int(each["num_children"]) == 0}
@@ -186,16 +180,16 @@ def read_meta(content: bytes) -> dict[int, str]:
 
 def read_gzipped(archive: StoredFile, names: tuple[str, ...]) -> dict[str, bytes]:
     """Return file name -> content, for the files with these names in a small .tar.gz. Folders in it are ignored."""
-    check_size(archive.size, archive.place)
     try:
-        with gzip.open(io.BytesIO(archive.read(0, archive.size))) as stream:
-            content = stream.read(MAX_FILE_BYTES + 1)
+        with gzip.open(io.BytesIO(archive.read(0, min(archive.size, MAX_READ)))) as stream:
+            content = stream.read(MAX_READ + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{archive.place} is not a .tar.gz, or is cut short ({error}): get it again") from error
-    check_size(len(content), archive.place)
+    if len(content) > MAX_READ:
+        raise DataError(f"{archive.place} holds more than {MAX_READ:,} bytes: get it again")
     inner = replace(archive, size=len(content), read=lambda start, size: content[start : start + size])
     with open_tar(inner) as tar:
-        members = {PurePosixPath(member.name).name: member for member in files_of(tar, archive.place)}
+        members = {PurePosixPath(member.name).name: member for member in files_of(tar, inner)}
     missing = [name for name in names if name not in members]
     if missing:
         raise DataError(f"{archive.place} lacks {', '.join(missing)}: get it again")

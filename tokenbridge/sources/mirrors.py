@@ -1,5 +1,6 @@
 """Fetching of a data set's files from the first mirror that has them, with a check of each SHA-256."""
 
+import asyncio
 import gzip
 import logging
 import os
@@ -8,7 +9,9 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Sequence
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx2
 
@@ -16,11 +19,15 @@ from tokenbridge.base.files import sha256_file
 from tokenbridge.base.progress import Progress
 from tokenbridge.config import MirrorConfig
 from tokenbridge.images import DataError
+from tokenbridge.sources.places import local_path
 
 logger = logging.getLogger(__name__)
 
 GZIP_MAGIC = b"\x1f\x8b"
 CHUNK = 1 << 18  # bytes
+MAX_BYTES = 2**30  # of a file, packed or not
+SLOWEST = 1000  # bytes a second
+APT_SECONDS = 1800  # for each of its commands; it has no limit of its own for a slow download
 NOT_FOUND = 404  # HTTP
 
 
@@ -71,7 +78,7 @@ def explain(name: str, failures: list[str], files: list[str]) -> str:
 def locate(kind: str, location: str, files: list[str], timeout: float, scratch: Path) -> Path:
     """Return the folder that holds the files, plain or .gz. Files that must be downloaded go to ``scratch``."""
     if kind == "folder":
-        return Path(location).expanduser()
+        return local_path(location)
     if kind == "http":
         return download(location, files, timeout, scratch)
     return extract_package(location, files, timeout, scratch)
@@ -107,13 +114,20 @@ def find(source: Path, name: str) -> Path:
 
 
 def decompress(packed: Path, target: Path) -> None:
-    """Decompress a file if its content is gzip. The name does not decide: some servers decompress .gz files."""
-    with packed.open("rb") as raw, target.open("wb") as out:
-        if raw.peek(2)[:2] == GZIP_MAGIC:
-            with gzip.open(raw) as stream:
-                shutil.copyfileobj(stream, out, CHUNK)
-        else:
-            shutil.copyfileobj(raw, out, CHUNK)
+    """Decompress a file if its content is gzip. The name does not decide: some servers decompress .gz files.
+
+    Raises:
+        MirrorError: if it has more than MAX_BYTES.
+    """
+    with packed.open("rb") as raw, target.open("wb") as out, unpacked(raw) as stream:
+        while chunk := stream.read(CHUNK):
+            out.write(chunk)
+            if out.tell() > MAX_BYTES:
+                raise MirrorError(f"{packed} holds more than {MAX_BYTES:,} bytes: delete it and get it again")
+
+
+def unpacked(raw: BufferedReader) -> BufferedIOBase:
+    return gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == GZIP_MAGIC else raw
 
 
 def download(base: str, files: list[str], timeout: float, scratch: Path) -> Path:
@@ -130,23 +144,39 @@ def download_file(url: str, timeout: float, target: Path) -> None:
     """Download ``url`` to ``target``.
 
     Raises:
-        MirrorError: on an error, on a file that is cut short, or if no data comes for ``timeout`` seconds.
+        MirrorError: on an error, on a file that is cut short or has more than MAX_BYTES, or if fewer than SLOWEST bytes
+            a second come over ``timeout`` seconds.
     """
-    unchanged = {"Accept-Encoding": "identity"}
-    request = httpx2.stream("GET", url, headers=unchanged, timeout=timeout, follow_redirects=True)
     try:
-        with request as response, target.open("wb") as out:
-            if not response.is_success:
-                reason = f"{url}: {response.status_code} {response.reason_phrase}"
-                raise NotFoundError(reason) if response.status_code == NOT_FOUND else MirrorError(reason)
-            length = int(response.headers.get("Content-Length") or 0)
-            progress = Progress(f"fetch {target.name}", length, "bytes")
-            for chunk in response.iter_raw(CHUNK):
-                out.write(chunk)
-                if length:  # else the total is unknown
-                    progress.advance(len(chunk))
-    except httpx2.HTTPError as error:
+        with target.open("wb") as out:
+            asyncio.run(receive(url, timeout, out))
+    except TimeoutError as error:
+        raise MirrorError(
+            f"{url}: timed out after {target.stat().st_size:,} bytes: fewer than {SLOWEST:,} bytes a second came over "
+            f"{timeout:g} seconds"
+        ) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise MirrorError(f"{url}: {error}") from error
+
+
+async def receive(url: str, timeout: float, out: BinaryIO) -> None:
+    clock, client = asyncio.get_running_loop(), httpx2.AsyncClient(follow_redirects=True, timeout=None)
+    request = client.stream("GET", url, headers={"Accept-Encoding": "identity"})
+    async with asyncio.timeout(timeout) as limit, client, request as response:
+        if not response.is_success:
+            reason = f"{url}: {response.status_code} {response.reason_phrase}"
+            raise NotFoundError(reason) if response.status_code == NOT_FOUND else MirrorError(reason)
+        length = int(response.headers.get("Content-Length") or 0)
+        progress, due = Progress(f"fetch {Path(out.name).name}", length, "bytes"), SLOWEST * timeout
+        async for chunk in response.aiter_raw():
+            out.write(chunk)
+            if out.tell() > MAX_BYTES:
+                raise MirrorError(f"{url} has more than {MAX_BYTES:,} bytes")
+            if out.tell() >= due:
+                due = out.tell() + SLOWEST * timeout
+                limit.reschedule(clock.time() + timeout)
+            if length:  # else the total is unknown
+                progress.advance(len(chunk))
 
 
 def extract_package(package: str, files: list[str], timeout: float, scratch: Path) -> Path:
@@ -193,9 +223,20 @@ def private_state(scratch: Path) -> list[str]:
 def complaint(command: list[str], folder: Path) -> str:
     """Run a command in ``folder``. Return the first error that it reports, or "" if it succeeds."""
     environment = os.environ | {"LC_ALL": "C"}  # English messages, in any locale
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=APT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"`{command[0]}` took more than {APT_SECONDS} seconds"
     # for apt-get update, a server that it cannot reach is only a warning (W:)
     lines = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W: Failed to fetch"))]
     return lines[0] if lines else (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""

@@ -1,8 +1,6 @@
 """Detection of changes of a source, without downloading it."""
 
-import hashlib
-import json
-
+from tokenbridge.base.files import sha256_json
 from tokenbridge.config import DataConfig, StorageConfig
 from tokenbridge.sources.places import list_files, root_of
 
@@ -23,4 +21,4 @@ def source_state(data: DataConfig, storage: StorageConfig) -> str:
     else:
         roots = [root_of(data)] if data.test_root is None else [root_of(data), data.test_root]
         state = [[(file.name, file.size, file.version) for file in list_files(root, storage)] for root in roots]
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return sha256_json(state)

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from tokenbridge.base.checkpoints import Checkpoints
 from tokenbridge.base.files import write_csv, write_json
-from tokenbridge.classifier.network import class_accuracy, read_small, save_classifier
+from tokenbridge.classifier.network import class_accuracy, read_small, save_classifier, shrink
 from tokenbridge.classifier.training import train_classifier
 from tokenbridge.images import TEST, TRAIN, VALIDATION
+from tokenbridge.images.decoded import decode_to_disk
 from tokenbridge.images.shards import ImageShards
 from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
@@ -28,14 +29,14 @@ def work(context: StageContext) -> None:
     config = replace(context.config.classifier, precision=context.precision(context.config.classifier.precision))
     folder = context.root / "data/images"
     train = ImageShards(folder, TRAIN)
+    launcher = context.config.launcher
     model, history = train_classifier(
-        read_small(train),
-        train.labels,
+        decode_to_disk(train, context.work / "images", context.name, shrink, launcher.log_seconds),
         label_names=train.label_names,
         config=config,
         seed=context.config.seed,
         checkpoints=Checkpoints(context.work / "checkpoints"),
-        launcher=context.config.launcher,
+        launcher=launcher,
         tracker=context.tracker,
         device=context.device,
     )
@@ -47,7 +48,3 @@ def work(context: StageContext) -> None:
     metrics = {f"{name}_accuracy": value for name, value in accuracy.items()} | {"loss": history[-1]["loss"]}
     write_json(context.work / "metrics.json", metrics | {NUMERIC_PRECISION: config.precision})
     write_csv(context.work / "loss.csv", history)
-
-
-if __name__ == "__main__":
-    main()

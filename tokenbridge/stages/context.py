@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from tokenbridge.base.at_end import at_end
 from tokenbridge.base.checks import AUTO, BF16, Precision
 from tokenbridge.base.device import device_name, emulation_cost, has_bf16, pick_device, resolve_precision
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
@@ -29,11 +30,10 @@ from tokenbridge.config.launcher import LOCAL
 from tokenbridge.infra.launching import launch
 from tokenbridge.infra.launching.following import GrowingFile
 from tokenbridge.infra.launching.work import LOGS
-from tokenbridge.stages.runtime import StageRun
+from tokenbridge.stages.runtime import PRECISION, StageRun, begun_in
 
 logger = logging.getLogger(__name__)
 
-PRECISION = "precision"  # file in the work folder that holds the stage's precision
 NUMERIC_PRECISION = "numeric_precision"  # its name in reports and in MLflow, where precision is a metric of samples
 METRICS = "metrics.jsonl"  # metrics of the first of several processes
 LISTEN_SECONDS = 1.0
@@ -77,12 +77,6 @@ class StageContext:
             self.tracker.tags({NUMERIC_PRECISION: chosen})
             atomic_write_text(self.work / PRECISION, chosen)
         return chosen
-
-
-def begun_in(work: Path) -> Precision | None:
-    """Return the precision of the interrupted run that left this work folder, or None if there was none."""
-    noted = work / PRECISION
-    return cast(Precision, noted.read_text()) if noted.exists() else None
 
 
 def check_resumable(work: Path, precision: str, device: torch.device) -> None:
@@ -142,13 +136,15 @@ def _passed_on(work: Path, tracker: MetricSink) -> Iterator[None]:
     The file of metrics may already hold some that workers measured for a driver that was killed. They are sent too.
     """
     ended = threading.Event()
+
+    def end() -> None:
+        ended.set()
+        done.result()
+
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(_pass_on, work, tracker, ended)
-        try:
+        with at_end(end):
             yield
-        finally:
-            ended.set()
-            done.result()
 
 
 def _pass_on(work: Path, tracker: MetricSink, ended: threading.Event) -> None:

@@ -44,7 +44,3 @@ def picture(images: ImageShards) -> Image.Image:
         for column, index in enumerate(np.flatnonzero(images.labels == label)[:PICTURED].tolist()):
             grid[label, column] = images.read(index, index + 1)[0][0]
     return image_grid(grid.reshape(-1, 3, side, side), PICTURED, names)
-
-
-if __name__ == "__main__":
-    main()

@@ -47,7 +47,3 @@ def _draw(quantizer: DimensionwiseQuantizer, vae_latents: torch.Tensor, folder: 
     levels_figure(columns, quantizer.levels.numpy()).savefig(folder / "levels.png")
     share = low_frequency_share(latents)
     order_figure(latents.numpy(), share.numpy(), quantizer.dimension_order.numpy()).savefig(folder / "order.png")
-
-
-if __name__ == "__main__":
-    main()

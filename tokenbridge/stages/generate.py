@@ -1,15 +1,13 @@
 """Stage ``generate@<model>``: model -> samples, in shards. A rerun makes only the missing chunks."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from tokenbridge.base.device import autocast
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.config import Config, GenerateConfig
 from tokenbridge.evaluation.checks import check_counts
-from tokenbridge.evaluation.inception import check_inception
+from tokenbridge.evaluation.weight_files import check_networks
 from tokenbridge.images.shards import image_counts, read_manifest
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.samples import CHUNK, GRID_ROWS, draw_chunks, grid_indices, sample_chunks, write_samples
@@ -17,8 +15,7 @@ from tokenbridge.stages.context import StageContext, compute
 from tokenbridge.stages.runtime import stage_run
 
 
-def main() -> None:
-    name = sys.argv[1]
+def main(name: str) -> None:
     with stage_run(f"generate@{name}") as run:
         check(run.config, run.root)
         compute(run, work)
@@ -31,9 +28,8 @@ def work(context: StageContext) -> None:
     config = context.config
     pipeline = TokenBridgePipeline.from_pretrained(context.root / "models" / context.item).to(context.device)
     drawn, names = context.work / "drawn", pipeline.class_names
-    precision = context.precision(config.generate.precision)
-    with autocast(context.device, precision):
-        draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher, context.processes)
+    precision = pipeline.precision = context.precision(config.generate.precision)
+    draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher, context.processes)
     if context.processes.first:
         count, data = config.generate.samples, config.data
         write_samples(context.work / "samples", drawn, names, data.image_size, count, data.shard_size, precision)
@@ -46,7 +42,7 @@ def check(config: Config, root: Path) -> None:
     Raises:
         UserError: with a message that says what to change.
     """
-    check_inception(config.evaluate)
+    check_networks(config.evaluate)
     check_counts(config.evaluate, config.generate.samples, image_counts(read_manifest(root / "data/images")))
 
 
@@ -55,7 +51,3 @@ def _write_grid(config: GenerateConfig, drawn: Path, label_names: list[str], pic
     wanted = grid_indices(len(label_names), config.grid_per_class, config.samples)
     images = np.stack([np.load(chunks[i // CHUNK].path, mmap_mode="r")[i % CHUNK] for i in wanted])
     image_grid(images, config.grid_per_class, label_names[:GRID_ROWS]).save(picture)
-
-
-if __name__ == "__main__":
-    main()

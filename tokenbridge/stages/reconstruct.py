@@ -1,24 +1,31 @@
 """Stage ``reconstruct``: quality of reconstructions by levels, range and family of the quantizer (paper Table 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import Dataset
 
+from tokenbridge.base.arrays import shard_name, write_shard
 from tokenbridge.base.device import autocast, resolve_precision
 from tokenbridge.base.figures import study_figure
 from tokenbridge.base.files import write_csv, write_json
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.progress import Progress
 from tokenbridge.config import QuantizerConfig, ReconstructConfig
-from tokenbridge.evaluation.features import Features, ShardImageDataset, extract_features
-from tokenbridge.evaluation.metrics import extractor_name, frechet_distance
+from tokenbridge.evaluation.features import ImageTensorDataset, ShardImageDataset
+from tokenbridge.evaluation.inception import Statistics
+from tokenbridge.evaluation.metrics import distance, statistics
+from tokenbridge.evaluation.networks import given_networks, lite0
+from tokenbridge.evaluation.protocol import protocol
 from tokenbridge.evaluation.reconstruction import psnr, ssim
+from tokenbridge.evaluation.weight_files import check_networks
 from tokenbridge.images import TEST, VALIDATION
 from tokenbridge.images.shards import ImageShards
+from tokenbridge.images.splits import balanced_subset
 from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
 from tokenbridge.tokenizer.levels import FIXED_FAMILIES
@@ -35,6 +42,7 @@ Studies = Mapping[str, list[QuantizerConfig]]
 
 def main() -> None:
     with stage_run("reconstruct") as run:
+        check_networks(run.config.evaluate)
         compute(run, work, alone=True)
         run.publish(run.work / "report.json", "reports/reconstruct.json")
         run.publish(run.work / "plots", "reports/reconstruct")
@@ -59,9 +67,8 @@ def work(context: StageContext) -> None:
     study_figure(panels, studied[CONTINUOUS]).savefig(plots / "study.png")
     image_grid(np.concatenate(list(pictures.values())), PICTURED, list(pictures)).save(plots / "images.png")
     validation = {f"{VALIDATION}_{name}": value for name, value in _summary(studied, config).items()}
-    write_json(
-        context.work / "report.json", _summary(tested, config) | validation | {NUMERIC_PRECISION: measure.precision}
-    )
+    facts = {NUMERIC_PRECISION: measure.precision, "protocol": measure.protocol}
+    write_json(context.work / "report.json", _summary(tested, config) | validation | facts)
 
 
 def study_variants(config: QuantizerConfig, wanted: ReconstructConfig) -> Studies:
@@ -111,47 +118,62 @@ class Measure:
     def __init__(self, context: StageContext, vae: AutoencoderKL, variants: int) -> None:
         self.context, self.vae = context, vae
         self.precision = context.precision(context.config.reconstruct.precision)
-        self.progress = Progress("reconstruct", variants + 5, "sets", context.config.launcher.log_seconds)
+        config = context.config.evaluate
+        self.networks = [lite0(config, resolve_precision(config.precision, context.device)), *given_networks(config)]
+        self.protocol: dict[str, Any] = {}  # of the last call of `reconstructions`
+        sets = (variants + 5) * len(self.networks)
+        self.progress = Progress("reconstruct", sets, "sets", context.config.launcher.log_seconds)
 
     def reconstructions(
         self, split: str, quantizers: Mapping[str, DimensionwiseQuantizer]
     ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-        """Return title -> metrics of each set of reconstructions, and title -> its first images for the picture."""
-        images = ImageShards(self.context.root / "data/images", split)
-        originals, _ = images.read(0, min(self.context.config.reconstruct.images, len(images)))
-        reference = self._features(ShardImageDataset(images))
+        """Return title -> metrics of each set of reconstructions, and title -> images of it for the picture."""
+        images, config = ImageShards(self.context.root / "data/images", split), self.context.config
+        chosen = balanced_subset(images.labels, config.reconstruct.images)
+        pictured = balanced_subset(images.labels[chosen], PICTURED)
+        originals = self._on_disk(ORIGINAL, (images.take(each)[0] for each in self._batches(chosen)), len(chosen))
+        references = self._statistics(ShardImageDataset(images))
         latents = self._latents(originals)
-        metrics, pictures = {}, {ORIGINAL: originals[:PICTURED]}
+        metrics, pictures = {}, {ORIGINAL: originals[pictured]}
         sets = {CONTINUOUS: latents} | {name: _through_tokens(each, latents) for name, each in quantizers.items()}
         for name, passed in sets.items():
-            rebuilt = self._decode(passed)
-            distance = frechet_distance(self._features(rebuilt), reference)
-            metrics[name] = {
-                "psnr": psnr(rebuilt, originals),
-                "ssim": ssim(rebuilt, originals),
-                f"fd_{extractor_name(self.context.config.evaluate)}": distance,
-            }
-            pictures[name] = rebuilt[:PICTURED]
+            rebuilt = self._on_disk("rebuilt", self._decode(passed), len(chosen))
+            found = self._statistics(rebuilt)
+            distances = {each: distance(found[each], reference) for each, reference in references.items()}
+            metrics[name] = {"psnr": psnr(rebuilt, originals), "ssim": ssim(rebuilt, originals)} | distances
+            pictures[name] = rebuilt[pictured]
+        self.protocol = protocol(images.labels[chosen], {split: images}, self.networks, seed=config.seed)
         return metrics, pictures
 
-    def _features(self, images: Dataset[torch.Tensor] | np.ndarray) -> Features:
-        config = self.context.config.evaluate
-        precision = resolve_precision(config.precision, self.context.device)
-        features = extract_features(images, config.feature_size, precision=precision)
-        self.progress.advance(1)
-        return features
+    def _statistics(self, images: Dataset[torch.Tensor] | np.ndarray) -> dict[str, Statistics]:
+        """Return name of a distance -> statistics of the images."""
+        found = {}
+        for network in self.networks:
+            dataset = ImageTensorDataset(images) if isinstance(images, np.ndarray) else images
+            found[network.distance] = statistics(network.extract(dataset), network.layer)
+            self.progress.advance(1)
+        return found
+
+    def _on_disk(self, name: str, batches: Iterable[np.ndarray], count: int) -> np.ndarray:
+        """Write images to a file and map it into memory: 50,000 of 256 pixels take 10 GB."""
+        folder = self.context.work / name
+        write_shard(folder, 0, count, batches)
+        return np.asarray(np.load(folder / shard_name(0), mmap_mode="c"))
+
+    def _batches(self, rows: np.ndarray) -> list[np.ndarray]:
+        size = self.context.config.launcher.batch_size
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _latents(self, originals: np.ndarray) -> torch.Tensor:
         """Return the posterior means [N, C0, H, W] in VAE units."""
-        batch_size = self.context.config.launcher.batch_size
-        batches = [originals[start : start + batch_size] for start in range(0, len(originals), batch_size)]
         with autocast(self.context.device, self.precision):
+            batches = self._batches(originals)
             return torch.cat([sample_posterior(encode_moments(self.vae, batch)).cpu() for batch in batches])
 
-    def _decode(self, latents: torch.Tensor) -> np.ndarray:
-        with autocast(self.context.device, self.precision):
-            batches = latents.split(self.context.config.launcher.batch_size)
-            return np.concatenate([decode_images(self.vae, batch) for batch in batches])
+    def _decode(self, latents: torch.Tensor) -> Iterator[np.ndarray]:
+        for batch in latents.split(self.context.config.launcher.batch_size):
+            with autocast(self.context.device, self.precision):
+                yield decode_images(self.vae, batch)
 
 
 def _through_tokens(quantizer: DimensionwiseQuantizer, latents: torch.Tensor) -> torch.Tensor:
@@ -165,7 +187,3 @@ def _summary(metrics: Mapping[str, Mapping[str, float]], config: QuantizerConfig
     """Return the metrics of the continuous VAE and of the configured quantizer as a flat dict."""
     wanted = {"continuous": metrics[CONTINUOUS], "quantized": metrics[title(config)]}
     return {f"{prefix}_{name}": value for prefix, row in wanted.items() for name, value in row.items()}
-
-
-if __name__ == "__main__":
-    main()

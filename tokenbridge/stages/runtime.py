@@ -6,31 +6,41 @@ parameters and inputs, so that a rerun resumes there and another configuration n
 
 import os
 import shutil
-import sys
+import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import psutil
 
-from tokenbridge.base.console import log_to_console
+from tokenbridge.base.checks import Precision
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.files import atomic_write_text, explain_full_disk, read_json, sha256_tree
+from tokenbridge.base.files import (
+    atomic_folder,
+    atomic_write_text,
+    clear_scratch,
+    explain_disk_error,
+    read_json,
+    sha256_tree,
+)
 from tokenbridge.base.locks import locked
+from tokenbridge.base.program import MISTAKE_CODE as MISTAKE_CODE
+from tokenbridge.base.program import program
+from tokenbridge.base.subprocesses import end_with, lives
 from tokenbridge.config import Config, ConfigError
 from tokenbridge.config.params import load_params
-from tokenbridge.infra.dvc import StageSpec, checkout_of, is_code, read_stages
+from tokenbridge.infra.dvc import StageSpec, checkout_of, is_code, is_dvc, read_stages
 from tokenbridge.infra.git import git_tags
-from tokenbridge.infra.launching import LaunchError
 from tokenbridge.infra.launching.work import COMPLETE
+from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.spool import Tracker
 
 WORK = ".work"
 RUN_MARKER = "run_id"
+PRECISION = "precision"  # file in the work folder that holds the stage's precision
 PARENT_VARIABLE = "TOKENBRIDGE_PARENT_RUN"  # set by tokenbridge.ops.runs.pipeline_run for the stages that it starts
-FAILURE_CODE = 1
-MISTAKE_CODE = 2  # exit code for wrong settings or files of the user: a retry would fail too
 LOGGED_BYTES = 20_000_000  # an out up to this size is logged with its files, a larger one only as its digest
 
 
@@ -55,41 +65,36 @@ class StageRun:
         Raises:
             OrphanedError: if dvc was killed meanwhile. Another dvc may be running there, with other settings.
         """
-        if self.dvc is not None and not _lives(self.dvc):
+        if self.dvc is not None and not lives(self.dvc):
             raise OrphanedError(f"the dvc that started this stage is gone: what is done stays in {self.work}; repeat")
         (self.work / COMPLETE).unlink(missing_ok=True)  # from here on, the work folder is incomplete
-        target = self.root / out
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            shutil.rmtree(target)
-        shutil.move(source, target)  # copies if .work is a link to another disk
+        place = self.root / out
+        clear_scratch(place.parent, place.name)
+        with atomic_folder(place) as target:
+            shutil.move(source, target)  # copies if .work is a link to another disk
 
 
 @contextmanager
 def stage_run(name: str) -> Iterator[StageRun]:
     """Run the body as stage ``name`` of dvc.yaml, in the repository that is the current folder.
 
-    A mistake of the user ends the process with only its message and ``MISTAKE_CODE``. A failure of the workers ends it
-    with their last log lines and ``FAILURE_CODE``. Any other error is raised. In each case the run is recorded as
-    failed and the work folder is kept.
+    An error ends the process with one line, a mistake of the user with ``MISTAKE_CODE``. A failure of the workers shows
+    their last log lines. In each case the run is recorded as failed and the work folder is kept.
     """
-    log_to_console()
-    try:
-        with explain_full_disk(Path.cwd() / WORK / name), _tracked_run(name, Path.cwd()) as run:
+    with program(name, MISTAKE_CODE):
+        dvc = _dvc_above()
+        end_with(signal.SIGTERM, *([dvc.pid] if dvc else []))
+        with explain_disk_error(Path.cwd() / WORK / name), _tracked_run(name, Path.cwd(), dvc) as run:
             yield run
-    except (UserError, LaunchError) as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
-        sys.exit(MISTAKE_CODE if isinstance(error, UserError) else FAILURE_CODE)
 
 
 @contextmanager
-def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
+def _tracked_run(name: str, root: Path, dvc: psutil.Process | None) -> Iterator[StageRun]:
     config = load_params(root)
     stages = read_stages(root)
     if name not in stages:
         raise ConfigError(f"dvc.yaml has no such stage: choose one of {', '.join(stages)}")
     spec = stages[name]
-    dvc = _dvc_above()
     work = root / WORK / name / spec.key
     pipeline = os.environ.get(PARENT_VARIABLE)
     checkout = checkout_of(root)  # records outlive the temporary folder of an experiment
@@ -105,6 +110,12 @@ def _tracked_run(name: str, root: Path) -> Iterator[StageRun]:
         shutil.rmtree(work)  # last, when nothing can fail any more
 
 
+def begun_in(work: Path) -> Precision | None:
+    """Return the precision of the interrupted run that left this work folder, or None if there was none."""
+    noted = work / PRECISION
+    return cast(Precision, noted.read_text()) if noted.exists() else None
+
+
 def only_pipeline(root: Path) -> AbstractContextManager[None]:
     """Let one pipeline at a time run. DVC's own locks are not enough, because all share params.yaml and the outs.
 
@@ -115,27 +126,12 @@ def only_pipeline(root: Path) -> AbstractContextManager[None]:
 
 def _dvc_above() -> psutil.Process | None:
     """Return the dvc process that started this one: the parent, or an ancestor beyond the shell that dvc uses."""
-    for process in psutil.Process().parents():
-        with suppress(psutil.Error):  # the process is gone, or we may not read it
-            if any(Path(word).name == "dvc" for word in process.cmdline()[:3]):  # [python] [-m] dvc
-                return process
-    return None
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return next((process for process in psutil.Process().parents() if is_dvc(process)), None)
 
 
 def _sync(root: Path, pipeline: str | None) -> AbstractContextManager[object]:
     """Send the run to MLflow, unless the pipeline's wrapper does it for all its stages."""
-    if pipeline is not None:
-        return nullcontext()
-    from tokenbridge.infra.tracking.sync import LiveSync  # MLflow takes seconds to import
-
-    return LiveSync(root)
+    return LiveSync(root) if pipeline is None else nullcontext()
 
 
 def _tracker(spec: StageSpec, root: Path, work: Path, pipeline: str | None) -> Tracker:
@@ -157,6 +153,8 @@ def _log_outs(tracker: Tracker, spec: StageSpec, root: Path) -> None:
             for file in files:
                 tracker.artifact(file, str(file.parent.relative_to(root)))
         if out.startswith("reports/") and out.endswith(".json"):
-            numbers = {name: value for name, value in read_json(path).items() if isinstance(value, int | float)}
+            content = read_json(path)
+            tracker.params({name: value for name, value in content.items() if isinstance(value, dict)})
+            numbers = {name: value for name, value in content.items() if isinstance(value, int | float)}
             # a curve's last value would be logged at step 0, the curve's beginning
             tracker.metrics({name: value for name, value in numbers.items() if name not in tracker.curves})

@@ -4,7 +4,6 @@ A rerun makes only the missing shards.
 """
 
 import io
-import sys
 
 import numpy as np
 
@@ -20,8 +19,7 @@ QUANTIZER = "models/quantizer"
 TOKENS = "tokens"  # folder of the shards in the work folder
 
 
-def main() -> None:
-    out = sys.argv[1]
+def main(out: str) -> None:
     with stage_run(f"tokenize@{out}") as run:
         compute(run, work)
         moments, config = Moments(run.root / "data/moments"), run.config.tokenize
@@ -70,7 +68,3 @@ def npz_bytes(shape: tuple[int, ...]) -> int:
     file = io.BytesIO()
     np.savez(file, moments=np.zeros(shape, np.float32))
     return file.tell()
-
-
-if __name__ == "__main__":
-    main()

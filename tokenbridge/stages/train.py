@@ -3,7 +3,7 @@
 If the model's ``pretrained`` names a pipeline folder, such as one of `tokenbridge import`, that pipeline is taken.
 """
 
-import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_folder, atomic_write_text, write_csv, write_json
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.loading import load_whole
@@ -32,15 +33,14 @@ from tokenbridge.vae.autoencoder import load_vae
 LOSS, VALIDATION = "loss.csv", "validation.csv"  # curves of the training and of the validation loss
 
 
-def main() -> None:
-    name = sys.argv[1]
+def main(name: str) -> None:
     with stage_run(f"train@{name}") as run:
         pretrained = run.config.models[name].pretrained is not None
         try:
             compute(run, work, alone=pretrained)
         except Exception:
-            if (report := run.work / BAD_STEP / REPORT).exists():
-                run.tracker.artifact(report, BAD_STEP)
+            with suppress(OSError, UserError):  # no such step, or a full disk
+                run.tracker.artifact(run.work / BAD_STEP / REPORT, BAD_STEP)
             raise
         run.publish(run.work / "metrics.json", f"reports/train/{name}.json")
         for table in (LOSS, VALIDATION):
@@ -102,7 +102,7 @@ def _pipeline(
 def draw_grid(context: StageContext, pipeline: TokenBridgePipeline) -> Image:
     """Draw the picture that the stage ``generate`` would write of this model, with the same samples and settings."""
     config, names = context.config.generate, pipeline.class_names
-    pipeline.to(context.device)
+    pipeline.to(context.device).precision = config.precision
     wanted = torch.tensor(grid_indices(len(names), config.grid_per_class, config.samples))
     parts = wanted.split(context.config.launcher.batch_size)
     images = [draw_samples(pipeline, part.tolist(), context.config.seed, config) for part in parts]
@@ -130,7 +130,3 @@ def _write(context: StageContext, pipeline: TokenBridgePipeline, metrics: dict[s
         pipeline.save_pretrained(target)
     parameters = sum(parameter.numel() for parameter in pipeline.transformer.parameters())
     write_json(context.work / "metrics.json", metrics | {"parameters": parameters})
-
-
-if __name__ == "__main__":
-    main()

@@ -3,10 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from tokenbridge.base.checkpoints import Checkpoints
 from tokenbridge.base.files import atomic_write_text, write_csv, write_json
 from tokenbridge.config import ConfigError
 from tokenbridge.images import TRAIN
+from tokenbridge.images.decoded import decode_to_disk
 from tokenbridge.images.shards import ImageShards
 from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
@@ -34,14 +37,13 @@ def work(context: StageContext) -> None:
 
 def _train(context: StageContext) -> None:
     config = replace(context.config.vae, precision=context.precision(context.config.vae.precision))
-    shards = ImageShards(context.root / "data/images", TRAIN)
-    images, _ = shards.read(0, len(shards))
+    shards, launcher = ImageShards(context.root / "data/images", TRAIN), context.config.launcher
     vae, history = train_vae(
         config,
-        images,
+        decode_to_disk(shards, context.work / "images", context.name, np.asarray, launcher.log_seconds),
         seed=context.config.seed,
         checkpoints=Checkpoints(context.work / "checkpoints"),
-        launcher=context.config.launcher,
+        launcher=launcher,
         tracker=context.tracker,
         device=context.device,
     )
@@ -62,7 +64,3 @@ def _take(context: StageContext, folder: Path) -> None:
         context.work / "loss.csv", "step,images,reconstruction_loss\n"
     )  # DVC requires the file; it is empty because nothing was trained
     write_json(context.work / "metrics.json", {})
-
-
-if __name__ == "__main__":
-    main()

@@ -5,13 +5,13 @@ folder then. It also ends with 0 when SIGUSR2 asked it to stop and it has saved 
 ``failed.txt`` says why, and every restart ends at once.
 """
 
-import importlib
 import logging
 import os
 import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -22,11 +22,12 @@ from tokenbridge.base.distributed import Processes, joined
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text
 from tokenbridge.base.protocols import Discard, Stop
+from tokenbridge.base.subprocesses import end_with
 from tokenbridge.config.params import load_params
 from tokenbridge.engine.loop import InterruptedTrainingError
 from tokenbridge.engine.optim import NonFiniteError
-from tokenbridge.infra.launching.agent import end_with_parent
 from tokenbridge.infra.launching.work import COMPLETE, FAILED
+from tokenbridge.stages import import_stage
 from tokenbridge.stages.context import METRICS, MetricFile, StageContext
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ IN_VAIN = (UserError, NonFiniteError)  # errors that a restart would raise again
 @record  # torchrun reads the error of the worker that failed first
 def main(arguments: list[str]) -> None:
     name, root, work = arguments[0], Path(arguments[1]), Path(arguments[2])
-    end_with_parent(signal.SIGKILL, os.getppid())  # workers have their own sessions: nothing else would end them
+    end_with(signal.SIGKILL, os.getppid())  # workers have their own sessions: nothing else would end them
     log_to_console()
     asked = threading.Event()
     signal.signal(signal.SIGUSR2, lambda *_: asked.set())
@@ -47,13 +48,14 @@ def main(arguments: list[str]) -> None:
                 return
             share_work(name, root, work, processes, asked.is_set)
     except IN_VAIN as error:
-        atomic_write_text(work / FAILED, f"{error}\n")
+        with suppress(OSError, UserError):  # such as a full disk
+            atomic_write_text(work / FAILED, f"{error}\n")
         raise
 
 
 def share_work(name: str, root: Path, work: Path, processes: Processes, stop: Stop) -> None:
     """Do this process's share of the stage. The first process marks the work as complete."""
-    module = importlib.import_module(f"tokenbridge.stages.{name.partition('@')[0]}")
+    module = import_stage(name)
     tracker = MetricFile(work / METRICS) if processes.first else Discard()
     config = load_params(root)
     try:

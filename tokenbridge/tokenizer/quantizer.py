@@ -17,6 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from tokenbridge.base.errors import UserError
+from tokenbridge.base.finite import check_finite
 from tokenbridge.config import QuantizerConfig
 from tokenbridge.tokenizer.levels import FIXED_FAMILIES, lloyd_max_levels
 
@@ -66,28 +67,16 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
     def build(
         cls, loc: Tensor, scale: Tensor, levels: Tensor, dimension_order: Tensor, patch_size: int = 1
     ) -> "DimensionwiseQuantizer":
-        """Return a quantizer with the given parts, after checking each of them.
+        """Return a quantizer with the given parts.
 
         Raises:
-            UserError: if levels do not ascend, a scale is not positive, or the order is not a permutation.
+            UserError: as ``check_parts``.
         """
+        parts = {"loc": loc, "scale": scale, "levels": levels, "dimension_order": dimension_order}
+        check_parts(**parts)
         dimensions, num_levels = levels.shape
-        if not (levels.diff(dim=1) > 0).all():
-            raise UserError(
-                "levels do not ascend strictly in every dimension: lower quantizer.levels or raise quantizer.fit_images"
-            )
-        if not (scale > 0).all():
-            raise UserError(
-                f"scales are {scale.tolist()}, but must be positive: a dimension of the VAE is constant, "
-                "so train it again"
-            )
-        if sorted(dimension_order.tolist()) != list(range(dimensions)):
-            raise UserError(
-                f"{dimension_order.tolist()} is not an order of {dimensions} dimensions: "
-                f"set quantizer.given_order to a permutation of 0 to {dimensions - 1}"
-            )
         quantizer = cls(dimensions=dimensions, num_levels=num_levels, patch_size=patch_size)
-        for name, value in (("loc", loc), ("scale", scale), ("levels", levels), ("dimension_order", dimension_order)):
+        for name, value in parts.items():
             getattr(quantizer, name).copy_(value)
         return quantizer
 
@@ -115,10 +104,9 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
         to every level. The indices are the same, in a B-th of the memory.
 
         Raises:
-            UserError: if a latent is NaN.
+            UserError: if a latent is NaN or infinite.
         """
-        if latents.isnan().any():
-            raise UserError("latents contain NaN: check the VAE and its moments")
+        check_finite("latents", latents, self)
         midpoints = (self.levels[:, 1:] + self.levels[:, :-1]) / 2
         by_dimension = latents.float().movedim(-1, 0)
         columns = by_dimension.reshape(len(by_dimension), -1).contiguous()
@@ -126,8 +114,7 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Return the level values, float32 [..., C], of tokens [..., C]."""
-        dimensions = torch.arange(self.levels.shape[0], device=tokens.device)
-        return self.levels[dimensions, tokens]
+        return self.levels.expand(*tokens.shape, -1).gather(-1, tokens[..., None])[..., 0]
 
     def to_head_order(self, tokens: Tensor) -> Tensor:
         """Return tokens [..., C] with dimensions in the order in which the head predicts them."""
@@ -136,6 +123,31 @@ class DimensionwiseQuantizer(ModelMixin, ConfigMixin):
     def from_head_order(self, tokens: Tensor) -> Tensor:
         """Return tokens [..., C] with dimensions in natural order: the inverse of ``to_head_order``."""
         return tokens[..., self.dimension_order.argsort()]
+
+
+def check_parts(loc: Tensor, scale: Tensor, levels: Tensor, dimension_order: Tensor) -> None:
+    """Check the buffers of a quantizer, which others may have written.
+
+    Raises:
+        UserError: if levels do not ascend, a scale is not positive, a value is not finite, or the order is not a
+            permutation.
+    """
+    for name, values in (("loc", loc), ("scale", scale), ("levels", levels)):
+        check_finite(f"the quantizer's {name}", values)
+    dimensions = len(levels)
+    if not (levels.diff(dim=1) > 0).all():
+        raise UserError(
+            "levels do not ascend strictly in every dimension: lower quantizer.levels or raise quantizer.fit_images"
+        )
+    if not (scale > 0).all():
+        raise UserError(
+            f"scales are {scale.tolist()}, but must be positive: a dimension of the VAE is constant, so train it again"
+        )
+    if sorted(dimension_order.tolist()) != list(range(dimensions)):
+        raise UserError(
+            f"{dimension_order.tolist()} is not an order of {dimensions} dimensions: "
+            f"set quantizer.given_order to a permutation of 0 to {dimensions - 1}"
+        )
 
 
 def to_sequence(latents: Tensor) -> Tensor:
@@ -167,8 +179,9 @@ def fit_quantizer(vae_latents: Tensor, config: QuantizerConfig) -> Dimensionwise
     """Fit loc, scale, levels and order to posterior samples [N, C0, H, W] in VAE units.
 
     Raises:
-        UserError: if the settings do not fit the latents.
+        UserError: if the settings do not fit the latents, or a latent is NaN or infinite.
     """
+    check_finite("the latents to fit the quantizer to", vae_latents)
     patches = _to_patches(vae_latents, config.patch_size)
     loc, scale = _statistics(patches, config)
     latents = _standardise(patches, loc, scale)

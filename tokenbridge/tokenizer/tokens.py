@@ -169,7 +169,8 @@ class StoredTokens:
         """Return tokens [n, S, C], in natural order, of sample and flip i of image ``indices[i]``.
 
         Args:
-            samples, flips: which sample and which flip of each image, [n].
+            samples: which sample of each image, [n].
+            flips: which flip of each image, [n].
         """
         packed = self._arrays.read(indices.numpy(), samples.numpy(), flips.numpy())
         positions = self.height * self.width

@@ -3,6 +3,7 @@
 Shapes: N images, S positions, C dimensions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,24 +22,26 @@ class Batch:
     tokens: Tensor  # [N, S, C], dimensions in natural order
     labels: Tensor  # [N]; num_classes where the class was dropped
     order: Tensor  # [N, S]
-    num_masked: int  # the same for all images of the batch, as in MAR
+    num_masked: Tensor  # [N], always on the CPU; the same within a mask group
 
     def to(self, device: torch.device) -> "Batch":
         tokens, labels, order = (each.to(device, non_blocking=True) for each in (self.tokens, self.labels, self.order))
         return Batch(tokens, labels, order, self.num_masked)
 
-    def split(self, count: int) -> list["Batch"]:
-        """Split the images into ``count`` consecutive batches."""
-        tokens, labels, order = (each.tensor_split(count) for each in (self.tokens, self.labels, self.order))
-        return [Batch(*part, self.num_masked) for part in zip(tokens, labels, order, strict=True)]
+    def split(self, sizes: Sequence[int]) -> list["Batch"]:
+        """Split the images into consecutive batches of the given sizes."""
+        return [Batch(*part) for part in zip(*(each.split(sizes) for each in vars(self).values()), strict=True)]
 
 
-def num_masked_positions(uniform: Tensor, positions: int, config: TrainConfig) -> int:
-    """Return ceil(S r), with r from a normal truncated to [mask_ratio_min, 1], by inversion of ``uniform`` (MAR)."""
+def num_masked_positions(uniforms: Tensor, positions: int, config: TrainConfig) -> Tensor:
+    """Return ceil(S r), at least 1, for ratios r from a normal truncated to [mask_ratio_min, 1] (MAR).
+
+    The normal is inverted at ``uniforms``. The result is int64 and has their shape.
+    """
     normal = Normal(config.mask_ratio_mean, config.mask_ratio_std)
     low, high = normal.cdf(torch.tensor(config.mask_ratio_min)), normal.cdf(torch.tensor(1.0))
-    ratio = normal.icdf(low + uniform * (high - low)).clamp(config.mask_ratio_min, 1.0)
-    return int((positions * ratio).ceil())
+    ratios = normal.icdf(low + uniforms * (high - low)).clamp(config.mask_ratio_min, 1.0)
+    return (positions * ratios).ceil().long().clamp(min=1)
 
 
 def draw_batch(
@@ -54,12 +57,13 @@ def draw_batch(
     dropped = torch.rand(count, generator=random) < config.label_dropout
     labels = torch.where(dropped, data.num_classes, data.labels[indices])
     order = torch.rand(count, positions, generator=random)[part].argsort(dim=1)
-    num_masked = num_masked_positions(torch.rand((), generator=random), positions, config)
-    return Batch(tokens, labels[part], order, num_masked)
+    groups = torch.rand(count // config.mask_group, generator=random)
+    num_masked = num_masked_positions(groups, positions, config).repeat_interleave(config.mask_group)
+    return Batch(tokens, labels[part], order, num_masked[part])
 
 
 def batch_loss(model: nn.Module, quantizer: DimensionwiseQuantizer, batch: Batch) -> Tensor:
-    """Return the cross-entropy per dimension, in nats, of one batch."""
+    """Return the cross-entropy per dimension, in nats, of images of one mask group."""
     values, targets = quantizer.decode(batch.tokens), quantizer.to_head_order(batch.tokens)
-    loss: Tensor = model(values, targets, batch.labels, batch.order, batch.num_masked)
+    loss: Tensor = model(values, targets, batch.labels, batch.order, int(batch.num_masked[0]))
     return loss

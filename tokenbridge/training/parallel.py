@@ -30,12 +30,16 @@ def distribute(
         model.compile_repeated_blocks()
     if processes.world == 1:
         return model
-    device = next(model.parameters()).device
     if launcher.strategy == FSDP:
-        shard(model, precision, init_device_mesh(device.type, (processes.world,)))
+        shard(model, precision, init_device_mesh(model.device.type, (processes.world,)))
         return model
-    gpus = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=gpus, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    return replicate(model)
+
+
+def replicate(model: TokenBridgeTransformer) -> DistributedDataParallel:
+    """Wrap ``model`` so that every process holds all of it, and gradients are averaged."""
+    gpus = [model.device] if model.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=gpus, gradient_as_bucket_view=True)
 
 
 def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> None:
@@ -43,6 +47,7 @@ def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> No
     block_dtype = None if precision == FP32 else DTYPES[precision]
     # inputs keep their type: autocast decides what is computed in bf16, as it does without sharding
     policy = MixedPrecisionPolicy(param_dtype=block_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    model.head.loss_by_parts = False  # a block's weights are there only while it runs, so no gradient can be asked for
     for block in [*model.encoder, *model.decoder, *model.head.blocks]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # embeddings and positions too: on CPUs, LayerNorm does not accept float32 inputs with a block's bfloat16 weights
@@ -78,9 +83,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train()
 
 
-def gather_full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return whole tensors on the CPU, each gathered from its shards. Every process must call this."""
-    return {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
-        for name, tensor in tensors.items()
-    }
+def gather_full(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+    """Return whole tensors on the CPU, each gathered from its shards, in the first process; nothing in the others.
+
+    Every process must call this. The others hold one whole tensor at a time, on the device of its shards.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if processes.first:
+            gathered[name] = whole.cpu()
+    return gathered

@@ -141,11 +141,28 @@ def check_processes(recipe: TrainConfig, launcher: LauncherConfig, world: int) -
         f"train.batch_size is {recipe.batch_size}, but {world} processes with launcher.accumulation="
         f"{launcher.accumulation} divide it into {parts} parts: use fewer processes or a smaller launcher.accumulation",
     )
+    counts = {len(part_sizes(recipe, launcher, Processes(rank, world))) for rank in range(world)}
+    groups = recipe.batch_size // recipe.mask_group
+    require(
+        len(counts) == 1,
+        f"train.mask_group_size is {recipe.mask_group}, and {world} processes do not divide the {groups} groups of a "
+        f"batch into equally many parts: use a number of processes that divides {groups}, or a multiple of it",
+    )
     require(
         launcher.strategy != FSDP or world == 1 or recipe.optimizer != "muon",
         "launcher.strategy=fsdp shards the matrices that train.optimizer=muon needs whole: "
         "set train.optimizer=adamw or launcher.strategy=ddp",
     )
+
+
+def part_sizes(recipe: TrainConfig, launcher: LauncherConfig, processes: Processes) -> list[int]:
+    """Return the sizes of the parts of a batch that this process computes one after the other.
+
+    Its share is divided into ``launcher.accumulation`` parts, and these where a mask group ends.
+    """
+    groups = torch.arange(recipe.batch_size)[processes.share(recipe.batch_size)] // recipe.mask_group
+    parts = [part.unique_consecutive(return_counts=True)[1] for part in groups.tensor_split(launcher.accumulation)]
+    return [int(size) for size in torch.cat(parts)]
 
 
 class Trainer:
@@ -219,7 +236,7 @@ class Trainer:
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
         """Compute this process's part of the gradients of the whole batch's mean loss; return the part's mean loss."""
-        parts = batch.split(self.launcher.accumulation)
+        parts = batch.split(part_sizes(self.recipe, self.launcher, self.processes))
         losses = []
         for number, part in enumerate(parts):
             with nullcontext() if number == len(parts) - 1 else gradients_stay(self.parallel):
@@ -242,8 +259,7 @@ class Trainer:
         if self.processes.first:
             path = self.folder / SAMPLES / f"step-{step:08d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with autocast(self.device, self.recipe.precision):
-                draw_grid(model).save(path)
+            draw_grid(model).save(path)
             tracker.artifact(path, SAMPLES)
 
     def averaged_model(self) -> TokenBridgeTransformer:
@@ -251,7 +267,7 @@ class Trainer:
 
         Only the first process's return value is meaningful; the other processes send their shards.
         """
-        averages = gather_full(self.ema.averages)
+        averages = gather_full(self.ema.averages, self.processes)
         if not self.processes.first:
             return self.model
         model = build_model(self.config, self.data, self.quantizer)
@@ -260,9 +276,8 @@ class Trainer:
 
     def _keep(self, step: int, batch: Batch, own_loss: Tensor) -> str:
         images = self.order.indices(step)[self.processes.share(self.recipe.batch_size)]
-        tensors = {"tokens": batch.tokens, "labels": batch.labels, "order": batch.order}
-        settings = {"num_masked": batch.num_masked, "seed": self.recipe.seed, "precision": self.recipe.precision}
-        bad = BadStep(step, float(own_loss), images.tolist(), tensors, settings | {"model": asdict(self.config)})
+        settings = {"seed": self.recipe.seed, "precision": self.recipe.precision, "model": asdict(self.config)}
+        bad = BadStep(step, float(own_loss), images.tolist(), dict(vars(batch)), settings)
         if self.processes.first:
             self.quantizer.save_pretrained(self.folder / BAD_STEP / "quantizer")
         return keep_bad_step(self.folder / BAD_STEP, bad, self.state, self.processes)

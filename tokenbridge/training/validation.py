@@ -5,18 +5,22 @@ dropped. So the losses of trainings with the same levels are comparable.
 """
 
 import math
+from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenbridge.base.distributed import Processes
 from tokenbridge.base.seeding import generator
+from tokenbridge.base.slices import images_at_once
+from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.training.batches import Batch, batch_loss
 from tokenbridge.training.datasets import TrainingData
 
 MAX_IMAGES = 1000  # if there are more validation images, an evenly spread choice of them is used
 BATCHES = 10  # each batch has another number of masked positions, from few to nearly all
+HELD, HELD_LOGITS = 21, 4  # numbers that the head holds at once, at most, for each of its features, of its logits
 
 
 class Validation:
@@ -32,7 +36,7 @@ class Validation:
         self.batches = min(BATCHES, self.count)
 
     @torch.no_grad()
-    def loss(self, model: nn.Module) -> float:
+    def loss(self, model: TokenBridgeTransformer) -> float:
         """Return the mean over images of the cross-entropy per dimension, in nats. Every process must call this."""
         total = torch.stack([self._summed_loss(model, number) for number in range(self.batches)]).sum()
         return float(self.processes.total(total)) / self.count
@@ -44,15 +48,31 @@ class Validation:
         tokens = self.data.draw(indices, random, part)
         positions = tokens.shape[1]
         order = torch.rand(len(indices), positions, generator=random)[part].argsort(dim=1)
-        num_masked = math.ceil(positions * (number + 0.5) / self.batches)
+        num_masked = torch.tensor(math.ceil(positions * (number + 0.5) / self.batches)).expand(len(tokens))
         return Batch(tokens, self.data.labels[indices][part], order, num_masked)
 
-    def _summed_loss(self, model: nn.Module, number: int) -> Tensor:
-        """Return the sum of the loss over this process's images.
+    def _summed_loss(self, model: TokenBridgeTransformer, number: int) -> Tensor:
+        """Return the sum of the loss over this process's images, in as many parts as every other process has."""
+        images = len(range(number, self.count, self.batches))
+        share, most = self.processes.share(images), -(-images // self.processes.world)
+        parts = -(-most // images_at_once(held_values(model), most))
+        cuts = [share.start + (share.stop - share.start) * part // parts for part in range(parts + 1)]
+        return torch.stack([self._part_loss(model, number, slice(*ends)) for ends in pairwise(cuts)]).sum()
 
-        A process without images computes one image with weight 0, because all processes must take part.
+    def _part_loss(self, model: TokenBridgeTransformer, number: int, part: slice) -> Tensor:
+        """Return the sum of the loss over the images ``part`` of a batch.
+
+        If there are none, one image is computed with weight 0, because all processes must take part.
         """
-        part = self.processes.share(len(range(number, self.count, self.batches)))
         own = part.stop - part.start
         batch = self.batch(number, part if own else slice(0, 1)).to(self.quantizer.loc.device)
         return batch_loss(model, self.quantizer, batch).double() * own
+
+
+def held_values(model: TokenBridgeTransformer) -> int:
+    """Return a bound on the numbers that exist at once while the loss of one image is computed without gradients.
+
+    It holds for a head that computes all positions at once, as it does with FSDP.
+    """
+    head = model.head
+    return model.positions * head.slots * max(HELD * model.config.head_width, HELD_LOGITS * head.classes)

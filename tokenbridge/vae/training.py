@@ -5,11 +5,11 @@ Shapes: N images, H x W pixels, C dimensions, h x w positions.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from tokenbridge.base.arrays import LabelledArrays
 from tokenbridge.base.checkpoints import Checkpoints, State
 from tokenbridge.base.device import autocast
 from tokenbridge.base.protocols import MetricSink
@@ -147,7 +147,7 @@ class VaeTrainer:
 
 def train_vae(
     config: VaeConfig,
-    images: np.ndarray,
+    images: LabelledArrays,
     *,
     seed: int,
     checkpoints: Checkpoints,
@@ -155,7 +155,7 @@ def train_vae(
     tracker: MetricSink,
     device: torch.device,
 ) -> tuple[AutoencoderKL, History]:
-    """Train on uint8 images [N, 3, H, W], or continue from ``checkpoints``.
+    """Train on uint8 images [3, H, W], or continue from ``checkpoints``.
 
     ``config.precision`` must be resolved: bf16 or fp32.
 
@@ -164,11 +164,11 @@ def train_vae(
     """
     torch.manual_seed(derive_seed(seed, "init"))
     order = EpochOrder(len(images), config.batch_size, seed)
-    vae = build_vae(config, images.shape[-1]).to(device).train()
+    vae = build_vae(config, images.row_shape[-1]).to(device).train()
     trainer = VaeTrainer(config, vae, order.steps(config.epochs), device)
 
     def step(index: int) -> dict[str, Tensor]:
-        return trainer.step(to_unit_range(images[order.indices(index).numpy()]).to(device), index)
+        return trainer.step(to_unit_range(images.read(order.indices(index).numpy())).to(device), index)
 
     history = run_steps(
         label="vae",

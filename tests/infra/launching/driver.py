@@ -3,23 +3,19 @@
 import sys
 from pathlib import Path
 
-from tokenbridge.base.console import log_to_console
-from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json
+from tokenbridge.base.program import program
 from tokenbridge.config import LauncherConfig
-from tokenbridge.infra.launching import LaunchError, launch
+from tokenbridge.infra.launching import launch
 
 
 def main() -> None:
     settings, arguments = Path(sys.argv[1]), sys.argv[2:]
-    log_to_console()
     launcher = LauncherConfig(**read_json(settings))
     work = settings.parent
     worker = "tests.infra.launching.small_worker"
-    try:
+    with program("driver"):
         launch([str(work), *arguments], root=Path.cwd(), work=work, launcher=launcher, module=worker)
-    except (UserError, LaunchError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     print("the driver is done")
 
 

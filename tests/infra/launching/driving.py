@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Timer
 
-from tests.conftest import LAUNCHER
+from tests.support.small_model import LAUNCHER
 from tokenbridge.base.files import write_json
 
 PATIENCE = 120  # seconds; a test that waits longer has hung

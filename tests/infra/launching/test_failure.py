@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from tests.conftest import LAUNCHER
+from tests.support.small_model import LAUNCHER
 from tokenbridge.infra.launching.failure import first_failure, note_failure
 from tokenbridge.infra.launching.work import Ending, LaunchError, Output, ParallelWork
 

@@ -73,9 +73,9 @@ def test_an_ended_driver_leaves_no_process(tmp_path: Path, signum: signal.Signal
     [
         (
             "fail",
-            r"LaunchError: (.*\n)+ArithmeticError: the numbers do not add up\nrank 1 on \S+ (ended with|was ended by) ",
+            r"driver: (.*\n)+ArithmeticError: the numbers do not add up\nrank 1 on \S+ (ended with|was ended by) ",
         ),
-        ("mistake", r"^UserError: this cannot work: choose smaller numbers$"),
+        ("mistake", r"^driver: this cannot work: choose smaller numbers$"),
     ],
     ids=["fail", "mistake"],
 )

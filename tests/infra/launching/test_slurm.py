@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LAUNCHER
 from tests.infra.launching.driving import command, read_until, rest
 from tests.infra.launching.small_worker import undisturbed
 from tests.pipeline.project import wait_for
 from tests.support.slurm import SlurmCluster
+from tests.support.small_model import LAUNCHER
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.launcher import SlurmConfig
 from tokenbridge.infra.launching import launch
@@ -74,7 +74,7 @@ def test_a_failing_job_shows_the_error_of_its_rank(slurm: SlurmCluster, tmp_path
     driver = slurm.start(*command(tmp_path, "fail", **TWO_NODES))
     output = rest(driver)
     assert driver.returncode == 1
-    message = output.split("LaunchError: ")[1]
+    message = output.split("driver: ")[1]
     assert 'raise ArithmeticError("the numbers do not add up")' in message
     assert re.search(
         r"\nArithmeticError: the numbers do not add up\nrank 1 on \S+ (ended with exit code 1|was ended by SIGABRT)\n",
@@ -103,7 +103,7 @@ def test_a_refusal_of_slurm_is_quoted(slurm: SlurmCluster, tmp_path: Path) -> No
     settings = TWO_NODES | {"slurm": replace(SLURM, partition="quantum")}
     driver = slurm.start(*command(tmp_path, **settings))
     message = rest(driver)
-    assert message.startswith("UserError: ")
+    assert message.startswith("driver: ")
     assert "correct launcher.slurm" in message
     assert "invalid partition specified: quantum" in message
 

@@ -33,11 +33,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 SLOW_UPLOAD = """
-import argparse, signal, sys, time
+import argparse, signal, time
 from boto3.s3.transfer import TransferConfig
 from botocore.client import BaseClient
 import tokenbridge.infra.storage.transfer as transfer
-from tokenbridge.base.errors import UserError
+from tokenbridge.base.program import program
 from tokenbridge.infra.storage.cli import add_commands
 
 def slowly(self, operation, arguments):
@@ -50,10 +50,8 @@ transfer.SETTINGS = TransferConfig(max_concurrency=1)
 parser = argparse.ArgumentParser()
 add_commands(parser.add_subparsers())
 options = parser.parse_args()
-try:
+with program("storage"):
     options.command(options)
-except UserError as error:
-    sys.exit(str(error))
 """
 
 

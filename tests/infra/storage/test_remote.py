@@ -7,8 +7,8 @@ import pytest
 
 from tests.pipeline.project import Project, wait_for
 from tests.support.services import S3Server
+from tokenbridge.base.errors import UserError
 from tokenbridge.config import StorageConfig
-from tokenbridge.infra.storage import StorageError
 from tokenbridge.infra.storage.remote import set_dvc_remote
 
 pytestmark = pytest.mark.cluster
@@ -91,5 +91,5 @@ def test_a_killed_push_continues_and_clones_get_the_results(source: Checkout) ->
 
 
 def test_without_a_repository_dvc_says_so(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"DVC takes no remote in .*not inside of a DVC repository"):
+    with pytest.raises(UserError, match=r"DVC cannot work in .*not inside of a DVC repository"):
         set_dvc_remote(tmp_path, StorageConfig(bucket="team"))

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import QUANTIZER, random_model
 from tests.support.checkout import CHECKOUT
 from tests.support.services import Server, free_ports
+from tests.support.small_model import QUANTIZER, random_model
 from tests.support.small_pipeline import build_pipeline
 from tokenbridge.infra.tracking.store import Store, connect
 from tokenbridge.tokenizer.quantizer import fit_quantizer
@@ -36,6 +36,17 @@ def root(tmp_path: Path, empty_database: Path) -> Path:
 @pytest.fixture
 def store(root: Path) -> Store:
     return connect(root)
+
+
+@pytest.fixture
+def new_database(monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> None:
+    """Copy the database that a test needs anew, because creating one takes seconds."""
+
+    def copy(root: Path) -> None:
+        if not (root / "mlflow.db").exists():
+            shutil.copy2(empty_database, root / "mlflow.db")
+
+    monkeypatch.setattr("tokenbridge.infra.tracking.store.create_database", copy)
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,6 @@ from tokenbridge.infra.tracking.sync import sync_all
 
 pytestmark = pytest.mark.pipeline
 
-COLUMNS = {"class", "seed", "guidance_scale", "steps", "temperature"}
-
 
 def test_a_logged_pipeline_loads_and_is_logged_once(root: Path, store: Store, pipeline_folder: Path) -> None:
     with Tracker.open("train@micro", "key", root, system_interval=0) as tracker:
@@ -34,7 +32,7 @@ def test_a_logged_pipeline_loads_and_is_logged_once(root: Path, store: Store, pi
     assert (found.model_id, found.status) == (model.model_id, READY)
 
     served = pyfunc.load_model(model.artifact_location, model_config={"max_rows": 3})
-    assert set(served.metadata.signature.inputs.input_names()) == COLUMNS
+    assert served.metadata.signature.inputs is None  # else MLflow would drop unknown columns before our code sees them
     assert served.metadata.saved_input_example_info
     files = Path(download_artifacts(model.artifact_location)).rglob("*")
     assert not {".pkl", ".pickle", ".pt"} & {path.suffix for path in files}

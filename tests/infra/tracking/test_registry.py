@@ -150,5 +150,23 @@ def test_what_is_missing_is_named(root: Path, store: Store) -> None:
     store.client.create_model_version("by-hand", "file:///nowhere")
     with pytest.raises(RegistryError, match=r"by-hand version 1 has no tag model\.md5"):
         _ = Registry(store).version("by-hand").md5
-    with pytest.raises(StoreError, match="does not answer, or refuses"), open_registry(root) as registry:
+    with (
+        pytest.raises(StoreError, match="Registered Model with name=unknown not found"),
+        open_registry(root) as registry,
+    ):
         registry.holder("unknown", "champion")
+
+
+@pytest.mark.parametrize("gone", ["version", "model"])
+def test_a_version_that_is_deleted_meanwhile_is_named(root: Path, store: Store, gone: str) -> None:
+    store.client.create_registered_model(NAME)
+    store.client.create_model_version(NAME, "file:///nowhere", tags={MODEL_MD5: "abc"})
+    store.client.set_registered_model_alias(NAME, "champion", "1")
+    with pytest.raises(StoreError, match="lacks what was deleted meanwhile"), open_registry(root) as registry:
+        version = registry.version(NAME)
+        if gone == "version":
+            store.client.delete_model_version(NAME, "1")
+            assert registry.holder(NAME, "champion") is None
+        else:
+            store.client.delete_registered_model(NAME)
+        registry.tag(version, {"promotion": "promoted"})

@@ -12,8 +12,9 @@ from mlflow.store.db.utils import _get_alembic_config
 from tokenbridge.infra.tracking.pending import find_spools
 from tokenbridge.infra.tracking.schema import latest_revision
 from tokenbridge.infra.tracking.spool import Tracker
-from tokenbridge.infra.tracking.store import connect, default_uri
+from tokenbridge.infra.tracking.store import connect
 from tokenbridge.infra.tracking.sync import SyncReport, sync_all
+from tokenbridge.infra.tracking.uri import default_uri
 
 
 def record(root: Path, key: str) -> SyncReport:

@@ -8,11 +8,11 @@ import pytest
 
 from tests.infra.tracking.conftest import MlflowServer
 from tests.pipeline.project import wait_for
-from tokenbridge.infra.tracking import sync
+from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.pending import find_spools
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import connect
-from tokenbridge.infra.tracking.sync import LiveSync, sync_all
+from tokenbridge.infra.tracking.sync import sync_all
 
 pytestmark = pytest.mark.cluster
 
@@ -42,7 +42,7 @@ def steps_of(root: Path, tracker: Tracker) -> list[int]:
 def test_a_server_that_comes_late_and_dies_in_the_middle_gets_everything_in_the_end(
     tmp_path: Path, server: MlflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sync, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("tokenbridge.infra.tracking.live.RETRY_SECONDS", 0.1)
     plot = tmp_path / "plot.png"
     plot.write_text("picture")
     started = time.monotonic()

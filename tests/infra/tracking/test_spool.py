@@ -104,3 +104,9 @@ def test_a_full_disk_is_reported_and_spoils_no_line(small_disk: SmallDisk) -> No
     small_disk.free()
     tracker.metrics({"loss": 1.0}, written)
     assert [event["step"] for event in events(tracker, "metrics")] == list(range(written + 1))
+
+
+def test_an_error_that_prevents_its_own_record_is_the_one_that_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="the cause"), open_tracker(tmp_path) as tracker:
+        tracker.file.close()
+        raise KeyError("the cause")

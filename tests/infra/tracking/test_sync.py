@@ -12,11 +12,12 @@ from mlflow.entities import Run
 
 from tests.infra.tracking.conftest import Start
 from tests.support.checkout import CHECKOUT
+from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.pending import Spool, find_spools
 from tokenbridge.infra.tracking.registry import Registry
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import Store, connect
-from tokenbridge.infra.tracking.sync import LiveSync, main, sync_all
+from tokenbridge.infra.tracking.sync import main, sync_all
 
 WRITER = """
 import itertools, time
@@ -146,6 +147,7 @@ def test_a_refused_record_is_reported_and_stops_nothing(
         tracker.metrics({"loss": 1.0})
         tracker.params({"epochs": 3})
         tracker.params({"width": 160})
+        tracker.params({"epochs": 4})
         tracker.metrics({"loss": 0.5}, step=1)
     assert sync_all(root).problem is None
     run = run_of(store, tracker)
@@ -153,9 +155,125 @@ def test_a_refused_record_is_reported_and_stops_nothing(
     assert run.data.params == {"epochs": "2", "width": "160"}
     assert len(history(store, run, "loss")) == 2
     assert '"values": {"epochs": 3}' in run.data.tags["sync.refused"]
-    assert f"MLflow refused a record, which stays in {tracker.folder}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("MLflow refused a record") == 1
+    assert f"It is left out, and stays in {tracker.folder}" in said
     assert tracker.folder.exists()
     assert sync_all(root).sent == []
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"[]", b"null", b'{"offset": -1}', b'{"offset": 1e400}', b"\xff\xfe", b"[" * 100_000]
+)
+def test_a_damaged_state_is_set_aside_and_the_run_sent_again(
+    root: Path, store: Store, capsys: pytest.CaptureFixture[str], damage: bytes
+) -> None:
+    damaged, other = open_tracker(root), open_tracker(root, "encode")
+    damaged.metrics({"loss": 1.0})
+    sync_all(root)
+    Spool(damaged.folder).state_path.write_bytes(damage)
+    other.metrics({"loss": 3.0})
+    report = sync_all(root)
+    assert (report.problem, report.sent) == (None, [damaged.id, other.id])
+    assert f"{damaged.id}/state.json is damaged" in capsys.readouterr().err
+    assert history(store, run_of(store, damaged), "loss") == [(0, 1.0)]
+    assert history(store, run_of(store, other), "loss") == [(0, 3.0)]
+    damaged.finish()
+    other.finish()
+
+
+@pytest.mark.parametrize("name", ["meta.json", "events.jsonl"])
+def test_a_spool_that_cannot_be_sent_is_set_aside_and_the_others_go_on(
+    root: Path, store: Store, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    damaged, other = open_tracker(root), open_tracker(root, "encode")
+    (damaged.folder / name).unlink()
+    (damaged.folder / "meta.json").touch()
+    assert sync_all(root).sent == [other.id]
+    assert damaged.folder.exists()  # its writer lives
+    damaged.finish()
+    other.finish()
+    assert sync_all(root).problem is None
+    assert find_spools(root) == []
+    assert (root / ".spool/damaged" / damaged.id / "writer.lock").exists()
+    assert run_of(store, other).info.status == "FINISHED"
+    assert capsys.readouterr().err.count(f"the record of run {damaged.id} is damaged") == 1
+
+
+@pytest.mark.parametrize("line", [b"\0" * 40, b"[]", b'{"type": 3}', b'{"type": "metrics"}', b'{"type": "no such"}'])
+def test_a_damaged_line_is_left_out(root: Path, store: Store, line: bytes) -> None:
+    tracker = open_tracker(root)
+    tracker.metrics({"loss": 1.0})
+    with (tracker.folder / "events.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    tracker.metrics({"loss": 2.0}, step=1)
+    tracker.finish()
+    assert sync_all(root).problem is None
+    run = run_of(store, tracker)
+    assert history(store, run, "loss") == [(0, 1.0), (1, 2.0)]
+    assert (run.info.status, tracker.folder.exists()) == ("FINISHED", True)
+    assert "sync.refused" in run.data.tags
+
+
+@pytest.mark.parametrize("damage", ["garbage", "zeros", "middle"])
+def test_a_damaged_database_is_set_aside_and_the_runs_go_to_a_new_one(
+    root: Path, store: Store, capsys: pytest.CaptureFixture[str], new_database: None, damage: str
+) -> None:
+    """While this process uses it, and with all of a run that was sent in part."""
+    tracker, database = open_tracker(root), root / "mlflow.db"
+    tracker.metrics({"loss": 1.0})
+    sync_all(root)
+    size = database.stat().st_size
+    page = 4096  # the first one stays whole in the third case
+    content = {
+        "garbage": b"no database" * 500,
+        "zeros": bytes(size),
+        "middle": database.read_bytes()[:page] + b"x" * size,
+    }
+    database.write_bytes(content[damage])
+    with tracker:
+        tracker.metrics({"loss": 2.0}, step=1)
+    report = sync_all(root)
+    (aside,) = root.glob("mlflow.db.damaged-*")
+    assert aside.read_bytes() == content[damage]
+    assert report.problem is None
+    assert history(store, run_of(connect(root), tracker), "loss") == [(0, 1.0), (1, 2.0)]
+    assert f"mlflow.db was damaged: it is called {aside.name} now" in capsys.readouterr().err
+
+
+def test_a_run_deleted_in_mlflow_is_reported_once_and_blocks_no_other(
+    root: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deleted, other = open_tracker(root), open_tracker(root, "encode")
+    sync_all(root)
+    run_id = run_of(store, deleted).info.run_id
+    store.client.delete_run(run_id)
+    for value in range(3):
+        deleted.metrics({"loss": float(value)}, value)
+        other.metrics({"loss": float(value)}, value)
+        assert sync_all(root).problem is None
+    assert capsys.readouterr().err.count("was deleted in MLflow") == 1
+    assert len(history(store, run_of(store, other), "loss")) == 3
+    store.client.restore_run(run_id)
+    sync_all(root)
+    assert len(history(store, run_of(store, deleted), "loss")) == 3
+    store.client.delete_run(run_id)
+    deleted.finish()
+    other.finish()
+    sync_all(root)
+    assert find_spools(root)[0].state().done
+    assert sync_all(root).sent == []  # MLflow is not asked again
+    assert len(store.client.search_runs([store.experiment])) == 1
+
+
+def test_a_tag_or_an_experiment_that_is_gone_makes_no_second_run(root: Path, store: Store) -> None:
+    with open_tracker(root) as tracker:
+        sync_all(root)
+        run_id = run_of(store, tracker).info.run_id
+        store.client.delete_tag(run_id, "spool")
+        store.client.delete_experiment(store.experiment)
+    assert sync_all(root).problem is None
+    assert [run.info.run_id for run in store.client.search_runs([store.experiment])] == [run_id]
 
 
 def test_a_running_run_is_sent_bit_by_bit_and_a_new_store_gets_all_of_it(

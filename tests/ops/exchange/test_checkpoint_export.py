@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import Silent
 from tests.ops.exchange.conftest import export, refused
 from tests.support.checkout import CHECKOUT
+from tests.support.small_model import Silent
 from tests.support.small_pipeline import NAMES
 from tests.support.small_project import write_inputs
 from tokenbridge.cli import main

@@ -15,9 +15,9 @@ import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from tests.conftest import QUANTIZER, random_model
 from tests.ops.exchange.conftest import export, refused
 from tests.support.checkout import CHECKOUT
+from tests.support.small_model import QUANTIZER, random_model
 from tests.support.small_pipeline import NAMES, build_pipeline
 from tokenbridge.base.files import sha256_file, write_json
 from tokenbridge.images.shards import write_manifest
@@ -54,7 +54,10 @@ def write_outs(root: Path) -> None:
     quantizer = fit_quantizer(torch.randn(64, 4, 4, 4, generator=torch.Generator().manual_seed(0)), QUANTIZER)
     build_pipeline(random_model(), quantizer).save_pretrained(root / "models/tiny")
     (root / "data/images").mkdir(parents=True)
-    splits: dict[str, list[dict[str, Any]]] = {"train": [{"count": 64}], "test": [{"count": 16}]}
+    splits: dict[str, list[dict[str, Any]]] = {
+        split: [{"file": f"{split}.parquet", "count": count, "sha256": ""}]
+        for split, count in (("train", 64), ("test", 16))
+    }
     write_manifest(
         root / "data/images", name="shapes", image_size=8, label_names=NAMES, splits=splits, licence="MIT, the tests"
     )

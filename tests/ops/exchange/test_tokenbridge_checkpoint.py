@@ -1,5 +1,6 @@
 """Checkpoints of the released code as pipeline folders; that they compute the same is tests/model/test_golden.py."""
 
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,6 +74,42 @@ def test_without_buffers_the_level_values_are_computed(imported: Import) -> None
 def test_weights_that_are_not_there_are_named(imported: Import) -> None:
     with pytest.raises(ImportFailedError, match=r"no model_ema.*--weights"):
         imported({"model": RAW})
+
+
+def prefixed(prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in RAW.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": prefixed("_orig_mod."), "model_ema": prefixed("_orig_mod.")},
+        {"model_ema": prefixed("module._orig_mod.")},
+        {"state_dict": prefixed("model.")},
+        {"ema": RAW},
+    ],
+)
+def test_what_trainers_add_to_names_and_files_is_taken_off(imported: Import, content: dict[str, Any]) -> None:
+    assert torch.equal(imported(content).transformer.output_position, RAW["output_pos_embed"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": RAW, "model_ema": list(RAW.values())}, "model_ema is a list"),
+        ({"net": RAW}, r"net \(dict\)"),
+        ({"model_ema": RAW | {"module.z_proj.bias": RAW["z_proj.bias"]}}, "a tensor twice"),
+        ({"model_ema": RAW | {"z_proj.bias": RAW["z_proj.bias"] * math.nan}}, r"z_proj\.bias contains NaN"),
+        ({"model_ema": RAW | {"reconstruction_values": torch.full((64,), math.inf)}}, "levels contain NaN"),
+        ({"model_ema": RAW | {"reconstruction_values": torch.zeros(3)}}, "should hold 64 values"),
+        ({"model_ema": RAW | {"output_pos_embed": torch.zeros(3)}}, r"output_pos_embed has shape \[3\]"),
+        ({"model_ema": RAW | {"z_proj.weight": torch.zeros(0, 16)}}, "none of size 0"),
+        ({"model_ema": RAW | {f"encoder_blocks.{'9' * 9}.norm1.bias": torch.zeros(1)}}, "Left over: encoder_blocks.9"),
+    ],
+)
+def test_a_checkpoint_that_is_not_right_is_explained(imported: Import, content: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        imported(content)
 
 
 def test_the_quantizer_speaks_the_units_of_the_vae(imported: Import) -> None:

@@ -48,7 +48,9 @@ def test_a_step_costs_what_the_closed_form_says(config: Config) -> None:
     found = deepened(model, lambda one: step_flops(one, masked))
     tokens = 2 * 2 * model.positions * sizes.dimensions * sizes.width  # forward and weights: tokens have no gradient
     entry = 2 * BACKWARD * visible * sizes.width**2
-    decoder = blocks(sizes.decoder_depth, sizes.buffer_size + model.positions, sizes.width)
+    length, width = sizes.buffer_size + model.positions, sizes.width
+    wanted = BACKWARD * masked * (20 * width**2 + 4 * length * width)  # the last block: keys and values of all
+    decoder = blocks(sizes.decoder_depth - 1, length, width) + BACKWARD * 4 * length * width**2 + wanted
     assert found.encoder == pytest.approx(tokens + blocks(sizes.encoder_depth, visible, sizes.width), rel=1e-3)
     assert found.decoder == pytest.approx(entry + decoder, rel=1e-3)
     assert found.head == pytest.approx(masked * head_form(model), rel=1e-3)

@@ -9,6 +9,7 @@ import pytest
 from tests.ops.planning.conftest import composed
 from tests.support.checkout import CHECKOUT
 from tokenbridge.cli import main
+from tokenbridge.config import ConfigError
 from tokenbridge.ops.planning.plan import memory_limit, memory_model, plan_model
 from tokenbridge.stages.tokenize import size_report
 
@@ -25,7 +26,7 @@ def test_the_released_training_within_a_quarter_of_its_published_hours() -> None
 
 def test_the_report_says_what_to_do(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CHECKOUT)
-    main(["plan", "experiment=imagenet_h", "launcher=slurm", "launcher.nodes=4"])
+    main(["plan", "experiment=imagenet_h", "launcher=slurm", "launcher.nodes=4", "plan=a100_40"])
     said = capsys.readouterr().out
     assert "910,040,576" in said
     assert "does not fit: " in said
@@ -42,6 +43,14 @@ def test_its_advice_helps() -> None:
         assert memory.at(at_once).total <= memory_limit(config.plan), advice
 
 
+@pytest.mark.parametrize(
+    ("nodes", "message"), [(512, "divide it into 4096 parts"), (5, "40 processes do not divide the 32 groups")]
+)
+def test_processes_that_the_training_would_refuse_are_refused(nodes: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_model(composed("experiment=imagenet_l", "launcher=slurm", f"launcher.nodes={nodes}"), "large")
+
+
 def test_numbers_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CHECKOUT)
     main(["plan", "model=[tiny,base]", "--json", str(tmp_path / "plan.json")])
@@ -49,6 +58,16 @@ def test_numbers_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list(written) == ["tiny", "base"]
     assert written["tiny"]["parameters"]["total"] == 2_358_816
     assert written["tiny"]["volumes"]["images"] == 58_000
+
+
+def test_sampling_is_planned_in_the_precision_of_generate() -> None:
+    """The peaks of an A100 are 312 and 19.5 TFLOP/s. The precision of the training does not matter."""
+    bf16, auto, fp32 = (
+        plan_model(composed(f"generate.precision={drawing}", f"train.precision={training}"), "tiny").sample_gpu_hours
+        for drawing, training in (("bf16", "fp32"), ("auto", "bf16"), ("fp32", "bf16"))
+    )
+    assert auto == bf16
+    assert fp32 == pytest.approx(16 * bf16)
 
 
 def test_an_unknown_data_set_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from tests.ops.planning.conftest import composed
 from tokenbridge.base.checks import BF16
-from tokenbridge.config import ConfigError
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.flops import Flops
 from tokenbridge.ops.planning.schedule import Work, exchanged_bytes, step_of
@@ -44,8 +43,3 @@ def test_a_step_waits_below_the_bandwidth_that_hides_the_exchange(nodes: int, ne
     used = PLAN.gpu.link if nodes == 1 else min(PLAN.gpu.link, network)
     assert (step.waiting > 0) == (used < step.bandwidth)
     assert step.total >= step.compute + step.update
-
-
-def test_more_gpus_than_images_are_refused() -> None:
-    with pytest.raises(ConfigError, match="need 4096 images"):
-        step_of(WORK, RECIPE, replace(ONE, nodes=512, gpus_per_node=8), PLAN, BF16)

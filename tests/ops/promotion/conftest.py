@@ -12,10 +12,10 @@ import pytest
 import torch
 from mlflow.entities import Run
 
-from tests.conftest import QUANTIZER, random_model
 from tests.evaluation.conftest import Shapes
 from tests.evaluation.shards import save_shards
 from tests.support.checkout import CHECKOUT
+from tests.support.small_model import QUANTIZER, random_model
 from tests.support.small_pipeline import NAMES, build_pipeline
 from tokenbridge.classifier.network import ImageClassifier, save_classifier
 from tokenbridge.config.params import write_params

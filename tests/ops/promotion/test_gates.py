@@ -47,13 +47,19 @@ def test_the_worse_end_of_each_interval_counts() -> None:
 
 @pytest.mark.parametrize("low", ["class_accuracy", "precision", "recall"])
 def test_each_floor_holds(low: str) -> None:
-    figures = {"accuracy": 0.9, "precision": 0.6, "recall": 0.6}
+    figures = {"accuracy": 0.9, "real_accuracy": 0.9, "precision": 0.6, "recall": 0.6}
     figures[low.removeprefix("class_")] = 0.3
     assert [gate.name for gate in absolute_gates(CONFIG, **figures) if not gate.passed] == [low]
 
 
+def test_the_floor_of_class_accuracy_is_a_share_of_what_the_classifier_reaches_on_real_images() -> None:
+    good, bad = (absolute_gates(CONFIG, accuracy, 0.25, 0.6, 0.6)[0] for accuracy in (0.21, 0.19))
+    assert (good.passed, bad.passed) == (True, False)
+    assert bad.reason == "class accuracy on real images is 0.25, and on samples 0.19: at least 0.2 is asked for"
+
+
 def test_nan_passes_no_gate() -> None:
-    gates = absolute_gates(CONFIG, math.nan, math.nan, math.nan)
+    gates = absolute_gates(CONFIG, *[math.nan] * 4)
     gates += relative_gates(CONFIG, found((math.nan,) * 3, (math.nan,) * 3), math.nan)
     assert not any(gate.passed for gate in gates)
     named = finite_gate({"fd": math.nan, "kid": math.inf, "recall": 0.5})
@@ -66,7 +72,7 @@ def test_a_veto_gives_its_reason() -> None:
 
 
 def test_a_decision_is_json_without_nan() -> None:
-    gate = absolute_gates(CONFIG, math.nan, 0.6, 0.6)[0]
+    gate = absolute_gates(CONFIG, math.nan, 0.9, 0.6, 0.6)[0]
     decision = Decision(
         "m", 2, 1, REFUSED, gate.reason, False, [gate], {"fd": math.nan}, {"fd": 1.0}, {"fd": {"observed": math.inf}}
     )
@@ -77,7 +83,7 @@ def test_a_decision_is_json_without_nan() -> None:
 
 
 def test_a_report_tells_every_gate_and_why() -> None:
-    gates = absolute_gates(CONFIG, 0.9, 0.6, 0.2)
+    gates = absolute_gates(CONFIG, 0.9, 0.9, 0.6, 0.2)
     intervals = {"fd": {"observed": 0.25, "low": -0.1, "high": 0.6}}
     decision = Decision(
         "m", 2, 1, REFUSED, gates[2].reason, True, gates, {"fd": 6.5}, {"fd": 6.25}, intervals, {"seed": 0}

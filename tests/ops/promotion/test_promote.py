@@ -128,9 +128,9 @@ def test_the_reasons_are_kept_if_the_registry_fails_then(arena: Project, monkeyp
 
 
 def test_a_refused_candidate_changes_nothing_but_the_record(arena: Project) -> None:
-    decision = arena.promote("min_class_accuracy=1", number=1)
+    decision = arena.promote("min_precision=1", number=1)
     assert decision.outcome == "refused"
-    assert "class accuracy is" in decision.reason
+    assert "precision is" in decision.reason
     assert arena.holders() == {}
     arena.promote(number=1)
     decision = arena.promote("max_slowdown=1e-6")

@@ -29,7 +29,6 @@ RESULT = {
     "validation_precision_efficientnet_lite0_32px": 0.5,
     "validation_recall_efficientnet_lite0_32px": 0.5,
     "class_accuracy": 0.875,
-    "minutes": 2.5,
 }
 
 

@@ -1,11 +1,14 @@
 """``tokenbridge edit``: a picture of edits."""
 
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.sources.conftest import encode, picture
 from tests.support.small_pipeline import build_pipeline
 from tokenbridge.base.image_grid import GAP, MIN_SIDE
 from tokenbridge.cli import main
@@ -41,6 +44,12 @@ def test_the_command_shows_the_image_what_is_kept_and_the_edits(
     assert (kept[:, MIN_SIDE // 2 :] == COVER_GREY).all()
 
 
+def test_transparent_images_are_shown_on_white_and_damaged_exif_is_passed_over(folder: Path) -> None:
+    broken = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 1, 0)
+    Image.new("RGBA", (16, 16), (0, 255, 0, 0)).save(folder / "in.png", exif=broken)
+    assert (np.asarray(edit(folder, "--keep", "left"))[:MIN_SIDE, :MIN_SIDE] == 255).all()
+
+
 def test_the_same_command_makes_the_same_picture(folder: Path) -> None:
     first, second, other = (np.asarray(edit(folder, "--keep", "top", "--seed", seed)) for seed in ("0", "0", "1"))
     assert np.array_equal(first, second)
@@ -69,11 +78,22 @@ def test_sides(side: str, kept: list[list[int]]) -> None:
         (["--keep", "middle"], "choose one of left, right, top, bottom"),
         (["--mask", "absent.png"], "no image file absent.png"),
         (["--keep", "left", "--image", "absent.png"], "no image file absent.png"),
+        (["--keep", "left", "--image", "/dev/zero"], "no image file /dev/zero"),
+        (["--keep", "left", "--image", "sparse.png"], r"sparse.png has 3,000,000,000 bytes, more than"),
+        (["--keep", "left", "--image", "eps.png"], r"eps.png is not an image"),
+        (["--mask", "line.png"], r"line.png has 300 x 2 pixels, an aspect of more than"),
         (["--keep", "left", "--class", "Hat"], "no class 'Hat'"),
         (["--keep", "left", "--count", "0"], "at least one edit"),
         (["--keep", "left", "--steps", "9"], "at most 8 steps"),
     ],
 )
-def test_the_command_ends_with_one_line(folder: Path, arguments: list[str], message: str) -> None:
+def test_the_command_ends_with_one_line(
+    folder: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "sparse.png").touch()
+    os.truncate(folder / "sparse.png", 3 * 10**9)
+    (folder / "eps.png").write_bytes(encode(picture(1), "EPS"))
+    (folder / "line.png").write_bytes(encode(picture(1, 300, 2)))
     with pytest.raises(SystemExit, match=message):
         edit(folder, *arguments)

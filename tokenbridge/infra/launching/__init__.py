@@ -1,11 +1,7 @@
 """Start worker processes here or on Slurm, follow their output, and end them when we end."""
 
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from tokenbridge.config.launcher import SLURM, LauncherConfig
 from tokenbridge.infra.launching import local, slurm
@@ -19,8 +15,9 @@ WORKER = "tokenbridge.stages.worker"
 def launch(arguments: Sequence[str], *, root: Path, work: Path, launcher: LauncherConfig, module: str = WORKER) -> None:
     """Run ``python -m module arguments`` in ``nodes`` times ``processes`` workers of torchrun, until they end.
 
-    Each line that they write goes to stdout. SIGTERM and Ctrl-C end the workers, or cancel their job. If an
-    earlier call was killed and left a job on Slurm, that job is followed and no other one is started.
+    Each line that they write goes to stdout. An exception that ends this call, such as one that a signal raises, ends
+    the workers or cancels their job. If an earlier call was killed and left a job on Slurm, that job is followed and
+    no other one is started.
 
     Args:
         root: the workers' current folder.
@@ -38,21 +35,4 @@ def launch(arguments: Sequence[str], *, root: Path, work: Path, launcher: Launch
         return
     output = Output()
     run = slurm.run if launcher.kind == SLURM else local.run
-    with _sigterm_unwinds():
-        ending = run(parallel, output)
-    parallel.judge(ending, output)
-
-
-@contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Let SIGTERM run the ``finally`` blocks, as Ctrl-C does. Ignore a second SIGTERM, which would interrupt them."""
-
-    def leave(signum: int, _frame: FrameType | None) -> None:
-        signal.signal(signum, signal.SIG_IGN)
-        sys.exit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    parallel.judge(run(parallel, output), output)

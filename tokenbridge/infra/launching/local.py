@@ -3,8 +3,9 @@
 import os
 import socket
 
-from tokenbridge.base.subprocesses import MEETING_VARIABLE, Command, StageFailedError
-from tokenbridge.infra.launching.work import DRIVER_VARIABLE, MEETING, Ending, Output, ParallelWork
+from tokenbridge.base.environment import MEETING_VARIABLE
+from tokenbridge.base.subprocesses import Command, StageFailedError
+from tokenbridge.infra.launching.work import MEETING, Ending, Output, ParallelWork
 
 HERE = "here"  # used in place of a job's id
 # no process listens where other machines could reach it: torch's own stores would, so the processes meet in files
@@ -16,7 +17,7 @@ def run(work: ParallelWork, output: Output) -> Ending:
     """Run the workers until they end. They also end when this process ends, even if it is killed."""
     work.prepare()
     meeting = work.folder / MEETING
-    ours = {DRIVER_VARIABLE: str(os.getpid()), MEETING_VARIABLE: str(meeting)} | dict.fromkeys(INTERFACES, LOOPBACK)
+    ours = {MEETING_VARIABLE: str(meeting)} | dict.fromkeys(INTERFACES, LOOPBACK)
     rendezvous = ("--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--rdzv-conf=store_type=file")
     command = Command(
         work.torchrun(*rendezvous, "--local-addr=127.0.0.1"), work.root, work.environment(os.cpu_count() or 1) | ours

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 import tokenbridge
-from tokenbridge.base.errors import UserError
+from tokenbridge.base.errors import UserError, WorkFailedError
 from tokenbridge.config.launcher import LauncherConfig
 from tokenbridge.infra.launching.failure import NOTES, first_failure
 
@@ -18,12 +18,11 @@ LOGS = "workers-*.log"  # the output of all workers of a job
 COMPLETE, FAILED = "complete", "failed.txt"  # left by workers: the work is done, or no restart can help
 MEETING = "meeting"  # files through which the processes of one machine find each other
 AGENT = "tokenbridge.infra.launching.agent"
-DRIVER_VARIABLE = "TOKENBRIDGE_DRIVER"  # tells an agent the process id of the driver if that is its parent
 RANK_PREFIX = "[rank ${rank}] "  # torchrun puts this in front of each worker's line
 REMEMBERED, QUOTED = 500, 20  # last lines of all workers, and those of one worker that a message quotes
 
 
-class LaunchError(RuntimeError):
+class LaunchError(WorkFailedError):
     """The workers ended before their work was done. The message says how, with the failing worker's last lines."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 
-from tokenbridge.base.files import explain_full_disk
+from tokenbridge.base.files import explain_disk_error, publish
 from tokenbridge.base.locks import locked
 from tokenbridge.base.progress import Progress
 from tokenbridge.config import StorageConfig
@@ -70,9 +70,9 @@ def download(uri: str, folder: Path, config: StorageConfig) -> None:
         logger.info(f"download {folder}: is there already, as in {place}")
         return
     aside = folder.with_name(f".{folder.name}.download")
-    with locked(aside / "lock", str(aside), wait=False), explain_full_disk(folder):
+    with locked(aside / "lock", str(aside), wait=False), explain_disk_error(folder):
         _receive(place, aside / "files", entries, f"download {folder}")
-        (aside / "files").replace(folder)
+        publish(aside / "files", folder)
     shutil.rmtree(aside)
     logger.info(f"download {folder}: {len(entries):,} files, all with the right digest")
 

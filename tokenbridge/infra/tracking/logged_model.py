@@ -25,13 +25,7 @@ PACKAGE = Path(tokenbridge.__file__).parent
 SERVED_MODEL = PACKAGE / "ops/serving/served_model.py"
 # the packages that tokenbridge.sampling.pipeline imports; our own code is part of the model
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "numpy", "pillow", "pandas", "hydra-core")
-OPTIONAL = {"seed": "long", "guidance_scale": "double", "steps": "long", "temperature": "double"}
-SIGNATURE = ModelSignature(
-    inputs=Schema(
-        [ColSpec("string", "class"), *(ColSpec(kind, name, required=False) for name, kind in OPTIONAL.items())]
-    ),
-    outputs=Schema([ColSpec("string")]),
-)
+SIGNATURE = ModelSignature(outputs=Schema([ColSpec("string")]))  # served_model.py says why it names no columns
 EXAMPLE = {"class": "0", "seed": 0, "guidance_scale": 2.0, "temperature": 1.0}
 
 

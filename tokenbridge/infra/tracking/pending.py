@@ -2,14 +2,20 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from tokenbridge.base.files import read_json, write_json
+from tokenbridge.infra.tracking import say
 from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
+
+UNREADABLE = (OSError, ValueError, RecursionError)  # what a missing or damaged file of JSON raises
+DAMAGED = "damaged"  # folder for spools that cannot be sent; type of an event that cannot be read
 
 
 @dataclass
@@ -23,6 +29,35 @@ class SyncState:
     refused: list[str] = field(default_factory=list)  # what MLflow refused, and why
 
 
+@dataclass
+class SyncReport:
+    """The result of one pass over all spools."""
+
+    sent: list[str] = field(default_factory=list)  # ids of spools of which everything is in MLflow
+    problem: str | None = None  # why something is left for later
+
+    @contextmanager
+    def noting_problems(self) -> Iterator[None]:
+        """Keep any error of the block as ``problem``, because no error may stop a run. The spools keep everything."""
+        try:
+            yield
+        except Timeout:
+            self.problem = "another process is sending them"
+        except Exception as error:
+            self.problem = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+@dataclass
+class Meta:
+    """The content of ``meta.json``."""
+
+    stage: str
+    key: str
+    parent: str | None
+    start: int  # milliseconds
+    name: str
+
+
 class Spool:
     """A spool folder, as the syncer reads it."""
 
@@ -30,8 +65,49 @@ class Spool:
         self.folder, self.id = folder, folder.name
         self.events_path, self.state_path = folder / "events.jsonl", folder / "state.json"
 
+    def meta(self) -> Meta:
+        return TypeAdapter(Meta).validate_python(read_json(self.folder / "meta.json"))
+
     def state(self) -> SyncState:
-        return SyncState(**read_json(self.state_path)) if self.state_path.exists() else SyncState()
+        """Return the state. A damaged one counts as none, because everything may be sent again."""
+        with suppress(*UNREADABLE):
+            return self._read_state()
+        return SyncState()
+
+    def _read_state(self) -> SyncState:
+        state = TypeAdapter(SyncState).validate_python(read_json(self.state_path))
+        if not 0 <= state.offset <= self.events_path.stat().st_size:
+            raise ValueError(f"{self.state_path} has offset {state.offset}")
+        return state
+
+    def is_damaged(self) -> bool:
+        """Return whether the spool cannot be sent."""
+        try:
+            self.meta()
+            return not self.events_path.is_file()
+        except UNREADABLE:
+            return True
+
+    def set_damaged_aside(self) -> bool:
+        """Move the spool aside if it cannot be sent, and rename a damaged state; say so. Return whether it was moved.
+
+        Only one process at a time may call this.
+        """
+        if self.is_damaged():
+            aside = self.folder.parent / DAMAGED / self.id
+            aside.parent.mkdir(exist_ok=True)
+            self.folder.rename(aside)
+            say(f"the record of run {self.id} is damaged, and cannot be sent: it is in {aside}")
+            return True
+        try:
+            self._read_state()
+        except FileNotFoundError:
+            return False
+        except UNREADABLE:
+            aside = self.state_path.with_name(f"{self.state_path.name}.{DAMAGED}")
+            self.state_path.replace(aside)
+            say(f"{self.state_path} is damaged and called {aside.name} now: the run is sent again from its beginning")
+        return False
 
     def save(self, state: SyncState) -> None:
         write_json(self.state_path, asdict(state))
@@ -46,6 +122,8 @@ class Spool:
 
     def has_news(self) -> bool:
         """Return whether a pass over the spool would send or delete something."""
+        if self.is_damaged():
+            return self.abandoned()
         state = self.state()
         if state.done:
             return not state.refused  # a kill prevented its deletion
@@ -55,6 +133,7 @@ class Spool:
         """Yield (offset behind the event, event), from ``offset`` to the line that is the last whole one now.
 
         Lines that a busy writer adds meanwhile are left for the next call. Otherwise other spools would have to wait.
+        A line that cannot be read becomes an event of type DAMAGED.
         """
         end = self.events_path.stat().st_size
         with self.events_path.open("rb") as file:
@@ -63,7 +142,15 @@ class Spool:
                 if offset + len(line) > end or not line.endswith(b"\n"):
                     return  # written since the call, not yet complete, or cut short by a kill
                 offset += len(line)
-                yield offset, json.loads(line)
+                yield offset, _event(line)
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    with suppress(*UNREADABLE):
+        event = json.loads(line)
+        if isinstance(event, dict) and isinstance(event.get("type"), str):
+            return event
+    return {"type": DAMAGED, "line": line.decode(errors="replace")[:200]}
 
 
 def find_spools(root: Path) -> list[Spool]:

@@ -3,14 +3,17 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-
-from mlflow.entities import Run
+from typing import TYPE_CHECKING
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import PARAMS_FILE
 from tokenbridge.infra.dvc import LOCK_FILE
 from tokenbridge.infra.tracking.pages import public_uri
-from tokenbridge.infra.tracking.store import Store, open_store
+
+if TYPE_CHECKING:  # a pipeline run imports no MLflow
+    from mlflow.entities import Run
+
+    from tokenbridge.infra.tracking.store import Store
 
 PIPELINE = "pipeline"  # value of the tag `stage` of a pipeline run
 PATCH_FILE = "uncommitted.patch"
@@ -55,10 +58,12 @@ def read_recorded(root: Path, run_id: str) -> RecordedRun:
         RecordError: if MLflow has no such run, or its record is incomplete.
         StoreError: if MLflow does not answer.
     """
+    from tokenbridge.infra.tracking.store import open_store
+
     with open_store(root) as store:
         run = _pipeline_run(store, run_id)
         files, tags = _files(store, run), run.data.tags
-    if missing := {PARAMS_FILE, LOCK_FILE, "git.commit"} - files.keys() - tags.keys():
+    if missing := {PARAMS_FILE, LOCK_FILE, "git.commit", "git.dirty"} - files.keys() - tags.keys():
         what = ", ".join(sorted(missing))
         raise RecordError(f"run {run.info.run_id} has not recorded {what}: is it still running, or was it cut short?")
     if tags["git.dirty"] == "true" and PATCH_FILE not in files:
@@ -69,14 +74,14 @@ def read_recorded(root: Path, run_id: str) -> RecordedRun:
         params=files[PARAMS_FILE].decode(),
         lock=files[LOCK_FILE].decode(),
         patch=files.get(PATCH_FILE, b""),
-        packages=dict(line.split("==") for line in files.get(PACKAGES_FILE, b"").decode().split()),
+        packages=dict(line.partition("==")[::2] for line in files.get(PACKAGES_FILE, b"").decode().split()),
         processor=tags.get(PROCESSOR, "unknown"),
         metrics={k: v for k, v in run.data.metrics.items() if not k.startswith("system/")},
         left_out=tuple(filter(None, tags.get(LEFT_OUT, "").split(", "))),
     )
 
 
-def _pipeline_run(store: Store, run_id: str) -> Run:
+def _pipeline_run(store: "Store", run_id: str) -> "Run":
     if store.newest(f"attributes.run_id = '{run_id}'") is None:
         where = public_uri(store.uri)
         raise RecordError(f"{where} has no run {run_id}: take the id of a `{PIPELINE}` row from MLflow's page")
@@ -84,12 +89,12 @@ def _pipeline_run(store: Store, run_id: str) -> Run:
     if run.data.tags.get("stage") == PIPELINE:
         return run
     parent = run.data.tags.get("mlflow.parentRunId")
-    if parent is None:
+    if parent in (None, run_id):  # tags can be edited in MLflow's pages
         raise RecordError(f"run {run_id} is of {run.data.tags.get('stage')}, and belongs to no `{PIPELINE}` run")
     return _pipeline_run(store, parent)
 
 
-def _files(store: Store, run: Run) -> dict[str, bytes]:
+def _files(store: "Store", run: "Run") -> dict[str, bytes]:
     """Return the record's files by name, from the top level of the run's artifacts."""
     client, run_id = store.client, run.info.run_id
     wanted = {PARAMS_FILE, LOCK_FILE, PATCH_FILE, PACKAGES_FILE} & {item.path for item in client.list_artifacts(run_id)}

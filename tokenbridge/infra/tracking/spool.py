@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 
 from filelock import FileLock
 
-from tokenbridge.base.files import DiskFullError, explain_full_disk, write_json
+from tokenbridge.base.files import explain_disk_error, write_json
 from tokenbridge.infra.git import git_tags
 from tokenbridge.infra.tracking.system import SystemSampler
 
@@ -145,7 +145,7 @@ class Tracker:
         if error is None:
             self.finish()
             return
-        with suppress(DiskFullError):  # the error from the body says more
+        with suppress(Exception):  # the error from the body says more
             self.tags({"error": f"{type(error).__name__}: {error}"})
             self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
 
@@ -157,7 +157,7 @@ class Tracker:
     def _write(self, line: bytes) -> None:
         """Write the whole line or nothing. A line that a full disk cut short would spoil the next one."""
         end = self.file.seek(0, os.SEEK_END)
-        with explain_full_disk(self.folder):
+        with explain_disk_error(self.folder):
             try:
                 while line:
                     line = line[self.file.write(line) :]  # a disk that is almost full takes a part first
@@ -170,7 +170,7 @@ class Tracker:
         if not source.exists():
             raise FileNotFoundError(f"{path} cannot be logged: it does not exist")
         target = self.folder / "files" / uuid.uuid4().hex[:12] / source.name
-        with explain_full_disk(target):
+        with explain_disk_error(target):
             target.parent.mkdir()
             if source.is_dir():
                 shutil.copytree(source, target, copy_function=copy)

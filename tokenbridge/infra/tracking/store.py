@@ -1,19 +1,21 @@
-"""The MLflow store in use: MLFLOW_TRACKING_URI if set, else a SQLite file and an artifact folder in the project."""
+"""The MLflow store in use, and queries to it. The default is a SQLite file and an artifact folder in the project."""
 
 import logging
-import os
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.files import atomic_path
+from tokenbridge.base.files import atomic_path, check_access
+from tokenbridge.infra.tracking import say
 from tokenbridge.infra.tracking.pages import (
     LOCAL_ADDRESS,
     experiment_tags,
@@ -22,14 +24,14 @@ from tokenbridge.infra.tracking.pages import (
     run_page,
     runs_page,
 )
-from tokenbridge.infra.tracking.schema import upgrade_if_old
+from tokenbridge.infra.tracking.schema import follow_project, set_damaged_aside, upgrade_if_old
 from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
+from tokenbridge.infra.tracking.uri import SQLITE, default_uri, tracking_uri
 
 EXPERIMENT = "tokenbridge"
-
-
-def say(line: str) -> None:
-    print(f"tracking: {line}", file=sys.stderr, flush=True)
+FAILURES = (MlflowException, SQLAlchemyError, sqlite3.Error, Timeout)
+NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for what was deleted
+ARTIFACTS = "mlartifacts"  # the folder beside a SQLite file
 
 
 def _quiet() -> None:
@@ -44,12 +46,9 @@ class StoreError(UserError):
     """MLflow does not answer, or refuses."""
 
 
-def default_uri(root: Path) -> str:
-    return f"sqlite:///{(root / 'mlflow.db').resolve().as_posix()}"
-
-
-def tracking_uri(root: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
+def artifacts_of(uri: str) -> str | None:
+    """Return where the artifacts of a store lie, or None if the store decides that."""
+    return (Path(uri.removeprefix(SQLITE)).parent / ARTIFACTS).resolve().as_uri() if uri.startswith(SQLITE) else None
 
 
 @dataclass(frozen=True)
@@ -73,21 +72,49 @@ class Store:
 
 
 def connect(root: Path) -> Store:
-    """Open the store. Create what is missing, and upgrade a local database of an older MLflow.
+    """Open the store. Create what is missing, upgrade a local database of an older MLflow, and replace a damaged one.
 
     Raises:
         Exception: whatever MLflow raises when the store cannot be reached.
     """
     _quiet()
+    (root / SPOOL_FOLDER).mkdir(parents=True, exist_ok=True)
+    with _opening(root):
+        try:
+            return _open(root)
+        except FAILURES:
+            if tracking_uri(root) != default_uri(root):
+                raise
+            _replaced(root)  # by this process now, or by another one before
+            return _open(root)
+
+
+def replace_damaged(root: Path) -> bool:
+    """Set the local database aside if it is damaged, and say so. Return whether it was."""
+    with _opening(root):
+        return _replaced(root)
+
+
+def _opening(root: Path) -> FileLock:
+    return FileLock(root / SPOOL_FOLDER / "store.lock", timeout=300)
+
+
+def _replaced(root: Path) -> bool:
+    aside = set_damaged_aside(root / "mlflow.db") if tracking_uri(root) == default_uri(root) else None
+    if aside:
+        say(f"mlflow.db was damaged: it is called {aside.name} now, with the earlier runs, and a new one replaces it")
+    return aside is not None
+
+
+def _open(root: Path) -> Store:
     uri = tracking_uri(root)
-    folder = root / SPOOL_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "store.lock", timeout=300):
-        if uri == default_uri(root):
-            create_database(root)
-            upgrade_if_old(root / "mlflow.db")
-        client = MlflowClient(tracking_uri=uri)
-        return Store(client, uri, find_experiment(client, root))
+    if uri == default_uri(root):
+        check_access(root / "mlflow.db", root / ARTIFACTS)
+        create_database(root)
+        upgrade_if_old(root / "mlflow.db")
+        follow_project(root / "mlflow.db", root / ARTIFACTS, EXPERIMENT)
+    client = MlflowClient(tracking_uri=uri)
+    return Store(client, uri, find_experiment(client))
 
 
 @contextmanager
@@ -99,10 +126,12 @@ def open_store(root: Path) -> Iterator[Store]:
     """
     try:
         yield connect(root)
-    except MlflowException as error:
+    except FAILURES as error:
+        where, what = f"MLflow at {public_uri(tracking_uri(root))}", str(error).splitlines()[0]
+        if isinstance(error, MlflowException) and error.error_code == NOT_FOUND:
+            raise StoreError(f"{where} lacks what was deleted meanwhile: {what}. Restore it, or repeat") from error
         raise StoreError(
-            f"MLflow at {public_uri(tracking_uri(root))} does not answer, or refuses: {str(error).splitlines()[0]}. "
-            "Fix that, or set MLFLOW_TRACKING_URI to another store"
+            f"{where} does not answer, or refuses: {what}. Fix that, or set MLFLOW_TRACKING_URI to another store"
         ) from error
 
 
@@ -118,12 +147,11 @@ def create_database(root: Path) -> None:
         MlflowClient(tracking_uri=f"sqlite:///{target.resolve().as_posix()}").search_experiments(max_results=1)
 
 
-def find_experiment(client: MlflowClient, root: Path) -> str:
+def find_experiment(client: MlflowClient) -> str:
     """Return the id of our experiment. Create it, or add the tags that it lacks; existing tags stay."""
     if client.get_experiment_by_name(EXPERIMENT) is None:
-        ours = client.tracking_uri == default_uri(root)  # a server has its own location of artifacts
         try:
-            client.create_experiment(EXPERIMENT, (root / "mlartifacts").resolve().as_uri() if ours else None)
+            client.create_experiment(EXPERIMENT, artifacts_of(client.tracking_uri))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another machine has just created it
                 raise
@@ -158,7 +186,7 @@ def ui_command(root: Path) -> list[str] | None:
         return None
     host, port = LOCAL_ADDRESS
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
-    artifacts = (root / "mlartifacts").resolve().as_uri()
+    artifacts = artifacts_of(uri) or (root / ARTIFACTS).resolve().as_uri()
     return [*command, "--backend-store-uri", uri, "--artifacts-destination", artifacts]
 
 

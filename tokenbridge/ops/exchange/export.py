@@ -135,7 +135,7 @@ def _reports(root: Path, lock: Mapping[str, LockedStage], name: str) -> list[Rep
     reports = []
     for title, path, stage in wanted:
         absence = _why_not(root, lock, path, stage, train)
-        reports.append(Report(title, path, None if absence else read_json(root / path), absence))
+        reports.append(Report(title, path, None if absence else flatten(read_json(root / path)), absence))
     return reports
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 
 from tokenbridge.base.files import new_folder
+from tokenbridge.base.loading import read_weights, tensors_by_name, unwrapped
 from tokenbridge.config import Config
-from tokenbridge.ops.exchange.weights import fill, read_weights
+from tokenbridge.ops.exchange.weights import fill
 
 LOSS = "loss."  # the discriminator and the rest of the training loss
 RENAMED = (  # regular expressions, from diffusers' names to LDM's, applied in turn
@@ -34,8 +35,9 @@ def import_vae(checkpoint: Path, out: Path, config: Config) -> None:
         UserError: if ``out`` exists, or the checkpoint does not hold exactly this VAE.
     """
     with new_folder(out) as target:
-        content = read_weights(checkpoint)
-        weights = {name: tensor for name, tensor in content.get("model", content).items() if not name.startswith(LOSS)}
+        content = unwrapped(read_weights(checkpoint))
+        tensors = tensors_by_name(content.get("model", content), str(checkpoint))
+        weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS)}
         vae = build_kl16(config)
         fill(vae, weights, lambda name: [released_name(name, len(config.vae.block_widths))])
         vae.save_pretrained(target)

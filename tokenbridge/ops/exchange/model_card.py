@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-
 CARD, PICTURE = "README.md", "samples.png"  # files of an exported folder
 TEMPLATE = Path(__file__).with_name("model_card.md")
 UNRECORDED = "what `dvc.lock` no longer records"
@@ -67,6 +65,8 @@ class CardFacts:
 
 def render_card(facts: CardFacts) -> str:
     """Render the whole card as Markdown."""
+    from huggingface_hub import ModelCard, ModelCardData  # slow to import, and most runs write no card
+
     name, licence = facts.data["name"], facts.data["licence"].replace(",", " ").split()
     # where the VAE's weights come from, or None if they were trained on these data
     vae_source = facts.recipe.get("vae", {}).get("vae.pretrained", UNRECORDED)

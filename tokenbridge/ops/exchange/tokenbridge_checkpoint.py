@@ -10,16 +10,17 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from tokenbridge.base.files import new_folder
+from tokenbridge.base.loading import read_weights, tensors_by_name, unwrapped
 from tokenbridge.config import Config
 from tokenbridge.config.types import Count, Positive, PositiveNumber, Settings
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.ops.exchange.weights import ImportFailedError, fill, read_weights
+from tokenbridge.ops.exchange.weights import ImportFailedError, fill
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.tokenizer.levels import gaussian_levels, stretch
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
-from tokenbridge.vae.autoencoder import load_vae
+from tokenbridge.vae.autoencoder import load_vae, stride
 
-WEIGHTS = {"ema": "model_ema", "raw": "model"}  # which of a checkpoint's weights, and their key in it
+WEIGHTS = {"ema": ("model_ema", "ema"), "raw": ("model",)}  # which of a checkpoint's weights, and their keys in it
 LEVELS = "reconstruction_values"  # level values in [-3, 3]
 BUFFERS = (LEVELS, "boundaries", "channel_mask")  # derived by the released code; our model has no such tensors
 STARTS = {  # how our names start -> how the released names start
@@ -113,12 +114,15 @@ def import_tokenbridge(
 
 def select_weights(content: Mapping[str, Any], which: str) -> dict[str, Tensor]:
     """Return weights and buffers by released name; averaged weights without buffers get the raw model's buffers."""
-    if not any(key in content for key in WEIGHTS.values()):
-        return dict(content)
-    if WEIGHTS[which] not in content:
-        raise ImportFailedError(f"the checkpoint has no {WEIGHTS[which]}: choose other weights with --weights")
-    buffers = {name: content["model"][name] for name in BUFFERS if name in content.get("model", {})}
-    return buffers | content[WEIGHTS[which]]
+    content = unwrapped(content)
+    if not any(key in content for keys in WEIGHTS.values() for key in keys):
+        return tensors_by_name(content, "the checkpoint")
+    found = next((key for key in WEIGHTS[which] if key in content), None)
+    if found is None:
+        raise ImportFailedError(f"the checkpoint has no {WEIGHTS[which][0]}: choose other weights with --weights")
+    raw = tensors_by_name(content.get("model", {}), "the checkpoint's model")
+    buffers = {name: raw[name] for name in BUFFERS if name in raw}
+    return buffers | tensors_by_name(content[found], f"the checkpoint's {found}")
 
 
 def transformer_sizes(weights: Mapping[str, Tensor], settings: CheckpointSettings) -> dict[str, int]:
@@ -127,9 +131,9 @@ def transformer_sizes(weights: Mapping[str, Tensor], settings: CheckpointSetting
     Raises:
         ImportFailedError: if a tensor that shows a size is missing, or a setting does not fit.
     """
-    positions = _shape(weights, "output_pos_embed")[1]
-    width, dimensions = _shape(weights, "z_proj.weight")
-    levels, head_width = _shape(weights, "channel_heads.0.weight")
+    _, positions, _ = _shape(weights, "output_pos_embed", 3)
+    width, dimensions = _shape(weights, "z_proj.weight", 2)
+    levels, head_width = _shape(weights, "channel_heads.0.weight", 2)
     grid = settings.image_size // (settings.vae_stride * settings.patch_size)
     if grid**2 != positions:
         raise ImportFailedError(
@@ -143,36 +147,40 @@ def transformer_sizes(weights: Mapping[str, Tensor], settings: CheckpointSetting
         "grid_width": grid,
         "dimensions": dimensions,
         "levels": levels,
-        "num_classes": _shape(weights, "class_emb.weight")[0],
+        "num_classes": _shape(weights, "class_emb.weight", 2)[0],
         "width": width,
         "encoder_depth": _depth(weights, "encoder_blocks"),
         "decoder_depth": _depth(weights, "decoder_blocks"),
         "heads": settings.heads,
         "head_width": head_width,
         "head_depth": _depth(weights, "channel_blocks"),
-        "head_heads": head_width // _shape(weights, "channel_blocks.0.attn.q_norm.weight")[0],
-        "buffer_size": _shape(weights, "encoder_pos_embed_learned")[1] - positions,
+        "head_heads": head_width // _shape(weights, "channel_blocks.0.attn.q_norm.weight", 1)[0],
+        "buffer_size": _shape(weights, "encoder_pos_embed_learned", 3)[1] - positions,
     }
 
 
-def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size:
+def _shape(weights: Mapping[str, Tensor], name: str, axes: int) -> torch.Size:
     if name not in weights:
         raise ImportFailedError(f"the checkpoint has no {name}: is it one of the released TokenBridge code?")
-    return weights[name].shape
+    if len(shape := weights[name].shape) != axes or 0 in shape:
+        raise ImportFailedError(f"{name} has shape {list(shape)}: the released code's has {axes} axes, none of size 0")
+    return shape
 
 
 def _depth(weights: Mapping[str, Tensor], blocks: str) -> int:
-    indices = [int(match[1]) for name in weights if (match := re.match(rf"{blocks}\.(\d+)\.", name))]
-    return 1 + max(indices, default=-1)
+    return len({match[1] for name in weights if (match := re.match(rf"{blocks}\.(\d+)\.", name))})
 
 
 def build_transformer(weights: Mapping[str, Tensor], sizes: dict[str, int]) -> TokenBridgeTransformer:
-    """Build the model from ``weights``, which have their released names.
+    """Build the model from ``weights``, which have their released names. It samples as the released code does.
 
     Raises:
-        ImportFailedError: naming the tensors that are missing, left over or of another shape.
+        UserError: naming the tensors that are missing, left over, of another shape or not finite.
     """
-    model = TokenBridgeTransformer(**sizes).eval()
+    try:
+        model = TokenBridgeTransformer(**sizes, released_slot0=True).eval()
+    except (ValueError, ZeroDivisionError, RuntimeError) as error:  # such as a lack of memory
+        raise ImportFailedError(f"the sizes in the checkpoint make no model ({error}): {sizes}") from error
     learned = {name: tensor for name, tensor in weights.items() if name not in BUFFERS}
     fill(model, learned, lambda name: released_names(name, sizes["dimensions"]))
     return model
@@ -197,9 +205,11 @@ def build_quantizer(weights: Mapping[str, Tensor], settings: CheckpointSettings)
 
     The checkpoint's values were computed in float32, and differ by 1e-5 from the exact values.
     """
-    levels, _ = _shape(weights, "channel_heads.0.weight")
+    levels, _ = _shape(weights, "channel_heads.0.weight", 2)
     dimensions = len(settings.dimension_order)
     values = stretch(weights.get(LEVELS, gaussian_levels(levels)), settings.range)
+    if values.shape != (levels,):
+        raise ImportFailedError(f"{LEVELS} has shape {list(values.shape)}: it should hold {levels} values")
     return DimensionwiseQuantizer.build(
         loc=torch.zeros(dimensions),
         scale=torch.full((dimensions,), 1 / settings.latent_scale),
@@ -210,11 +220,11 @@ def build_quantizer(weights: Mapping[str, Tensor], settings: CheckpointSettings)
 
 
 def _check_vae(vae: AutoencoderKL, dimensions: int, settings: CheckpointSettings) -> None:
-    stride = 2 ** (len(vae.config.block_out_channels) - 1)
+    side = stride(vae)
     of_a_token = vae.config.latent_channels * settings.patch_size**2
-    if (stride, of_a_token) != (settings.vae_stride, dimensions):
+    if (side, of_a_token) != (settings.vae_stride, dimensions):
         raise ImportFailedError(
-            f"the VAE has a stride of {stride} and tokens of {of_a_token} dimensions, but the model one of "
+            f"the VAE has a stride of {side} and tokens of {of_a_token} dimensions, but the model one of "
             f"{settings.vae_stride} and tokens of {dimensions}: name the VAE that it was trained with, and its stride"
         )
     if len(settings.dimension_order) != dimensions:

@@ -1,14 +1,15 @@
 """The command ``tokenbridge plan``."""
 
 import argparse
-from pathlib import Path
+
+from tokenbridge.config.project import here
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the parser of ``tokenbridge``."""
     plan = commands.add_parser("plan", help="what a training needs: memory, hours, money, before anything runs")
     plan.add_argument("overrides", nargs="*", help="Hydra overrides, such as experiment=imagenet_h launcher=slurm")
-    plan.add_argument("--json", type=Path, metavar="FILE", help="write all numbers: bytes, seconds, operations")
+    plan.add_argument("--json", type=here, metavar="FILE", help="write all numbers: bytes, seconds, operations")
     plan.set_defaults(command=_plan)
 
 

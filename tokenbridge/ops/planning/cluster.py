@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tokenbridge.config import LauncherConfig, require
+from tokenbridge.config import LauncherConfig, TrainConfig
 from tokenbridge.config.launcher import FSDP
 
 
@@ -13,16 +13,18 @@ class Cluster:
     nodes: int
     gpus_per_node: int
     sharded: bool  # FSDP; else every GPU has a full copy
-    accumulation: int
+    accumulation: int  # parts of a GPU's share of a batch
     checkpointed: bool  # activations are recomputed in the backward
 
     @classmethod
-    def of(cls, launcher: LauncherConfig) -> "Cluster":
+    def of(cls, launcher: LauncherConfig, recipe: TrainConfig) -> "Cluster":
+        """Return the cluster of a training. A part of a GPU's share has at most the images of one mask group."""
+        groups = -(-recipe.batch_size // (launcher.nodes * launcher.processes * recipe.mask_group))
         return cls(
             nodes=launcher.nodes,
             gpus_per_node=launcher.processes,
             sharded=launcher.strategy == FSDP,
-            accumulation=launcher.accumulation,
+            accumulation=max(launcher.accumulation, groups),
             checkpointed=launcher.checkpoint_activations,
         )
 
@@ -31,14 +33,5 @@ class Cluster:
         return self.nodes * self.gpus_per_node
 
     def images_at_once(self, batch_size: int) -> int:
-        """Return the number of images that one GPU holds at once, for the batch size of all GPUs together.
-
-        Raises:
-            ConfigError: if the batch has fewer images than there are GPUs and parts.
-        """
-        parts = self.gpus * self.accumulation
-        require(
-            batch_size >= parts,
-            f"train.batch_size is {batch_size}: {self.gpus} GPUs times launcher.accumulation need {parts} images",
-        )
-        return -(-batch_size // parts)
+        """Return the number of images that one GPU holds at once, for the batch size of all GPUs together."""
+        return -(-batch_size // (self.gpus * self.accumulation))

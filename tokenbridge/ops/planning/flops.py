@@ -42,20 +42,22 @@ def sample_flops(model: TokenBridgeTransformer, settings: SamplingSettings) -> F
     """
     after = masked_counts(model.positions, settings.steps_for(model.positions))
     before = [model.positions, *after[:-1]]
-    steps = zip(before, after, strict=True)
+    steps = list(zip(before, after, strict=True))
     halves = [1 if guidance_at(settings, model.positions, *step) == 1 else 2 for step in steps]
     places = (1, (1 + model.positions) // 2, model.positions)
     features = summed(lambda count: deepened(model, partial(features_flops, masked=count)), places, before, halves)
-    drawn = sum(before) if settings.order == "confidence" else model.positions
+    drawn = before if settings.order == "confidence" else [first - last for first, last in steps]
+    one, two = (deepened(model, partial(features_flops, masked=2, wanted=count)).decoder for count in (1, 2))
+    further = (two - one) * sum(half * (count - 1) for half, count in zip(halves, drawn, strict=True))
     head = deepened(model, lambda one: Flops(0, 0, head_flops(one))).head
-    return Flops(features.encoder, features.decoder, drawn * head)
+    return Flops(features.encoder, features.decoder + further, sum(drawn) * head)
 
 
-def features_flops(model: TokenBridgeTransformer, masked: int) -> Flops:
-    """Return the operations of encoder and decoder for one image."""
+def features_flops(model: TokenBridgeTransformer, masked: int, wanted: int = 1) -> Flops:
+    """Return the operations of encoder and decoder for one image, for the features of ``wanted`` masked positions."""
     values, _, labels, order = step_inputs(model, 1)
     encoded, encoder = counted(lambda: model.encode(values, labels, order[:, masked:]))
-    _, decoder = counted(lambda: model.decode(encoded, order[:, masked:]))
+    _, decoder = counted(lambda: model.decode(encoded, order[:, masked:], order[:, :wanted]))
     return Flops(encoder, decoder, 0)
 
 

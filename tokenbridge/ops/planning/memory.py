@@ -7,10 +7,11 @@ blocks, or all gradients if they are accumulated. DDP's buckets are the gradient
 
 Gradients are cleared after each update, and are allocated again while the backward frees activations. The head, whose
 backward is first, has the most activations for each parameter, and the encoder has the fewest. So memory falls and then
-rises, and the peak is at the start of the backward or in the update. The update is PyTorch's for many tensors at once,
-its default on GPUs.
+rises, and the peak is at the start of the backward or in the update. There, FlashAttention-2 also has its scratch
+memory, which the meta device does not show. The update is PyTorch's for many tensors at once, its default on GPUs.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from tokenbridge.config import TrainConfig
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.sizes import FULL, Parameters
-from tokenbridge.ops.planning.steps import Activations, activations, mask_range
+from tokenbridge.ops.planning.steps import Activations, Step, activations, mask_range, scratch_bytes
 from tokenbridge.training.trainer import is_matrix
 
 ADAMW_MOMENTS, MUON_MOMENTS = 2, 1
@@ -39,6 +40,7 @@ class Memory:
     copies: float  # weights in bf16, or gathered from the other GPUs
     buckets: float  # gradients being exchanged
     activations: Activations  # of all images at once
+    scratch: float  # of the fused attention in the head's backward
     update: float  # AdamW's temporaries after activations are freed: the root of its second moment
 
     @property
@@ -48,7 +50,7 @@ class Memory:
     @property
     def total(self) -> float:
         """Bytes at the peak, which is at the start of the backward or in the update."""
-        backward = self.early + self.copies + self.activations.total
+        backward = self.early + self.copies + self.activations.total + self.scratch
         return self.states - self.gradients + self.buckets + max(backward, self.gradients + self.update)
 
 
@@ -77,9 +79,9 @@ class MemoryModel:
         """Return the memory for ``images`` images at once, under the mask that needs the most."""
         shards = self.cluster.gpus if self.cluster.sharded else 1
         weights = FULL * self.parameters.total
-        masked = mask_range(self.model, self.recipe)  # with more, the head needs more and the encoder less
-        by_mask = (activations(self.model, count, self.precision, self.cluster.checkpointed) for count in masked)
-        each = max(by_mask, key=lambda found: found.total)
+        steps = [self._step(masked) for masked in mask_range(self.model, self.recipe)]
+        # with more masked positions, the head needs more and the encoder less
+        found = [activations(self.model, step, images, self.recipe.mask_group) for step in steps]
         gradients = weights / (1 if self.cluster.accumulation > 1 else shards)
         return Memory(
             weights=weights / shards,
@@ -89,9 +91,14 @@ class MemoryModel:
             average=weights / shards,
             copies=DTYPES[self.precision].itemsize * self._copied(shards),
             buckets=FULL * (self.parameters.block + self.parameters.outside_blocks) if shards > 1 else 0,
-            activations=Activations(*(images * part for part in vars(each).values())),
+            activations=max(found, key=lambda one: one.total),
+            scratch=max(scratch_bytes(self.model, step, images) for step in steps),
             update=(self.optimizer - weights) / shards,  # the second moments, which Muon does not have
         )
+
+    def _step(self, masked: int) -> Step:
+        cluster = self.cluster
+        return Step(masked, self.precision, cluster.checkpointed, whole_head=cluster.sharded and cluster.gpus > 1)
 
     @property
     def _gradients_stay(self) -> bool:
@@ -108,19 +115,16 @@ class MemoryModel:
         return self.parameters.block if self.cluster.checkpointed else self.parameters.total
 
     def largest(self, limit: float) -> int:
-        """Return the most images at once within ``limit`` bytes; 0 if not even one fits."""
-        none, one = self.at(0), self.at(1)
-        room = limit - (none.states - none.gradients + none.buckets)
-        if none.gradients + none.update > room:
-            return 0
-        return max(0, int((room - none.early - none.copies) // one.activations.total))
+        """Return the most images of a mask group at once within ``limit`` bytes; 0 if not even one fits."""
+        sizes = range(1, self.recipe.mask_group + 1)
+        return bisect_left(sizes, True, key=lambda images: self.at(images).total > limit)
 
     def parts(self, images: int, limit: float) -> int:
         """Return the fewest parts of ``images`` that fit one at a time; 0 if not even one image fits.
 
-        More than one part needs memory for the gradients of the earlier parts.
+        More than one part needs memory for the gradients of the earlier parts. No part is larger than a mask group.
         """
-        if self.changed(accumulation=1).at(images).total <= limit:
+        if images <= self.recipe.mask_group and self.changed(accumulation=1).at(images).total <= limit:
             return 1
         largest = self.changed(accumulation=2).largest(limit)
         return max(2, -(-images // largest)) if largest else 0

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tokenbridge.base.checks import BF16, FP32
-from tokenbridge.config import Config, TrainConfig
+from tokenbridge.base.checks import BF16, FP32, Precision
+from tokenbridge.config import Config
 from tokenbridge.config.operations import PlanConfig
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.planning.cluster import Cluster
@@ -14,6 +14,7 @@ from tokenbridge.ops.planning.schedule import HOUR, Schedule, Work, peak_flops, 
 from tokenbridge.ops.planning.sizes import Parameters, meta_model
 from tokenbridge.ops.planning.steps import train_flops
 from tokenbridge.ops.planning.volumes import Volumes
+from tokenbridge.training.trainer import check_processes
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,14 @@ class Plan:
         return found
 
 
-def planned_precision(recipe: TrainConfig) -> str:
+def planned_precision(setting: Precision) -> Precision:
     """Return bf16 or fp32; ``auto`` is bf16, because every GPU that conf/plan describes has it in hardware."""
-    return FP32 if recipe.precision == FP32 else BF16
+    return FP32 if setting == FP32 else BF16
+
+
+def sampling_seconds(config: Config, operations: float) -> float:
+    """Return the time of one GPU for so many operations of drawing and decoding, in ``generate.precision``."""
+    return operations / (peak_flops(config.plan, planned_precision(config.generate.precision)) * config.plan.mfu)
 
 
 def memory_limit(plan: PlanConfig) -> float:
@@ -68,8 +74,8 @@ def memory_model(config: Config, name: str) -> MemoryModel:
         model=model,
         parameters=Parameters.of(model),
         optimizer=optimizer_bytes(model, recipe),
-        precision=planned_precision(recipe),
-        cluster=Cluster.of(config.launcher),
+        precision=planned_precision(recipe.precision),
+        cluster=Cluster.of(config.launcher, recipe),
         recipe=recipe,
     )
 
@@ -85,7 +91,9 @@ def plan_model(config: Config, name: str) -> Plan:
     Raises:
         ConfigError: if settings do not fit together, or the size of the data set is unknown.
     """
-    memory, recipe = memory_model(config, name), config.models[name].train
+    recipe, launcher = config.models[name].train, config.launcher
+    check_processes(recipe, launcher, launcher.nodes * launcher.processes)
+    memory = memory_model(config, name)
     cluster, model = memory.cluster, memory.model
     at_once = cluster.images_at_once(recipe.batch_size)
     work = work_of(memory)
@@ -93,7 +101,6 @@ def plan_model(config: Config, name: str) -> Plan:
     sample = sample_flops(model, config.generate)
     encode, decode = vae_flops(config)
     limit = memory_limit(config.plan)
-    speed = peak_flops(config.plan, memory.precision) * config.plan.mfu
     return Plan(
         name=name,
         sizes=model_sizes(model),
@@ -111,7 +118,7 @@ def plan_model(config: Config, name: str) -> Plan:
         volumes=volumes,
         schedule=schedule_of(work, recipe, cluster, config.plan, memory.precision, volumes),
         samples=config.generate.samples,
-        sample_gpu_hours=config.generate.samples * (sample.total + decode) / speed / HOUR,
+        sample_gpu_hours=sampling_seconds(config, config.generate.samples * (sample.total + decode)) / HOUR,
         warnings=[*fit_warnings(memory, at_once, limit), *setting_warnings(config, name, cluster)],
     )
 

@@ -75,7 +75,7 @@ def data_lines(plan: Plan) -> list[Line]:
 def training_lines(plan: Plan, config: Config) -> list[Line]:
     recipe, cluster = config.models[plan.name].train, plan.cluster
     place = f"{cluster.nodes} x {cluster.gpus_per_node} {config.plan.gpu.name}"
-    ways = ["fsdp" if cluster.sharded else "ddp", planned_precision(recipe)]
+    ways = ["fsdp" if cluster.sharded else "ddp", planned_precision(recipe.precision)]
     ways += ["activations checkpointed"] if cluster.checkpointed else []
     ways += [f"{cluster.accumulation} parts"] if cluster.accumulation > 1 else []
     return [
@@ -102,6 +102,7 @@ def memory_parts(memory: Memory) -> list[tuple[str, float]]:
         ("activations: decoder", kept.decoder),
         ("activations: head", kept.head),
         ("backward at its peak", kept.working),
+        ("attention's scratch", memory.scratch),
     ]
 
 
@@ -134,8 +135,9 @@ def cost_lines(plan: Plan, config: Config) -> list[Line]:
 
 def sampling_lines(plan: Plan, config: Config) -> list[Line]:
     settings = config.generate
+    hours = f"{plan.sample_gpu_hours:,.2f} GPU-hours in {planned_precision(settings.precision)}, if batches are large"
     return [
         ("an image", f"{scaled(plan.sample.total, 'FLOP')} in {settings.steps} steps: {parts(plan.sample)}"),
         ("VAE, decoding", scaled(plan.vae_decode, "FLOP")),
-        (f"{plan.samples:,} samples", f"{plan.sample_gpu_hours:,.2f} GPU-hours, if batches are large"),
+        (f"{plan.samples:,} samples", hours),
     ]

@@ -63,10 +63,12 @@ def deepened(model: TokenBridgeTransformer, measure: Callable[[TokenBridgeTransf
     Blocks of a part are alike, so each further one adds the same. The whole model would take ten times as long.
 
     Args:
-        measure: returns a dataclass, whose first fields are encoder, decoder and head.
+        measure: returns a dataclass, whose fields are encoder, decoder, head, a second one of the head, and one to
+            which further blocks add nothing; or only the first ones.
     """
     sizes = model.config
-    further = np.array([sizes.encoder_depth - 2, sizes.decoder_depth - 2, sizes.head_depth - 2, 0])
+    of_head = sizes.head_depth - 2
+    further = np.array([sizes.encoder_depth - 2, sizes.decoder_depth - 2, of_head, of_head, 0])
     one, two = (measure(shallow(model, depth)) for depth in (1, 2))
     first, second = np.array(astuple(one)), np.array(astuple(two))
     return type(two)(*(second + further[: len(second)] * (second - first)).tolist())

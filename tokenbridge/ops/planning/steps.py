@@ -1,4 +1,4 @@
-"""The cost of one image in a training step, measured on forward and backward of the real model on the meta device.
+"""The cost of a training step, measured on forward and backward of the real model on the meta device.
 
 torch counts the operations. For bytes the model runs as on a GPU: ``GpuNumerics`` gives its types and its fused
 kernels. Every tensor's storage counts from its allocation to its release. The two are measured apart, because torch's
@@ -7,15 +7,16 @@ counter of operations keeps recomputed tensors alive.
 
 import math
 import weakref
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple, dataclass, replace
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -25,8 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenbridge.base.device import DTYPES, autocast
 from tokenbridge.config import TrainConfig
 from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model.head_loss import positions_at_once
+from tokenbridge.model.layers import INDEX_LIMIT, scratch_numbers
 from tokenbridge.ops.planning.flops import Flops, summed
-from tokenbridge.ops.planning.sizes import deepened, step_inputs
+from tokenbridge.ops.planning.sizes import FULL, deepened, step_inputs
 from tokenbridge.training.batches import num_masked_positions
 
 IMAGES = 4096  # enough that copies of weights add nothing to the bytes of one image
@@ -40,7 +43,7 @@ class Activations:
     encoder: float
     decoder: float
     head: float
-    working: float  # at the peak, beyond what the forward leaves: gradients, and a block that is recomputed
+    working: float  # at the peak, beyond these: gradients, a part of the head, and a block that is recomputed
 
     @property
     def total(self) -> float:
@@ -51,12 +54,13 @@ class GpuNumerics(TorchFunctionMode):
     """Compute on the meta device in the types that autocast chooses on a GPU, with fused attention and dropout.
 
     torch has no autocast and no fused kernels for the meta device. The functions below are all that differ in this
-    model.
+    model. Autocast gives ``addcmul`` the widest type of its inputs, one of which is float32 here.
     """
 
     def __init__(self, precision: str) -> None:
         super().__init__()
-        self.types = {F.linear: DTYPES[precision], torch.einsum: DTYPES[precision], F.layer_norm: torch.float32}
+        half, full = DTYPES[precision], torch.float32
+        self.types = {F.linear: half, torch.einsum: half, F.layer_norm: full, torch.addcmul: full}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -77,8 +81,9 @@ class HeldBytes(TorchDispatchMode):
         self._storages: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._storages.update(storages(args))  # those that were there before, such as weights, of which views are made
         made = func(*args, **(kwargs or {}))
-        for storage in (leaf.untyped_storage() for leaf in tree_leaves(made) if isinstance(leaf, Tensor)):
+        for storage in storages(made):
             if storage not in self._storages:
                 self._storages.add(storage)
                 weakref.finalize(storage, self._add, -storage.nbytes())
@@ -90,34 +95,96 @@ class HeldBytes(TorchDispatchMode):
         self.most = max(self.most, self.now)
 
 
-@cache
-def activations(model: TokenBridgeTransformer, masked: int, precision: str, checkpointed: bool = False) -> Activations:
-    """Return the activations of one image in a training step with ``masked`` positions to predict.
+def storages(values: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
-    Args:
-        model: on the meta device; on the CPU, of fake tensors, the numerics are a CPU's.
+
+@dataclass(frozen=True)
+class Step:
+    """What the bytes of a training step depend on, besides the model, which is on the meta device.
+
+    On the CPU, of fake tensors, the numerics are a CPU's.
+
+    Attributes:
+        masked: positions to predict.
         checkpointed: keep only each block's input, and compute the rest again.
+        whole_head: the head computes all positions at once; else by parts.
     """
-    return deepened(model, lambda one: step_bytes(one, masked, precision, checkpointed))
+
+    masked: int
+    precision: str
+    checkpointed: bool = False
+    whole_head: bool = False
 
 
-def step_bytes(model: TokenBridgeTransformer, masked: int, precision: str, checkpointed: bool) -> Activations:
-    """Run forward and backward of ``model`` as it is, and return the activations of one image."""
-    held, marks = HeldBytes(), [0]
-    numerics = autocast(model.device, precision) if model.device.type == "cpu" else GpuNumerics(precision)
-    recompute = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), numerics))
-    model.enable_gradient_checkpointing(recompute) if checkpointed else model.disable_gradient_checkpointing()
+@dataclass(frozen=True)
+class StepBytes:
+    """Bytes of a step: those that the forward leaves, by part of the model, and the most at a time."""
+
+    encoder: float
+    decoder: float
+    head: float
+    head_peak: float  # of the head during the forward, which computes gradients of its parts too
+    working: float  # in the backward, beyond what the forward leaves
+
+
+def activations(model: TokenBridgeTransformer, step: Step, images: int, most: int) -> Activations:
+    """Return the activations of ``images`` images at once, up to ``most``."""
+    rows = positions_at_once(model.head, model.device)
+    if step.whole_head or images * step.masked <= rows:
+        found = images / IMAGES * measured(model, replace(step, whole_head=True), IMAGES)
+    else:  # linear from the first number of images with more than one part
+        few = rows // step.masked + 1
+        many = max(most, few + 1)
+        first, last = (measured(model, step, count) for count in (few, many))
+        found = first + (images - few) / (many - few) * (last - first)
+    encoder, decoder, head, head_peak, working = found.tolist()
+    return Activations(encoder, decoder, head, max(head_peak - head, working))
+
+
+@cache
+def measured(model: TokenBridgeTransformer, step: Step, images: int) -> NDArray[np.float64]:
+    """Return the fields of ``StepBytes``."""
+    return np.array(astuple(deepened(model, lambda one: step_bytes(one, step, images))))
+
+
+def step_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> StepBytes:
+    """Run forward and backward of ``model`` as it is."""
+    held = HeldBytes()
+    marks: dict[nn.Module, int] = {}
+
+    def numerics() -> AbstractContextManager[object]:  # a new one each time: one that is entered twice is never left
+        cpu = model.device.type == "cpu"
+        return autocast(model.device, step.precision) if cpu else GpuNumerics(step.precision)
+
+    recompute = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), numerics()))
+    model.enable_gradient_checkpointing(recompute) if step.checkpointed else model.disable_gradient_checkpointing()
+    model.head.loss_by_parts = not step.whole_head
+
+    def mark(module: nn.Module, _: object) -> None:
+        marks.setdefault(module, held.now)
+
     borders = (model.decoder_in, model.head)  # the first modules of decoder and head
-    hooks = [module.register_forward_pre_hook(lambda *_: marks.append(held.now)) for module in borders]
-    inputs = step_inputs(model, IMAGES)
+    hooks = [module.register_forward_pre_hook(mark) for module in borders]
+    inputs = step_inputs(model, images)
     with held:
-        with numerics:
-            loss = model(*inputs, masked)
-        marks.append(held.now)
+        with numerics():
+            loss = model(*inputs, step.masked)
+        kept, forward, held.most = held.now, held.most, held.now
         loss.backward()
     for hook in hooks:
         hook.remove()
-    return Activations(*(np.diff([*marks, held.most]) / IMAGES).tolist())
+    decoder, head = (marks[module] for module in borders)
+    return StepBytes(decoder, head - decoder, kept - head, forward - head, held.most - kept)
+
+
+def scratch_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> int:
+    """Return the most bytes that the fused attention of the head's backward allocates; a CPU has none."""
+    rows = images * step.masked
+    sequences = rows if step.whole_head else min(rows, positions_at_once(model.head, model.device))
+    sizes = model.config
+    of_one = scratch_numbers(sizes.head_heads, model.head.slots, sizes.head_width // sizes.head_heads)
+    return 0 if model.device.type == "cpu" else FULL * min(sequences * of_one, INDEX_LIMIT)
 
 
 def step_flops(model: TokenBridgeTransformer, masked: int, checkpointed: bool = False) -> Flops:
@@ -144,7 +211,7 @@ def train_flops(model: TokenBridgeTransformer, recipe: TrainConfig, checkpointed
     for attention in the encoder.
     """
     uniforms = (torch.arange(DRAWS) + 0.5) / DRAWS
-    masked = [num_masked_positions(uniform, model.positions, recipe) for uniform in uniforms]
+    masked = num_masked_positions(uniforms, model.positions, recipe).tolist()
 
     def count(number: int) -> Flops:
         return deepened(model, lambda one: step_flops(one, number, checkpointed))

@@ -3,7 +3,8 @@
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
+
+from tokenbridge.config.project import find_project
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,7 +35,7 @@ def _add(
 def _evaluate(options: argparse.Namespace) -> None:
     from tokenbridge.ops.promotion.version_evaluation import evaluate_version
 
-    version, found = evaluate_version(Path.cwd(), options.model, options.version, options.changes)
+    version, found = evaluate_version(find_project(), options.model, options.version, options.changes)
     print(f"\n{version}")
     for name, value in found.metrics.items():
         print(f"  {name}: {value:.5g}")
@@ -47,7 +48,7 @@ def _promote(options: argparse.Namespace) -> None:
     from tokenbridge.ops.promotion.promote import promote
 
     given = {"number": options.version, "dry_run": options.dry_run, "changes": options.changes}
-    decision = promote(Path.cwd(), options.model, **given)
+    decision = promote(find_project(), options.model, **given)
     print(f"\n{decision.report()}")
     for picture in decision.pictures:
         print(f"picture: {picture}")
@@ -58,6 +59,6 @@ def _promote(options: argparse.Namespace) -> None:
 def _rollback(options: argparse.Namespace) -> None:
     from tokenbridge.ops.promotion.promote import rollback
 
-    print(rollback(Path.cwd(), options.model, options.veto))
+    print(rollback(find_project(), options.model, options.veto))
     if options.veto is None:
         print("The next promotion may bring it back: `--veto WHO_AND_WHY` forbids that")

@@ -14,13 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenbridge.base.device import autocast, pick_device, resolve_precision
-from tokenbridge.classifier.network import load_classifier, predict, read_small
+from tokenbridge.base.device import pick_device, resolve_precision
+from tokenbridge.classifier.network import class_accuracy, load_classifier, predict, read_small
 from tokenbridge.config import Config
 from tokenbridge.config.params import flatten
 from tokenbridge.evaluation.checks import check_counts
-from tokenbridge.evaluation.features import Features, ShardImageDataset, extract_features
-from tokenbridge.evaluation.metrics import inception_score, sample_metrics
+from tokenbridge.evaluation.features import POOLED, Features, ShardImageDataset
+from tokenbridge.evaluation.metrics import sample_metrics
+from tokenbridge.evaluation.networks import lite0
 from tokenbridge.images import VALIDATION
 from tokenbridge.images.shards import ImageShards, image_counts, read_manifest
 from tokenbridge.infra.dvc import StageSpec, md5_as_dvc, read_lock, read_stages
@@ -77,6 +78,7 @@ class Bench:
         self.device = pick_device(config.launcher)
         self.classifier = load_classifier(root / "models/classifier").to(self.device)
         self.settings = {"seed": config.seed, "generate": asdict(config.generate)}
+        self.network = lite0(config.evaluate, resolve_precision(config.evaluate.precision, self.device))
         self.drawing_precision = resolve_precision(config.generate.precision, self.device)
 
     def load(self, version: Version) -> TokenBridgePipeline:
@@ -92,6 +94,7 @@ class Bench:
                 f"{version} draws {pipeline.image_size} pixels of {', '.join(pipeline.class_names[:5])}...: "
                 "data/images has other classes or another size, so choose the `data` that it was trained on"
             )
+        pipeline.precision = self.drawing_precision
         return pipeline
 
     def measure(self, version: Version) -> Measurement:
@@ -101,8 +104,8 @@ class Bench:
         logger.info(f"promotion: features and metrics of {len(samples)} samples of {version}")
         features = self._features(samples)
         correct = predict(self.classifier, read_small(samples)) == samples.labels
-        metrics = sample_metrics(features, self.reference, config) | inception_score(features, config)
-        compared = SampleSet(features["pooled"], correct)
+        metrics = sample_metrics(features, self.reference, config) | self.network.scores(features)
+        compared = SampleSet(features[POOLED], correct)
         return Measurement(picture, compared, metrics | {ACCURACY: float(correct.mean())})
 
     @cached_property
@@ -110,6 +113,11 @@ class Bench:
         """Features of the validation images."""
         logger.info("promotion: features of the validation images")
         return self._features(self.validation)
+
+    @cached_property
+    def real_accuracy(self) -> float:
+        """The class accuracy of the validation images."""
+        return class_accuracy(self.classifier, read_small(self.validation), self.validation.labels)
 
     def settings_record(self) -> dict[str, Any]:
         """Return the settings that a measurement depends on, by their dotted names."""
@@ -127,15 +135,12 @@ class Bench:
             turns = list(zip(pipelines, seconds, strict=True))
             for pipeline, taken in turns[:: -1 if number % 2 else 1]:
                 started = time.perf_counter()
-                with autocast(self.device, self.drawing_precision):
-                    draw_samples(pipeline, list(range(images)), self.config.seed, self.config.generate)
+                draw_samples(pipeline, list(range(images)), self.config.seed, self.config.generate)
                 taken.append((time.perf_counter() - started) / images)
         return [taken[1:] for taken in seconds]  # the first round warms up
 
     def _features(self, images: ImageShards) -> Features:
-        config = self.config.evaluate
-        precision = resolve_precision(config.precision, self.device)
-        return extract_features(ShardImageDataset(images), config.feature_size, precision=precision)
+        return self.network.extract(ShardImageDataset(images))
 
     def _home(self, version: Version) -> Path:
         """Return the folder with the version under ``models``: the project's, or one that it is downloaded to once."""
@@ -177,10 +182,3 @@ class Bench:
         others = {path: md5 for path, md5 in stage.deps.items() if not path.startswith("models/")}
         deps = others | {f"models/{self.model}": version.md5}
         return replace(stage, name=f"generate@{self.model}", params=self.settings, deps=deps)
-
-
-def is_finite(pipeline: TokenBridgePipeline) -> bool:
-    """Return whether no weight is NaN or infinite."""
-    parts = (pipeline.transformer, pipeline.vae, pipeline.quantizer)
-    tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)

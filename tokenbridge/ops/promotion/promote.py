@@ -8,9 +8,9 @@ from filelock import FileLock
 
 from tokenbridge.base.files import atomic_write_text
 from tokenbridge.config.params import flatten, load_params
+from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.registry import CHAMPION, PREVIOUS, VETO, open_registry
 from tokenbridge.infra.tracking.spool import Tracker
-from tokenbridge.infra.tracking.sync import LiveSync
 from tokenbridge.ops.promotion import PromotionError
 from tokenbridge.ops.promotion.decision import PROMOTED, REFUSED, Decision
 from tokenbridge.ops.promotion.gates import veto_gate

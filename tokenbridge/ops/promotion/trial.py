@@ -8,14 +8,16 @@ from statistics import median
 from typing import Any
 
 from tokenbridge.base.files import atomic_path
+from tokenbridge.base.finite import NotFiniteError
 from tokenbridge.config import Config
 from tokenbridge.config.params import flatten
+from tokenbridge.evaluation.features import POOLED
 from tokenbridge.infra.tracking.registry import VETO, Registry, Version
 from tokenbridge.ops.promotion.comparison import Difference, compare
 from tokenbridge.ops.promotion.decision import PROMOTED, REFUSED, UNCHANGED, Decision
 from tokenbridge.ops.promotion.figures import differences_figure, side_by_side
 from tokenbridge.ops.promotion.gates import Gate, absolute_gates, finite_gate, relative_gates, veto_gate, weights_gate
-from tokenbridge.ops.promotion.measurement import ACCURACY, Bench, Measurement, is_finite
+from tokenbridge.ops.promotion.measurement import ACCURACY, Bench, Measurement
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.stages.runtime import WORK
 
@@ -57,11 +59,11 @@ class Trial:
         if not gates[0].passed:
             return self._decision(gates)
         bench = Bench(self.root, self.config, self.registry, self.model)
-        pipeline = bench.load(self.candidate)
-        gates.append(weights_gate(is_finite(pipeline)))
-        if not gates[-1].passed:
-            return self._decision(gates)
-        return self._measure(bench, pipeline, gates)
+        try:
+            pipeline = bench.load(self.candidate)
+        except NotFiniteError as error:
+            return self._decision([*gates, weights_gate(str(error))])
+        return self._measure(bench, pipeline, [*gates, weights_gate()])
 
     def _measure(self, bench: Bench, pipeline: TokenBridgePipeline, gates: list[Gate]) -> Decision:
         versions = [version for version in (self.candidate, self.champion) if version is not None]
@@ -72,12 +74,13 @@ class Trial:
         if self.champion:
             least, most = limits.min_resamples, limits.resamples
             logger.info(f"promotion: resampling for {limits.seconds:g} s, {least} times at least, {most} at most")
-            found = compare(measured[0].compared, measured[1].compared, bench.reference["pooled"], limits)
+            found = compare(measured[0].compared, measured[1].compared, bench.reference[POOLED], limits)
         seconds = bench.seconds_per_image(pipelines)
         figures = [m.metrics | {SECONDS: median(taken)} for m, taken in zip(measured, seconds, strict=True)]
         differences = {kind: difference.interval() for kind, difference in found.items()}
         candidate = measured[0]
-        floors = (candidate.metrics[ACCURACY], candidate.figure("precision"), candidate.figure("recall"))
+        floors = [candidate.metrics[ACCURACY], bench.real_accuracy]
+        floors += [candidate.figure("precision"), candidate.figure("recall")]
         gates = [*gates, finite_gate(figures[0] | flatten(differences)), *absolute_gates(limits, *floors)]
         settings = bench.settings_record()
         if found:

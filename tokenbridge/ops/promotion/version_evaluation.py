@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenbridge.config.params import load_params
+from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.registry import Version, open_registry
 from tokenbridge.infra.tracking.spool import Tracker
-from tokenbridge.infra.tracking.sync import LiveSync
 from tokenbridge.ops.promotion.measurement import Bench, Measurement
 from tokenbridge.ops.promotion.registration import registered_name
 from tokenbridge.stages.runtime import only_pipeline

@@ -6,7 +6,6 @@ VAE and the moments are made once. A row that is already in the table is not run
 
 import csv
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ SHOWN = {  # column of the page -> column of the table, digits
     "precision": (METRICS[2], 2),
     "recall": (METRICS[3], 2),
     "parameters": ("parameters", 0),
-    "minutes": ("minutes", 1),
 }
 Row = dict[str, Any]
 
@@ -85,12 +83,11 @@ def read_table(root: Path) -> list[Row]:
 
 def _run_row(root: Path, name: str, seed: int) -> Row:
     overrides = [f"experiment={EXPERIMENTS.name}/{name}", f"train.seed={seed}", f"model={MODEL}"]
-    started = time.monotonic()
     try:
         worktree = run_in_worktree(root, WORKTREE, overrides, logger.info)
     except StageFailedError as error:
         raise UserError(f"the ablation {name} stopped ({error}); fix it and run the same command again") from error
-    return _read_row(worktree, name, seed) | {"minutes": round((time.monotonic() - started) / 60, 1)}
+    return _read_row(worktree, name, seed)
 
 
 def _read_row(worktree: Path, name: str, seed: int) -> Row:

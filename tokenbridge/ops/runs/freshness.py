@@ -14,7 +14,6 @@ from tokenbridge.config import Config
 from tokenbridge.config.params import PARAMS_FILE, compose_config, load_params, validate
 from tokenbridge.infra.git import git_tags
 from tokenbridge.infra.tracking.recorded import PIPELINE, SOURCE_STATE
-from tokenbridge.infra.tracking.store import connect
 from tokenbridge.sources.state import source_state
 
 FETCHED = Path(".work/fetched_source")  # state of the source that data/images was made from
@@ -60,6 +59,8 @@ def nothing_new(root: Path, overrides: Sequence[str]) -> str | None:
     Raises:
         UserError: if the source cannot be reached.
     """
+    from tokenbridge.infra.tracking.store import connect  # imports MLflow, which a pipeline run does not need
+
     config, settings = planned_settings(root, overrides)
     code = git_tags(root)
     if code.get("git.dirty") != "false":

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from tokenbridge.base.at_end import at_end
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.files import read_json, sha256_file
+from tokenbridge.base.files import check_access, explain_disk_error, read_json, sha256_file
 from tokenbridge.base.machine import installed_packages, processor
 from tokenbridge.base.subprocesses import Command, StageFailedError
-from tokenbridge.config.params import PARAMS_FILE, flatten, load_params, write_params
+from tokenbridge.config import Config
+from tokenbridge.config.params import PARAMS_FILE, load_params, write_params
 from tokenbridge.infra.dvc import (
     CACHED,
     FAILED,
@@ -26,21 +28,23 @@ from tokenbridge.infra.dvc import (
     RAN,
     SKIPPED,
     StageSpec,
+    clear_busy_paths,
+    drop_damaged,
     read_outcome,
+    read_pipeline,
     read_stages,
-    repair_lock_file,
     share_cache,
-    stale_stages,
 )
 from tokenbridge.infra.git import RepositoryError, checkout, git, uncommitted
 from tokenbridge.infra.tracking import recorded
+from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.pages import DISTANCES, HEADLINES
+from tokenbridge.infra.tracking.process import MLflowProcess
 from tokenbridge.infra.tracking.spool import Tracker
-from tokenbridge.infra.tracking.store import tracking_uri
-from tokenbridge.infra.tracking.sync import LiveSync
-from tokenbridge.ops.promotion.registration import register_models
+from tokenbridge.infra.tracking.uri import tracking_uri
 from tokenbridge.ops.runs.forecast import DURATIONS, Forecast
 from tokenbridge.ops.runs.freshness import is_of, is_stale, note_fetched, planned_settings
+from tokenbridge.ops.runs.outs import expose_damaged, note_verified
 from tokenbridge.ops.runs.precision_check import check_precision
 from tokenbridge.sources.state import source_state
 from tokenbridge.stages.runtime import PARENT_VARIABLE, only_pipeline
@@ -50,6 +54,12 @@ logger = logging.getLogger(__name__)
 LONGEST_TITLE = 200  # characters
 FETCH = "fetch"
 ENDED = "the pipeline has ended"
+REGISTRATION = "tokenbridge.ops.promotion.registration"
+WRITTEN = (  # patterns of what a run changes
+    *(".work", ".work/*", ".work/*/*", ".spool", ".spool/*", "data", "data/*", "models", "models/*", "reports"),
+    *("reports/*", ".dvc/tmp", ".dvc/tmp/*", ".dvc/cache", ".dvc/cache/files/md5", ".dvc/cache/files/md5/*"),
+    *(LOCK_FILE, PARAMS_FILE),
+)
 
 
 @dataclass
@@ -61,6 +71,7 @@ class PipelineRun:
     outcomes: dict[str, str] = field(default_factory=dict)  # stage -> ran | skipped | cached | failed
     source_state: str | None = None  # of the images' source; None until it was read
     forecast: Forecast | None = None  # None before the first command
+    config: Config | None = None  # its precision is checked before a stage runs; None: settings of another version
     _command: Command | None = None  # the last dvc command
     _ended: bool = False
     _starting: threading.Lock = field(default_factory=threading.Lock)
@@ -73,7 +84,7 @@ class PipelineRun:
         Raises:
             StageFailedError: if the command fails.
         """
-        coming = self.forecast = self.forecast or Forecast(self.root / DURATIONS, stale_stages(self.root))
+        coming = self.forecast or self._expect(self._pipeline[1], on_line)
 
         def note(line: str) -> None:
             on_line(line)
@@ -95,6 +106,17 @@ class PipelineRun:
             raise
         coming.end(on_line)
 
+    def repro(self, on_line: Callable[[str], None]) -> None:
+        """Run every stage that is stale. If none is, dvc is not started, because that takes seconds.
+
+        Raises:
+            StageFailedError: if a stage fails.
+        """
+        if self.forecast or self._expect(self._pipeline[1], on_line).left:
+            self.dvc(["repro"], on_line)
+        else:
+            self.outcomes = dict.fromkeys(self._stages, SKIPPED)
+
     def end(self) -> None:
         """Let no further command start, and stop one that another thread left running, as in a cancelled flow."""
         with self._starting:
@@ -108,16 +130,25 @@ class PipelineRun:
         Raises:
             StageFailedError: if the fetch fails.
         """
-        config = load_params(self.root)
+        config = self.config or load_params(self.root)
         try:
             state = source_state(config.data, config.storage)
         except UserError:
             return  # if fetch has to run, it reports the error
         if is_stale(self.root, config, state):
             on_line("the source of the images has changed, or its state is unknown: fetching it again")
-            self.forecast = Forecast(self.root / DURATIONS, list(self._stages))
+            self._expect(list(self._stages), on_line)
             self.dvc(["--wait-for-lock", "repro", "--force", "--single-item", FETCH], on_line)
         self.source_state = state
+
+    def _expect(self, names: Sequence[str], on_line: Callable[[str], None]) -> Forecast:
+        """Forecast these stages, after a check of their precision and of what DVC may restore in their place."""
+        if names and self.config:
+            check_precision(self.root, self.config, self._stages.values())
+        for out in drop_damaged(self.root, [self._stages[name] for name in names]):
+            on_line(f"{out} was damaged in DVC's cache: it is removed there, and made again if it is needed")
+        self.forecast = Forecast(self.root / DURATIONS, names)
+        return self.forecast
 
     def outs(self) -> dict[str, list[Path]]:
         """Return stage -> outs, for the stages of this run that did not fail."""
@@ -126,9 +157,17 @@ class PipelineRun:
         return {name: [self.root / out for out in stages[name].outs] for name in finished}
 
     @cached_property
+    def _pipeline(self) -> tuple[dict[str, StageSpec], list[str]]:
+        """The stages before the run, and those that may have to run, read once: dvc takes a second for it."""
+        return read_pipeline(self.root)
+
+    @property
     def _stages(self) -> dict[str, StageSpec]:
-        """The stages before the run, read once: dvc takes a second to read its files."""
-        return read_stages(self.root)
+        return self._pipeline[0]
+
+    def stages(self) -> dict[str, StageSpec]:
+        """Return the stages as they are now."""
+        return read_stages(self.root) if self._command else self._stages
 
     def evaluated(self) -> list[str]:
         """Return the models whose evaluation did not fail."""
@@ -139,7 +178,7 @@ class PipelineRun:
         metrics: dict[str, float] = {}
         for name, outs in self.outs().items():
             for path in [out for out in outs if out.suffix == ".json" and out.exists()]:
-                content = flatten(read_json(path))
+                content = read_json(path)
                 metrics |= {f"{name}/{key}": value for key, value in content.items() if isinstance(value, int | float)}
         return {key.replace("@", "_"): value for key, value in metrics.items()}
 
@@ -168,37 +207,50 @@ def title(what: str, overrides: Sequence[str]) -> str:
 
 
 @contextmanager
-def pipeline_run(root: Path, overrides: Sequence[str] = ()) -> Iterator[PipelineRun]:
+def pipeline_run(
+    root: Path, overrides: Sequence[str] = (), mlflow: MLflowProcess | None = None
+) -> Iterator[PipelineRun]:
     """Open the parent run. At the end, even after an error, record stages, lock file and metrics in it.
 
-    Overrides are composed into params.yaml first, as ``dvc exp run -S`` does.
+    Overrides are composed into params.yaml first, as ``dvc exp run -S`` does. ``mlflow`` ends with the run.
 
     Raises:
         ConfigError: if the settings are invalid, before anything runs.
+        AccessError: if something that a run changes belongs to somebody else.
     """
-    config, _ = planned_settings(root, overrides)  # before a possibly long wait for the lock
-    with only_pipeline(root):
-        if overrides:
-            write_params(overrides, root)
-        repair_lock_file(root)
+    with (
+        mlflow or MLflowProcess(REGISTRATION) as process,
+        _prepared(root, overrides) as config,
+        LiveSync(root, process=process),
+    ):
         key, name = sha256_file(root / PARAMS_FILE), title(recorded.PIPELINE, overrides)
-        with LiveSync(root), Tracker.open(recorded.PIPELINE, key, root, name=name) as tracker:
+        with Tracker.open(recorded.PIPELINE, key, root, name=name) as tracker:
             names = {"data": config.data.name, "models": ", ".join(config.models)}
             tracker.params({"overrides": " ".join(overrides)} | names)
             _record_origin(tracker, root)
-            run = PipelineRun(root, tracker)
-            try:
-                check_precision(root, config)
+            run = PipelineRun(root, tracker, config=config)
+            with at_end(lambda: _record(run, process)):
+                for out in expose_damaged(root):
+                    logger.info(f"{out} is not what {LOCK_FILE} records: it is restored or made again")
                 yield run
-            finally:
-                run.end()
-                _record(run)
+
+
+@contextmanager
+def _prepared(root: Path, overrides: Sequence[str]) -> Iterator[Config]:
+    """Check the settings and the files, and let no other pipeline run."""
+    config, _ = planned_settings(root, overrides)  # before a possibly long wait for the lock
+    check_access(*(path for pattern in WRITTEN for path in root.glob(pattern)))
+    with only_pipeline(root):
+        if overrides:
+            write_params(overrides, root)
+        clear_busy_paths(root)
+        yield config
 
 
 def _record_origin(tracker: Tracker, root: Path) -> None:
     """Record what is needed to rebuild the run besides commit, settings and data."""
     tracker.tags({recorded.PROCESSOR: processor()})
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, explain_disk_error(Path(scratch, recorded.PATCH_FILE)):
         packages = Path(scratch) / recorded.PACKAGES_FILE
         packages.write_text("".join(f"{name}=={version}\n" for name, version in sorted(installed_packages().items())))
         tracker.artifact(packages)
@@ -211,8 +263,9 @@ def _record_origin(tracker: Tracker, root: Path) -> None:
             tracker.artifact(patch)
 
 
-def _record(run: PipelineRun) -> None:
-    stages = read_stages(run.root)
+def _record(run: PipelineRun, mlflow: MLflowProcess) -> None:
+    run.end()
+    stages = run.stages()
     for name, outcome in run.outcomes.items():
         run.tracker.tags({f"stage.{name}": outcome})
         if outcome in (SKIPPED, CACHED) and name in stages:
@@ -220,6 +273,7 @@ def _record(run: PipelineRun) -> None:
     run.tracker.artifact(run.root / PARAMS_FILE)
     lock = run.root / LOCK_FILE
     if lock.exists():
+        note_verified(run.root, [str(out.relative_to(run.root)) for outs in run.outs().values() for out in outs])
         run.tracker.artifact(lock)
         run.tracker.tags({recorded.LOCK_DIGEST: sha256_file(lock)})
     run.tracker.metrics(run.metrics())
@@ -230,16 +284,16 @@ def _record(run: PipelineRun) -> None:
         run.tracker.artifact(grid, "samples")
     if run.source_state and run.outcomes.get(FETCH) == RAN:
         note_fetched(run.root, run.source_state)
-    if run.source_state and is_of(run.root, load_params(run.root), run.source_state):
+    if run.source_state and is_of(run.root, run.config or load_params(run.root), run.source_state):
         run.tracker.tags({recorded.SOURCE_STATE: run.source_state})
-    register_models(run.root, run.evaluated(), run.tracker.id)
+    mlflow.call(f"{REGISTRATION}:register_models", run.root, run.evaluated(), run.tracker.id)
 
 
-def run_pipeline(root: Path, overrides: Sequence[str] = ()) -> None:
+def run_pipeline(root: Path, overrides: Sequence[str] = (), mlflow: MLflowProcess | None = None) -> None:
     """Run ``dvc repro`` under a parent run."""
-    with pipeline_run(root, overrides) as run:
+    with pipeline_run(root, overrides, mlflow) as run:
         run.fetch_if_changed(logger.info)
-        run.dvc(["repro"], logger.info)
+        run.repro(logger.info)
     if run.outcomes and set(run.outcomes.values()) <= {SKIPPED, CACHED}:
         logger.info("\nEverything is up to date: no stage had anything to do.")
 

@@ -19,9 +19,9 @@ from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.config.params import PARAMS_FILE
 from tokenbridge.infra.dvc import LOCK_FILE, md5_as_dvc, parse_lock, read_stages, share_cache
 from tokenbridge.infra.git import apply_patch, checkout, git
+from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.recorded import PROCESSOR, RecordedRun, read_recorded
 from tokenbridge.infra.tracking.spool import SPOOL_FOLDER, Tracker
-from tokenbridge.infra.tracking.sync import LiveSync
 from tokenbridge.ops.runs.pipeline_run import FETCH, PipelineRun
 from tokenbridge.stages.runtime import WORK
 

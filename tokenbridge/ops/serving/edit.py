@@ -14,8 +14,9 @@ from tokenbridge.base.errors import UserError
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.progress import Progress
 from tokenbridge.base.seeding import generator
+from tokenbridge.config.data import ImageLimits
 from tokenbridge.config.model import SamplingSettings
-from tokenbridge.images.decoding import open_whole
+from tokenbridge.images.decoding import check_bytes, to_rgb, upright, whole_image
 from tokenbridge.ops.serving.draw import check_picture, save_picture
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 
@@ -97,10 +98,11 @@ def read_fitted(path: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint
     """
     if not path.is_file():
         raise UserError(f"there is no image file {path}: check the path")
-    upright = ImageOps.exif_transpose(open_whole(path.read_bytes(), str(path)))
-    height, width = size
+    limits, (height, width) = ImageLimits(), size
+    check_bytes(path.stat().st_size, str(path), limits)
     method = Image.Resampling.BOX if mode == "L" else Image.Resampling.BICUBIC
-    return np.asarray(ImageOps.fit(upright.convert(mode), (width, height), method))
+    with whole_image(path.read_bytes(), str(path), limits) as (image, _):
+        return np.asarray(ImageOps.fit(to_rgb(upright(image)).convert(mode), (width, height), method))
 
 
 def cover(image: NDArray[np.uint8], kept: NDArray[np.bool_]) -> NDArray[np.uint8]:

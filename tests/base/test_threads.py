@@ -1,0 +1,22 @@
+"""Threads keep the order of a stream, and do not run far ahead of its reader."""
+
+import itertools
+
+import pytest
+
+from tokenbridge.base.threads import AHEAD, in_threads
+
+
+def test_results_come_in_order_and_few_items_are_taken_in_advance() -> None:
+    taken = itertools.count()
+    results = in_threads(lambda number: -number, (next(taken) for _ in iter(int, 1)))
+    assert [next(results) for _ in range(100)] == [-number for number in range(100)]
+    assert next(taken) <= 100 + AHEAD
+    results.close()
+
+
+def test_an_error_comes_in_its_items_place() -> None:
+    results = in_threads(lambda number: 1 // number, [1, 0])
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
