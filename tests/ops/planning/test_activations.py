@@ -88,7 +88,7 @@ def test_the_peak_of_a_step_is_what_was_measured(precision: str, checkpointed: b
     config, bf16, images = composed("model=tiny"), precision == BF16, 64
     with FakeTensorMode():
         fake = cpu_model(config)
-        found = activations(fake, Step(fake.positions, precision, checkpointed), images, images)
+        found = activations(fake, Step(fake.positions, precision, checkpointed), images)
     model = cpu_model(config)
     if checkpointed:
         model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))

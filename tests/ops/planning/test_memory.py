@@ -90,14 +90,14 @@ def test_the_largest_batch_fits_and_one_more_does_not(limit: float, checkpointed
 @pytest.mark.parametrize("masked", [180, 200, 220])
 def test_no_mask_needs_more_than_the_plan_says(masked: int, checkpointed: bool) -> None:
     memory = LARGE.changed(checkpointed=checkpointed)
-    needed = activations(memory.model, Step(masked, memory.precision, checkpointed), GROUP, GROUP).total
+    needed = activations(memory.model, Step(masked, memory.precision, checkpointed), GROUP).total
     assert needed <= memory.at(GROUP).activations.total * (1 + 1e-9)
 
 
 def test_the_released_batch_fits_because_the_head_is_computed_by_parts() -> None:
     """64 images a GPU; its authors trained L on A100 with gradient checkpointing, which computes a third more."""
     assert LARGE.at(64).total < 48 * GIB
-    whole = activations(LARGE.model, Step(256, LARGE.precision, whole_head=True), 64, 64)
+    whole = activations(LARGE.model, Step(256, LARGE.precision, whole_head=True), 64)
     assert LARGE.at(64).total - LARGE.at(64).activations.total + whole.total > 80 * GIB
 
 

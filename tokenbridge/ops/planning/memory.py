@@ -81,7 +81,7 @@ class MemoryModel:
         weights = FULL * self.parameters.total
         steps = [self._step(masked) for masked in mask_range(self.model, self.recipe)]
         # with more masked positions, the head needs more and the encoder less
-        found = [activations(self.model, step, images, self.recipe.mask_group) for step in steps]
+        found = [activations(self.model, step, images) for step in steps]
         gradients = weights / (1 if self.cluster.accumulation > 1 else shards)
         return Memory(
             weights=weights / shards,

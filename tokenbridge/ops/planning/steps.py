@@ -73,7 +73,10 @@ class GpuNumerics(TorchFunctionMode):
 
 
 class HeldBytes(TorchDispatchMode):
-    """Count the bytes of the tensors that are made within it: those that exist now, and the most at a time."""
+    """Count the bytes of the tensors that are made within it: those that exist now, and the most at a time.
+
+    Views and results in place have the storage of a tensor that was there before, such as a weight. They do not count.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,10 +84,11 @@ class HeldBytes(TorchDispatchMode):
         self._storages: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._storages.update(storages(args))  # those that were there before, such as weights, of which views are made
         made = func(*args, **(kwargs or {}))
-        for storage in storages(made):
-            if storage not in self._storages:
+        if any(result.alias_info for result in func._schema.returns):
+            return made
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage()) not in self._storages:
                 self._storages.add(storage)
                 weakref.finalize(storage, self._add, -storage.nbytes())
                 self._add(storage.nbytes())
@@ -93,10 +97,6 @@ class HeldBytes(TorchDispatchMode):
     def _add(self, size: int) -> None:
         self.now += size
         self.most = max(self.most, self.now)
-
-
-def storages(values: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,15 @@ class StepBytes:
     working: float  # in the backward, beyond what the forward leaves
 
 
-def activations(model: TokenBridgeTransformer, step: Step, images: int, most: int) -> Activations:
-    """Return the activations of ``images`` images at once, up to ``most``."""
+def activations(model: TokenBridgeTransformer, step: Step, images: int) -> Activations:
+    """Return the activations of ``images`` images at once."""
     rows = positions_at_once(model.head, model.device)
     if step.whole_head or images * step.masked <= rows:
         found = images / IMAGES * measured(model, replace(step, whole_head=True), IMAGES)
-    else:  # linear from the first number of images with more than one part
-        few = rows // step.masked + 1
-        many = max(most, few + 1)
-        first, last = (measured(model, step, count) for count in (few, many))
-        found = first + (images - few) / (many - few) * (last - first)
+    else:  # linear from two whole parts on
+        two, four = (parts * (rows // step.masked + 1) for parts in (2, 4))
+        first, last = (measured(model, step, count) for count in (two, four))
+        found = first + (images - two) / (four - two) * (last - first)
     encoder, decoder, head, head_peak, working = found.tolist()
     return Activations(encoder, decoder, head, max(head_peak - head, working))
 
