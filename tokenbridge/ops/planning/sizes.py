@@ -1,11 +1,10 @@
 """The real models of a plan on the meta device, where tensors have shapes and types but no memory."""
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -63,15 +62,14 @@ def deepened(model: TokenBridgeTransformer, measure: Callable[[TokenBridgeTransf
     Blocks of a part are alike, so each further one adds the same. The whole model would take ten times as long.
 
     Args:
-        measure: returns a dataclass, whose fields are encoder, decoder, head, a second one of the head, and one to
-            which further blocks add nothing; or only the first ones.
+        measure: returns a dataclass. Blocks of a part add only to the fields whose names begin with the part's.
     """
     sizes = model.config
-    of_head = sizes.head_depth - 2
-    further = np.array([sizes.encoder_depth - 2, sizes.decoder_depth - 2, of_head, of_head, 0])
-    one, two = (measure(shallow(model, depth)) for depth in (1, 2))
-    first, second = np.array(astuple(one)), np.array(astuple(two))
-    return type(two)(*(second + further[: len(second)] * (second - first)).tolist())
+    depths = {"encoder": sizes.encoder_depth, "decoder": sizes.decoder_depth, "head": sizes.head_depth}
+    first, second = (measure(shallow(model, depth)) for depth in (1, 2))
+    further = {name: depths.get(name.partition("_")[0], 2) - 2 for name in asdict(second)}
+    one, two = asdict(first), asdict(second)
+    return type(second)(**{name: two[name] + blocks * (two[name] - one[name]) for name, blocks in further.items()})
 
 
 def step_inputs(model: TokenBridgeTransformer, images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
