@@ -29,6 +29,7 @@ from tokenbridge.engine.ema import Ema
 from tokenbridge.engine.optim import build_optimizers, update_weights
 from tokenbridge.evaluation.features import extract_features
 from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.sampler import Draws, choose_levels, sample_tokens
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer
 from tokenbridge.training.trainer import NOT_MODEL_ARGUMENTS
@@ -215,9 +216,20 @@ def features(images: int) -> Case:
     return Case(images, partial(extract_features, random_images(images), size, precision=FP32))
 
 
-def start_up() -> Case:
-    command = [sys.executable, "-m", "tokenbridge.cli", "--help"]
-    return Case(1, partial(subprocess.run, command, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL))
+def command(*arguments: str, folder: tempfile.TemporaryDirectory[str] | None = None) -> Case:
+    """A new process of the command line, with its imports."""
+    words = [sys.executable, "-m", "tokenbridge.cli", *arguments]
+    return Case(1, partial(subprocess.run, words, cwd=PROJECT, check=True, capture_output=True), folder=folder)
+
+
+def first_image() -> Case:
+    """A new process that loads a pipeline and draws one image."""
+    folder = tempfile.TemporaryDirectory()
+    model, quantizer = build_model("tiny", SIDE, DIMENSIONS), build_quantizer(DIMENSIONS, LEVELS["tiny"])
+    pipeline = TokenBridgePipeline(build_vae(CONFIG.vae, CONFIG.data.image_size), model, quantizer)
+    pipeline.save_pretrained(f"{folder.name}/model")
+    places = ("--model", f"{folder.name}/model", "--out", f"{folder.name}/image.png")
+    return command("sample", *places, "--count", "1", "--class", "0", folder=folder)
 
 
 SIDE, DIMENSIONS = 4, CONFIG.vae.dimensions  # of the default's tokens
@@ -231,8 +243,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "sampling, `tiny`, S 256, 64 steps": partial(sampling, "tiny", 16, 16, 4, 64),
     "sampling, `base`, S 64, 16 steps": partial(sampling, "base", 8, 16, 1, 16),
     "training step, `tiny`": partial(training_step, "tiny", SIDE, DIMENSIONS, 128),
-    "training step, `base`, S 64": partial(training_step, "base", 8, 16, 1),
-    "training step, `large`, S 64": partial(training_step, "large", 8, 16, 1),
+    "training step, `base`, S 64": partial(training_step, "base", 8, 16, 4),
+    "training step, `large`, S 64": partial(training_step, "large", 8, 16, 4),
     "loader, moments": partial(loader, "moments", 512),
     "loader, tokens": partial(loader, "tokens", 512),
     "classifier step": partial(classifier_step, CONFIG.classifier.batch_size),
@@ -241,5 +253,6 @@ CASES: dict[str, Callable[[], Case]] = {
     "encode": partial(encode, 250),
     "decode": partial(decode, 250),
     "EfficientNet-Lite0's features": partial(features, 250),
-    "start-up, `tokenbridge --help`": start_up,
+    "start-up, `tokenbridge --help`": partial(command, "--help"),
+    "first image of `tokenbridge sample`": first_image,
 }
