@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.muon import newton_schulz
-from tests.support.small_model import RECIPE
+from tests.support.small_model import RECIPE, random_model
 from tokenbridge.engine.optim import Muon, NonFiniteError, build_optimizers, orthogonalize, same_sized, update_weights
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.training.trainer import is_matrix
@@ -90,6 +90,27 @@ def test_rates_follow_the_factor(model: TokenBridgeTransformer) -> None:
     update_weights(torch.zeros(()), model, list(optimizers.values()), factor=0.5, clip_norm=1.0, step=0)
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
     assert rates == {"adamw": 5e-4, "muon": 0.01}
+
+
+def test_adamw_is_fused_on_gpus_alone_and_updates_alike(
+    model: TokenBridgeTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = optimizers_of(model, "adamw")["adamw"]
+    assert not plain.defaults["fused"]
+    twin = random_model()
+    twin.load_state_dict(model.state_dict())
+    monkeypatch.setattr("tokenbridge.engine.optim.FUSED", ("cpu",))
+    fused = optimizers_of(twin, "adamw")["adamw"]
+    assert fused.defaults["fused"]
+    random = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            ours.grad = torch.randn(ours.shape, generator=random)
+            theirs.grad = ours.grad.clone()
+        plain.step()
+        fused.step()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

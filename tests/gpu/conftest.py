@@ -126,7 +126,8 @@ def train_on(data: FreshTokens, config: Config, folder: Path, device: torch.devi
 def make_trainer(data: FreshTokens, device: torch.device, sizes: Sizes, tmp_path: Path) -> MakeTrainer:
     def make(name: str = "training", dropout: float = 0.0, **launcher: bool) -> Trainer:
         changes = [f"train.batch_size={sizes.images}", *large(f"dropout={dropout}", *SLICE, *sizes.large)]
-        config = composed(device, *changes, "train.epochs=100", "train.warmup_epochs=1")
+        changes += ["launcher.compile=false", "train.epochs=100", "train.warmup_epochs=1"]
+        config = composed(device, *changes)
         config = replace(config, launcher=replace(config.launcher, **launcher))
         return train_on(data, config, tmp_path / name, device)
 

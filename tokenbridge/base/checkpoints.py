@@ -74,7 +74,10 @@ def make_room(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Non
         name, slot = key.rsplit("/", 1)
         parameter = named[name]
         like_it = tensor.size == parameter.shape
-        blank = torch.zeros_like(parameter) if like_it else torch.zeros(tensor.size, dtype=tensor.properties.dtype)
+        # a fused optimizer counts its steps on the parameter's device, any other on the CPU
+        place = parameter.device if optimizer.defaults.get("fused") else None
+        kind = tensor.properties.dtype
+        blank = torch.zeros_like(parameter) if like_it else torch.zeros(tensor.size, dtype=kind, device=place)
         optimizer.state[parameter][slot] = blank.detach()
 
 

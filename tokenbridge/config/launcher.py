@@ -46,7 +46,7 @@ class LauncherConfig(Settings):
     strategy: Literal["ddp", "fsdp"]  # fsdp: FSDP2
     accumulation: Positive  # parts of a process's share of a batch, computed one after the other
     checkpoint_activations: bool  # saves memory, costs a third more work
-    compile: bool  # use torch.compile on the repeated blocks
+    compile: bool | None  # use torch.compile on the repeated blocks; null: on GPUs
     deterministic: bool  # GPUs: only operations that repeat their bits, slower; CPUs always repeat them
     keep_checkpoints: Positive  # the number of newest checkpoints that stay
     keep_every: Count  # the first checkpoint in every keep_every steps stays too; 0: none

@@ -16,6 +16,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 GRAM_NUMBERS = 2**17  # at most in a batch of Gram matrices
 MOMENTUM = 0.95
+FUSED = ("cuda",)  # types of device on which AdamW updates everything in one kernel; others keep their bits
 NamedParameter = tuple[str, nn.Parameter]
 
 
@@ -131,7 +132,9 @@ def build_optimizers(
     ]
     # torch counts an empty group as one without parameter names, and refuses to mix it with named groups
     groups = [group for group in groups if group["params"]]
-    optimizers: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups, lr=learning_rate, betas=betas)}
+    fused = all(parameter.device.type in FUSED for parameter in model.parameters())
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused or None)
+    optimizers: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
     if matrices:
         optimizers["muon"] = Muon(matrices, lr=muon_learning_rate)
     for optimizer in optimizers.values():

@@ -10,6 +10,7 @@ the random numbers of an image.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.layers import gather
 from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
+from tokenbridge.sampling.graphs import Function, graphed
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 MAX_BYTES = 2**31  # of the head's cache, modulation and logits at once
@@ -150,6 +152,7 @@ def sample_tokens(
         require(to_draw > 0, "keep covers every position: leave at least one position to draw")
     counts = masked_counts(to_draw, settings.steps_for(to_draw))
     masked_before = to_draw
+    draw_rows = graphed(partial(_draw_rows, model.head, settings), draws.uniforms.device)
     for step, masked_after in enumerate(counts):
         _, visible = split_order(order, masked_before)
         values = quantizer.decode(quantizer.from_head_order(tokens))
@@ -160,18 +163,18 @@ def sample_tokens(
         if by_confidence:
             shifted = draws.uniforms.to(widest_float(draws.uniforms.device)) + step * GOLDEN_RATIO
             uniforms = shifted % 1  # else rejected levels are drawn again
-            drawn, confidence = _draw(model, z, gather(uniforms, drawn_at), settings, sums)
+            drawn, confidence = _draw(draw_rows, positions_at_once(model.head), z, gather(uniforms, drawn_at), sums)
             rank = confidence.argsort(dim=1, stable=True)
             order = torch.cat([order[:, :masked_before].gather(1, rank), order[:, masked_before:]], dim=1)
             drawn = gather(drawn, rank[:, masked_after:])
         else:
-            drawn, _ = _draw(model, z, gather(draws.uniforms, drawn_at), settings, sums)
+            drawn, _ = _draw(draw_rows, positions_at_once(model.head), z, gather(draws.uniforms, drawn_at), sums)
         revealed = order[:, masked_after:masked_before]
         tokens.scatter_(1, revealed[..., None].expand_as(drawn), drawn)
         masked_before = masked_after
         if on_step is not None:
             on_step(step + 1, len(counts))
-    check_finite("the model's logits", torch.stack(sums), model, quantizer)
+    check_finite("the model's logits", torch.cat(sums), model, quantizer)
     return quantizer.from_head_order(tokens)
 
 
@@ -210,23 +213,23 @@ def positions_at_once(head: DimensionHead) -> int:
     return max(1, MAX_BYTES // (CACHED_BYTES * cached + LOGIT_BYTES * slots * classes))
 
 
-def _draw(
-    model: TokenBridgeTransformer,
-    z: Tensor,
-    uniforms: Tensor,
-    settings: SamplingSettings,
-    sums: list[Tensor],
-) -> tuple[Tensor, Tensor]:
+def _draw(draw_rows: Function, rows: int, z: Tensor, uniforms: Tensor, sums: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Draw tokens [N, K, C] in head order from z [N, K, D]; return them and their confidence [N, K].
 
     ``_LevelChoice`` defines the confidence, and what is added to ``sums``.
     """
-    rows = positions_at_once(model.head)
-    flat_z, flat_uniforms = (x.flatten(0, 1).split(rows) for x in (z, uniforms))
-    choices = [_LevelChoice(part, settings, sums) for part in flat_uniforms]
-    drawn = torch.cat([model.head.sample(part, choice) for part, choice in zip(flat_z, choices, strict=True)])
-    confidence = torch.cat([choice.confidence for choice in choices])
-    return drawn.view(*z.shape[:2], -1), confidence.view(z.shape[:2])
+    parts = zip(*(x.flatten(0, 1).split(rows) for x in (z, uniforms)), strict=True)
+    drawn, confidence, found = zip(*(draw_rows(*part) for part in parts), strict=True)
+    sums += found
+    return torch.cat(drawn).view(*z.shape[:2], -1), torch.cat(confidence).view(z.shape[:2])
+
+
+def _draw_rows(
+    head: DimensionHead, settings: SamplingSettings, z: Tensor, uniforms: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw tokens [M, C] from z [M, D]; return them, their confidence [M] and the sums of the slots' logits [G]."""
+    choice = _LevelChoice(uniforms, settings)
+    return head.sample(z, choice), choice.confidence, torch.stack(choice.sums)
 
 
 class _LevelChoice:
@@ -235,12 +238,13 @@ class _LevelChoice:
     Attributes:
         confidence: [M], the sum over slots of the log-probability of the chosen class, before temperature and top-p.
             The sum ranks positions as the mean does. It is 0 unless ``settings.order`` is ``confidence``.
-        sums: gets the sum of the logits of each slot. It is finite if every logit is, and is read only at the end, so
-            that a GPU is never waited for.
+        sums: the sum of the logits of each slot. It is finite if every logit is, and is read only at the end, so that a
+            GPU is never waited for.
     """
 
-    def __init__(self, uniforms: Tensor, settings: SamplingSettings, sums: list[Tensor]) -> None:
-        self.uniforms, self.settings, self.sums = uniforms, settings, sums
+    def __init__(self, uniforms: Tensor, settings: SamplingSettings) -> None:
+        self.uniforms, self.settings = uniforms, settings
+        self.sums: list[Tensor] = []
         self.confidence = torch.zeros(len(uniforms), device=uniforms.device)
 
     def __call__(self, logits: Tensor, slot: int) -> Tensor:

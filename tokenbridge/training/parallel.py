@@ -1,5 +1,7 @@
 """Training over many processes, replicated (DDP) or sharded (FSDP2), with torch.distributed only."""
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -9,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._triton import has_triton
 
 from tokenbridge.base.device import DTYPES
 from tokenbridge.base.distributed import Processes
@@ -26,14 +29,24 @@ def distribute(
     """
     if launcher.checkpoint_activations:
         model.enable_gradient_checkpointing()
-    if launcher.compile:
-        model.compile_repeated_blocks()
+    if compiles(launcher, model.device):
+        # symbolic sizes: one graph serves every number of masked positions, and no position is padded
+        model.compile_repeated_blocks(dynamic=True)
     if processes.world == 1:
         return model
     if launcher.strategy == FSDP:
         shard(model, precision, init_device_mesh(model.device.type, (processes.world,)))
         return model
     return replicate(model)
+
+
+def compiles(launcher: LauncherConfig, device: torch.device) -> bool:
+    """Return whether the repeated blocks are compiled: as set, or by default on GPUs where Triton can compile."""
+    if launcher.compile is not None:
+        return launcher.compile
+    # Triton compiles its launchers with the C compiler of this machine
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    return device.type == "cuda" and has_triton() and any(shutil.which(name) for name in compilers if name)
 
 
 def replicate(model: TokenBridgeTransformer) -> DistributedDataParallel:
