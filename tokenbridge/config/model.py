@@ -20,7 +20,7 @@ from tokenbridge.config.types import (
 
 Head = Literal["autoregressive", "parallel"]
 GuidanceSchedule = Literal["linear", "constant", "cosine"]
-RevealOrder = Literal["random", "raster", "confidence"]
+RevealOrder = Literal["random", "raster", "confidence", "halton"]
 HEADS: tuple[str, ...] = get_args(Head)
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
@@ -107,7 +107,7 @@ class SamplingSettings(Settings, frozen=True):
         order: ``random``, the paper's: each image in its own order; ``raster``: row by row from the top left;
             ``confidence``: each step draws all masked positions and keeps those of the highest mean log-probability,
             which is taken before temperature and top-p. The authors use it for clean backgrounds only, because it
-            costs diversity.
+            costs diversity; ``halton``: each step's positions are spread evenly over the image.
     """
 
     steps: Positive | None = None

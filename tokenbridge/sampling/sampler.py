@@ -23,6 +23,7 @@ from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.layers import gather
 from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
+from tokenbridge.sampling.orders import reveal_order
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 MAX_BYTES = 2**31  # of the head's cache, modulation and logits at once
@@ -137,7 +138,8 @@ def sample_tokens(
     """
     sums: list[Tensor] = []
     tokens = torch.zeros_like(draws.uniforms, dtype=torch.long)  # head order
-    order, to_draw = _reveal_order(draws, settings.order), draws.order.shape[1]
+    grid = model.config.grid_height, model.config.grid_width
+    order, to_draw = reveal_order(draws.order, settings.order, *grid), draws.order.shape[1]
     require((given is None) == (keep is None), "given and keep go together: give both or neither")
     if given is not None and keep is not None:
         require(
@@ -173,13 +175,6 @@ def sample_tokens(
             on_step(step + 1, len(counts))
     check_finite("the model's logits", torch.stack(sums), model, quantizer)
     return quantizer.from_head_order(tokens)
-
-
-def _reveal_order(draws: Draws, order: str) -> Tensor:
-    """Return the order of positions [N, S]; its tail is revealed first."""
-    if order == "raster":
-        return torch.arange(draws.order.shape[1] - 1, -1, -1, device=draws.order.device).expand_as(draws.order)
-    return draws.order
 
 
 def _guided_features(
