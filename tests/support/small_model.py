@@ -60,6 +60,7 @@ RECIPE = TrainConfig(
     mask_ratio_mean=1.0,
     mask_ratio_std=0.25,
     mask_ratio_min=0.7,
+    head_share=1.0,
     mask_group_size=None,
     precision="fp32",
     evaluations=2,

@@ -49,6 +49,7 @@ class TrainConfig(Settings):
     mask_ratio_mean: Amount  # of the normal before it is cut to [mask_ratio_min, 1]
     mask_ratio_std: PositiveNumber
     mask_ratio_min: Share
+    head_share: Annotated[Number, Field(gt=0, le=1)]  # of the masked positions, those that the head is trained on
     mask_group_size: Positive | None  # images of a batch that share one mask ratio; null: the whole batch does
     precision: Precision
     evaluations: Positive  # how often the validation loss is measured; the last time is after the last step

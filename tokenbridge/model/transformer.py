@@ -111,18 +111,29 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
             if name.endswith("modulation.weight"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, values: Tensor, tokens: Tensor, labels: Tensor, order: Tensor, num_masked: int) -> Tensor:
-        """Return the mean cross-entropy, in nats per dimension, over the first ``num_masked`` positions of ``order``.
+    def forward(
+        self,
+        values: Tensor,
+        tokens: Tensor,
+        labels: Tensor,
+        order: Tensor,
+        num_masked: int,
+        num_predicted: int | None = None,
+    ) -> Tensor:
+        """Return the mean cross-entropy, in nats per dimension, over ``num_predicted`` of the masked positions.
 
         Args:
             values: dequantized latents [N, S, C], dimensions in natural order.
             tokens: indices [N, S, C], dimensions in head order.
             labels: [N]; ``num_classes`` where the class was dropped.
             order: a permutation of the positions for each image, [N, S].
+            num_masked: the first so many positions of ``order`` are masked.
+            num_predicted: of these, the first so many count; None: all.
         """
-        masked, visible = split_order(order, num_masked)
-        z = self.features(values, labels, visible, masked)
-        return head_loss(self.head, z.flatten(0, 1), gather(tokens, masked).flatten(0, 1))
+        _, visible = split_order(order, num_masked)
+        predicted, _ = split_order(order, num_masked if num_predicted is None else num_predicted)
+        z = self.features(values, labels, visible, predicted)
+        return head_loss(self.head, z.flatten(0, 1), gather(tokens, predicted).flatten(0, 1))
 
     def features(self, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Return the features z [N, K, D] of the ``wanted`` positions [N, K], from values [N, S, C] at visible ones.

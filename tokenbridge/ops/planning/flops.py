@@ -31,6 +31,9 @@ class Flops:
     def total(self) -> float:
         return self.encoder + self.decoder + self.head
 
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.encoder + other.encoder, self.decoder + other.decoder, self.head + other.head)
+
     def __sub__(self, other: "Flops") -> "Flops":
         return Flops(self.encoder - other.encoder, self.decoder - other.decoder, self.head - other.head)
 
