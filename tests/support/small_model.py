@@ -77,6 +77,7 @@ MODEL = ModelConfig(
     head_heads=2,
     head="autoregressive",
     head_group=1,
+    head_modulation="slot",
     buffer_size=2,
     dropout=0.0,
     level_embedding_std=0.02,

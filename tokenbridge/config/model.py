@@ -19,9 +19,11 @@ from tokenbridge.config.types import (
 )
 
 Head = Literal["autoregressive", "parallel"]
+HeadModulation = Literal["slot", "position"]
 GuidanceSchedule = Literal["linear", "constant", "cosine"]
 RevealOrder = Literal["random", "raster", "confidence", "halton"]
 HEADS: tuple[str, ...] = get_args(Head)
+HEAD_MODULATIONS: tuple[str, ...] = get_args(HeadModulation)
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
 Decay = Annotated[Number, Field(ge=0, le=0.999999)]
@@ -85,6 +87,7 @@ class ModelConfig(Settings):
     head_heads: Positive
     head: Head  # autoregressive: the paper's; parallel: every dimension from the features alone
     head_group: Positive  # dimensions predicted jointly; 1 is the paper's
+    head_modulation: HeadModulation  # slot: another one for each dimension, the paper's; position: one for all, cheaper
     buffer_size: Positive  # class positions in front of the sequence
     dropout: Annotated[Number, Field(ge=0, le=0.9)]  # in the spatial blocks and in the head's
     level_embedding_std: PositiveNumber  # of the head's level embeddings at the start; the released code: 1

@@ -19,8 +19,9 @@ INIT_STD = 0.02
 class TokenBridgeTransformer(ModelMixin, ConfigMixin):
     """The model that predicts the tokens at masked positions from the class and the tokens at visible positions.
 
-    The label ``num_classes`` means "no class": the unconditional half of guidance. ``head`` and ``head_group`` are the
-    ``kind`` and ``group`` of ``DimensionHead``; ``released_slot0`` is its argument of this name.
+    The label ``num_classes`` means "no class": the unconditional half of guidance. ``head``, ``head_group`` and
+    ``head_modulation`` are the ``kind``, ``group`` and ``modulation`` of ``DimensionHead``; ``released_slot0`` is its
+    argument of this name.
 
     Differs: the decoder has the encoder's width, as in every released size.
     """
@@ -47,6 +48,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         buffer_size: int,
         head: str = "autoregressive",
         head_group: int = 1,
+        head_modulation: str = "slot",
         dropout: float = 0.0,
         level_embedding_std: float = INIT_STD,
         released_slot0: bool = False,
@@ -82,6 +84,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
             heads=head_heads,
             kind=head,
             group=head_group,
+            modulation=head_modulation,
             dropout=dropout,
             released_slot0=released_slot0,
         )
@@ -104,7 +107,8 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
                 nn.init.normal_(module.weight, std=level_embedding_std if of_levels else INIT_STD)
         learned = (self.no_class, self.mask_token, self.encoder_position, self.decoder_position, self.output_position)
         for parameter in (*learned, self.head.slot_embedding, self.head.modulation_embedding):
-            nn.init.normal_(parameter, std=INIT_STD)
+            if parameter is not None:
+                nn.init.normal_(parameter, std=INIT_STD)
         for table in self.head.output_weight:
             nn.init.xavier_uniform_(table)
         for name, parameter in self.head.named_parameters():
