@@ -106,6 +106,8 @@ class SamplingSettings(Settings, frozen=True):
         steps: None: one for each position to draw, at most ``MAX_DEFAULT_STEPS``.
         guidance_scale: 1: no guidance.
         guidance_interval: guidance acts while the share of revealed positions lies in [from, to).
+        guidance_refresh: every so many guided steps, the unconditional half is computed; in between, its difference to
+            the conditional half is taken from the last time (LazyMAR). 1: it is always computed.
         temperature: of the logits; 0 takes the likeliest level. Smaller ones than ``LEAST_TEMPERATURE`` would overflow.
         top_p: draw among the likeliest levels that together have this probability; 1: all.
         order: ``random``, the paper's: each image in its own order; ``raster``: row by row from the top left;
@@ -118,6 +120,7 @@ class SamplingSettings(Settings, frozen=True):
     guidance_scale: Annotated[Number, Field(ge=1, le=1000)] = 2.0
     guidance_schedule: GuidanceSchedule = "linear"
     guidance_interval: Sequence[Share] = (0.0, 1.0)
+    guidance_refresh: Positive = 1
     temperature: Annotated[Number, Field(ge=0, le=1000)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     order: RevealOrder = "random"

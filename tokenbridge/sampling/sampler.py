@@ -10,6 +10,7 @@ the random numbers of an image.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,12 +18,12 @@ from torch import Tensor
 from tokenbridge.base.device import widest_float
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.finite import check_finite
-from tokenbridge.base.slices import slices
 from tokenbridge.config import require
 from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.layers import gather
 from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
+from tokenbridge.sampling.guidance import Guidance, refreshed
 from tokenbridge.sampling.orders import reveal_order
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
@@ -31,7 +32,6 @@ CACHED_BYTES = 4  # of a number in the cache, or in the modulation
 CACHED = 8  # such numbers for each feature of a slot in a block: a key, a value, and six of the modulation
 LOGIT_BYTES = 48  # of a logit: in float32, and its probability, rank and sums in float64
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as can be
-HELD = 16  # numbers for each of the features that encoder and decoder hold at once, at most
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ def guidance_at(settings: SamplingSettings, positions: int, masked_before: int, 
     if settings.guidance_schedule == "cosine":
         return 1 + gain * (1 - math.cos(math.pi * revealed / positions)) / 2
     return 1 + gain * revealed / positions
+
+
+def guidance_scales(settings: SamplingSettings, positions: int, counts: Sequence[int]) -> list[float]:
+    """Return the guidance scale of each step, of which ``masked_counts`` gave the counts."""
+    steps = pairwise([positions, *counts])
+    return [guidance_at(settings, positions, before, after) for before, after in steps]
 
 
 def choose_levels(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
@@ -151,14 +157,19 @@ def sample_tokens(
         to_draw -= int(keep.sum())
         require(to_draw > 0, "keep covers every position: leave at least one position to draw")
     counts = masked_counts(to_draw, settings.steps_for(to_draw))
-    masked_before = to_draw
+    by_confidence, masked_before = settings.order == "confidence", to_draw
+    scales = guidance_scales(settings, to_draw, counts)
+    both = refreshed(scales, settings.guidance_refresh)
+    guidance = Guidance(model, labels, settings.guidance_refresh)
     for step, masked_after in enumerate(counts):
         _, visible = split_order(order, masked_before)
         values = quantizer.decode(quantizer.from_head_order(tokens))
-        scale = guidance_at(settings, to_draw, masked_before, masked_after)
-        by_confidence = settings.order == "confidence"
-        drawn_at = order[:, 0 if by_confidence else masked_after : masked_before]
-        z = _guided_features(model, values, labels, visible, drawn_at, scale)
+        first = 0 if by_confidence else masked_after
+        drawn_at, needed = order[:, first:masked_before], first
+        if both[step] and not by_confidence:  # the positions up to the next step with both halves
+            needed = counts[min(step + settings.guidance_refresh, len(counts)) - 1]
+        wanted = order[:, needed:masked_before]
+        z = guidance.features(values, visible, wanted, scales[step], both[step], first - needed)
         if by_confidence:
             shifted = draws.uniforms.to(widest_float(draws.uniforms.device)) + step * GOLDEN_RATIO
             uniforms = shifted % 1  # else rejected levels are drawn again
@@ -175,27 +186,6 @@ def sample_tokens(
             on_step(step + 1, len(counts))
     check_finite("the model's logits", torch.stack(sums), model, quantizer)
     return quantizer.from_head_order(tokens)
-
-
-def _guided_features(
-    model: TokenBridgeTransformer, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor, scale: float
-) -> Tensor:
-    """Return features [N, K, D] at the ``wanted`` positions [N, K], mixed as z_uncond + s (z_cond - z_uncond).
-
-    They are mixed before the head, as in the released code.
-    """
-
-    def guided(values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
-        if scale == 1:
-            return model.features(values, labels, visible, wanted)
-        labels = torch.cat([labels, torch.full_like(labels, model.num_classes)])
-        both = model.features(values.repeat(2, 1, 1), labels, visible.repeat(2, 1), wanted.repeat(2, 1))
-        conditional, unconditional = both.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
-
-    held = 2 * HELD * (model.buffer_size + model.positions) * model.config.width
-    inputs = (values, labels, visible, wanted)
-    return torch.cat([guided(*(each[part] for each in inputs)) for part in slices(len(values), held)])
 
 
 def positions_at_once(head: DimensionHead) -> int:

@@ -88,9 +88,11 @@ def test_checkpointing_repeats_the_blocks_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("order", ["random", "confidence"])
-@pytest.mark.parametrize("head", ["autoregressive", "parallel"])
-def test_sampling_costs_what_the_sampler_does(order: str, head: str) -> None:
-    config = composed(*TINY, f"models.tiny.head={head}", f"generate.order={order}", "generate.guidance_scale=3")
+@pytest.mark.parametrize(
+    "change", ["models.tiny.head=autoregressive", "models.tiny.head=parallel", "generate.guidance_refresh=3"]
+)
+def test_sampling_costs_what_the_sampler_does(order: str, change: str) -> None:
+    config = composed(*TINY, change, f"generate.order={order}", "generate.guidance_scale=3")
     latents = torch.randn(64, config.dimensions, 4, 4, generator=torch.Generator().manual_seed(1))
     quantizer = fit_quantizer(latents, config.quantizer)
     settings = config.generate
