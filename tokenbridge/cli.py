@@ -96,14 +96,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_export(commands)
 
-    ablations = commands.add_parser(
-        "ablations", help="run conf/experiment/ablation into the table of docs/ablations.md"
-    )
-    ablations.add_argument("names", nargs="*", help="which; none: all")
-    ablations.add_argument(
-        "--seeds", type=number(Integer), nargs="+", default=[0], help="of the trainings (%(default)s)"
-    )
-    ablations.set_defaults(command=_ablations)
+    for name, folder, command in (("ablations", "ablation", _ablations), ("speed", "speed", _speed)):
+        study = commands.add_parser(name, help=f"run conf/experiment/{folder} into the table of docs/{name}.md")
+        study.add_argument("names", nargs="*", help="which; none: all")
+        study.add_argument(
+            "--seeds", type=number(Integer), nargs="+", default=[0], help="of the trainings (%(default)s)"
+        )
+        study.set_defaults(command=command)
 
     planning.add_commands(commands)
     promotion.add_commands(commands)
@@ -122,6 +121,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance-scale", type=float, help="1: no guidance; default: 2")
     group.add_argument("--guidance-schedule", choices=GUIDANCE_SCHEDULES, help="default: linear")
     group.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="default: 0 1")
+    group.add_argument("--guidance-refresh", type=int, help="guided steps per unconditional half; default: 1")
     group.add_argument("--temperature", type=float, help="0 takes the likeliest level; default: 1")
     group.add_argument("--top-p", type=float, help="draw among the likeliest levels of this probability; default: 1")
     group.add_argument("--order", choices=REVEAL_ORDERS, help="which positions come first; default: random")
@@ -285,9 +285,15 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _ablations(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.runs.ablations import run_ablations
+    from tokenbridge.ops.runs.studies import ABLATIONS, run_study
 
-    run_ablations(find_project(), options.names, options.seeds)
+    run_study(find_project(), ABLATIONS, options.names, options.seeds)
+
+
+def _speed(options: argparse.Namespace) -> None:
+    from tokenbridge.ops.runs.speed import run_speed
+
+    run_speed(find_project(), options.names, options.seeds)
 
 
 def _ui(_: argparse.Namespace) -> None:

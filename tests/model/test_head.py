@@ -10,22 +10,27 @@ from tests.support.small_model import random_model
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json, write_json
 from tokenbridge.base.loading import load_whole
-from tokenbridge.config import HEADS
+from tokenbridge.config import HEAD_MODULATIONS, HEADS
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.head import DimensionHead
 
 DIMENSIONS, LEVELS = 4, 8
 each_head = pytest.mark.parametrize(
     "head",
-    [pytest.param((kind, group), id=f"{kind}-{group}") for kind in HEADS for group in (1, 2, DIMENSIONS)],
+    [
+        pytest.param((kind, group, modulation), id=f"{kind}-{group}-{modulation}")
+        for kind in HEADS
+        for group in (1, 2, DIMENSIONS)
+        for modulation in HEAD_MODULATIONS
+    ],
     indirect=True,
 )
 
 
 @pytest.fixture
 def head(request: pytest.FixtureRequest) -> DimensionHead:
-    kind, group = request.param
-    return random_model(head=kind, head_group=group).head
+    kind, group, modulation = request.param
+    return random_model(head=kind, head_group=group, head_modulation=modulation).head
 
 
 def features(count: int) -> Tensor:
@@ -123,11 +128,27 @@ def test_the_parallel_head_has_the_same_parameters_but_for_the_embeddings_of_lev
         ({"head": "diagonal"}, "head is 'diagonal': choose one of autoregressive, parallel"),
         ({"head_group": 3}, "head_group is 3: it must divide the 4 dimensions"),
         ({"head_group": 0}, "head_group is 0"),
+        ({"head_modulation": "image"}, "head_modulation is 'image': choose one of slot, position"),
+        ({"head_modulation": "position", "released_slot0": True}, "released_slot0 needs slot"),
     ],
 )
 def test_a_head_that_cannot_be_made_says_why(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         random_model(**changes)
+
+
+@torch.no_grad()
+def test_modulation_once_per_position_is_that_per_slot_without_its_embedding() -> None:
+    of_slots, of_position = (random_model(head_modulation=each) for each in HEAD_MODULATIONS)
+    weights = of_slots.state_dict()
+    weights.pop("head.modulation_embedding")
+    of_position.load_state_dict(weights)
+    of_slots.head.modulation_embedding.zero_()
+    z, tokens = features(50), torch.randint(LEVELS, (50, DIMENSIONS), generator=torch.Generator().manual_seed(0))
+    rows = []
+    of_position.head.blocks[0].modulation.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[1]))
+    torch.testing.assert_close(of_position.head(z, tokens), of_slots.head(z, tokens), atol=1e-5, rtol=1e-5)
+    assert rows == [1]
 
 
 @pytest.mark.parametrize("released_slot0", [True, False])

@@ -42,7 +42,9 @@ def gradients(model: TokenBridgeTransformer, by_parts: bool, precision: str = "f
 @pytest.mark.usefixtures("in_parts")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("changes", [{}, {"head": "parallel"}, {"head_group": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"head": "parallel"}, {"head_group": 2}, {"head_modulation": "position"}], ids=str
+)
 def test_parts_give_the_loss_and_gradients_of_the_whole(
     changes: dict[str, object], checkpointed: bool, precision: str
 ) -> None:

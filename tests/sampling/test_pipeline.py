@@ -183,7 +183,13 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", REVEAL_ORDERS)
 def test_every_sampling_setting_is_an_argument(pipeline: TokenBridgePipeline, order: str) -> None:
     steps: list[tuple[int, int]] = []
-    options = {"guidance_schedule": "cosine", "guidance_interval": (0.2, 0.8), "temperature": 0.9, "top_p": 0.9}
+    options = {
+        "guidance_schedule": "cosine",
+        "guidance_interval": (0.2, 0.8),
+        "guidance_refresh": 2,
+        "temperature": 0.9,
+        "top_p": 0.9,
+    }
     pipeline([0], 5, order=order, **options, callback_on_step_end=lambda *step: steps.append(step))
     assert steps == [(done, 5) for done in range(1, 6)]
 

@@ -100,7 +100,7 @@ def test_steps_by_default(positions: int, steps: int) -> None:
         ({"steps": 4, "guidance_schedule": "cosine?"}, "linear"),
         ({"steps": 4, "temperature": -1}, "temperature is -1"),
         ({"top_p": 0}, "^top_p is 0: must be greater than 0$"),
-        ({"order": "spiral"}, "'random', 'raster' or 'confidence'"),
+        ({"order": "spiral"}, "'random', 'raster', 'confidence' or 'halton'"),
         ({"guidance_interval": (0.5, 0.5)}, "from < to"),
         ({"guidance_interval": (0.5,)}, "from < to"),
     ],

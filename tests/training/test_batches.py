@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 import torch
@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import truncnorm
 
-from tests.support.small_model import LAUNCHER, RECIPE
+from tests.support.small_model import LAUNCHER, RECIPE, random_model
 from tokenbridge.base.checks import ConfigError
 from tokenbridge.base.distributed import Processes
 from tokenbridge.base.seeding import generator
 from tokenbridge.config import TrainConfig
 from tokenbridge.config.params import compose_config, validate
-from tokenbridge.training.batches import Batch, draw_batch, num_masked_positions
+from tokenbridge.training.batches import Batch, batch_loss, draw_batch, num_masked_positions, predicted_positions
 from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.training.trainer import check_processes, part_sizes
 
@@ -99,6 +99,7 @@ def test_processes_that_do_not_divide_the_groups_are_refused(world: int, fits: b
         ({"mask_group_size": 0}, "mask_group_size is 0: must be greater than 0"),
         ({"mask_ratio_mean": 0.5}, "mask_ratio_mean is 0.5: must be from train.mask_ratio_min (0.7) to 1"),
         ({"mask_ratio_mean": 1.5}, "mask_ratio_mean is 1.5: must be from train.mask_ratio_min (0.7) to 1"),
+        ({"head_share": 0.0}, "head_share is 0.0: must be greater than 0"),
         ({"mask_ratio_std": 0.0}, "mask_ratio_std is 0.0: must be greater than 0"),
     ],
 )
@@ -111,3 +112,34 @@ def test_labels_are_dropped_at_their_rate(data: FreshTokens) -> None:
     recipe = replace(RECIPE, label_dropout=0.25)
     labels = torch.cat([draw_batch(data, torch.arange(64), recipe, generator(step)).labels for step in range(50)])
     assert (labels == 3).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize(("masked", "share", "predicted"), [(12, 1.0, 12), (12, 0.25, 3), (13, 0.25, 4), (1, 0.01, 1)])
+def test_the_head_is_trained_on_a_share_of_the_masked_positions(
+    data: FreshTokens, masked: int, share: float, predicted: int
+) -> None:
+    assert predicted_positions(masked, share) == predicted
+    model, sizes = random_model(), []
+    model.head.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    batch = replace(drawn(data, RECIPE), num_masked=torch.full((8,), masked))
+    batch_loss(model, data.quantizer, batch, share)
+    assert sum(sizes) == 8 * predicted
+
+
+def test_over_all_orders_half_of_four_positions_have_the_loss_and_gradient_of_all(data: FreshTokens) -> None:
+    """The orders of the masked positions are equally likely, whatever the set of these positions is."""
+    model, batch = random_model(), drawn(data, RECIPE)
+    orders = [torch.cat([batch.order[:, list(first)], batch.order[:, 4:]], dim=1) for first in permutations(range(4))]
+    masked = {"num_masked": torch.full((8,), 4)}
+
+    def found(order: torch.Tensor, share: float) -> list[torch.Tensor]:
+        model.zero_grad()
+        loss = batch_loss(model, data.quantizer, replace(batch, order=order, **masked), share)
+        loss.backward()
+        return [loss.detach(), *(weight.grad.clone() for weight in model.parameters())]
+
+    halves = [found(order, 0.5) for order in orders]
+    assert torch.stack([half[0] for half in halves]).std() > 0.01  # each is another loss
+    means = [torch.stack(each).mean(0) for each in zip(*halves, strict=True)]
+    for mean, whole in zip(means, found(batch.order, 1.0), strict=True):
+        torch.testing.assert_close(mean, whole, rtol=1e-4, atol=1e-5)

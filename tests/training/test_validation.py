@@ -114,7 +114,7 @@ def test_no_recipe_changes_what_is_measured(data: FreshTokens, tmp_path: Path) -
     same: dict[str, Any] = {"learning_rate": 1e-30, "weight_decay": 0.0, "evaluations": 1}
     trainings = [
         run(tmp_path / "a", data, **same),
-        run(tmp_path / "b", data, **same, batch_size=16, mask_ratio_min=0.1, label_dropout=0.5),
+        run(tmp_path / "b", data, **same, batch_size=16, mask_ratio_min=0.1, label_dropout=0.5, head_share=0.5),
         run(tmp_path / "c", data, **same, trained_on=stored),
     ]
     losses = {trained.evaluations[-1]["validation_loss"] for trained in trainings}

@@ -13,7 +13,7 @@ from pydantic import Field
 from tokenbridge.base.checks import FP32, ConfigError, require
 from tokenbridge.config.data import IMAGENET, ClassifierConfig, DataConfig, MirrorConfig
 from tokenbridge.config.launcher import FSDP, LauncherConfig
-from tokenbridge.config.model import HEADS, EvaluateConfig, GenerateConfig, ModelConfig, TrainConfig
+from tokenbridge.config.model import HEAD_MODULATIONS, HEADS, EvaluateConfig, GenerateConfig, ModelConfig, TrainConfig
 from tokenbridge.config.operations import PlanConfig, PromotionConfig, StorageConfig
 from tokenbridge.config.tokenizer import (
     NORM_GROUPS,

@@ -19,9 +19,11 @@ from tokenbridge.config.types import (
 )
 
 Head = Literal["autoregressive", "parallel"]
+HeadModulation = Literal["slot", "position"]
 GuidanceSchedule = Literal["linear", "constant", "cosine"]
-RevealOrder = Literal["random", "raster", "confidence"]
+RevealOrder = Literal["random", "raster", "confidence", "halton"]
 HEADS: tuple[str, ...] = get_args(Head)
+HEAD_MODULATIONS: tuple[str, ...] = get_args(HeadModulation)
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
 Decay = Annotated[Number, Field(ge=0, le=0.999999)]
@@ -49,6 +51,7 @@ class TrainConfig(Settings):
     mask_ratio_mean: Amount  # of the normal before it is cut to [mask_ratio_min, 1]
     mask_ratio_std: PositiveNumber
     mask_ratio_min: Share
+    head_share: Annotated[Number, Field(gt=0, le=1)]  # of the masked positions, those that the head is trained on
     mask_group_size: Positive | None  # images of a batch that share one mask ratio; null: the whole batch does
     precision: Precision
     evaluations: Positive  # how often the validation loss is measured; the last time is after the last step
@@ -84,6 +87,7 @@ class ModelConfig(Settings):
     head_heads: Positive
     head: Head  # autoregressive: the paper's; parallel: every dimension from the features alone
     head_group: Positive  # dimensions predicted jointly; 1 is the paper's
+    head_modulation: HeadModulation  # slot: another one for each dimension, the paper's; position: one for all, cheaper
     buffer_size: Positive  # class positions in front of the sequence
     dropout: Annotated[Number, Field(ge=0, le=0.9)]  # in the spatial blocks and in the head's
     level_embedding_std: PositiveNumber  # of the head's level embeddings at the start; the released code: 1
@@ -102,18 +106,21 @@ class SamplingSettings(Settings, frozen=True):
         steps: None: one for each position to draw, at most ``MAX_DEFAULT_STEPS``.
         guidance_scale: 1: no guidance.
         guidance_interval: guidance acts while the share of revealed positions lies in [from, to).
+        guidance_refresh: every so many guided steps, the unconditional half is computed; in between, its difference to
+            the conditional half is taken from the last time (LazyMAR). 1: it is always computed.
         temperature: of the logits; 0 takes the likeliest level. Smaller ones than ``LEAST_TEMPERATURE`` would overflow.
         top_p: draw among the likeliest levels that together have this probability; 1: all.
         order: ``random``, the paper's: each image in its own order; ``raster``: row by row from the top left;
             ``confidence``: each step draws all masked positions and keeps those of the highest mean log-probability,
             which is taken before temperature and top-p. The authors use it for clean backgrounds only, because it
-            costs diversity.
+            costs diversity; ``halton``: each step's positions are spread evenly over the image.
     """
 
     steps: Positive | None = None
     guidance_scale: Annotated[Number, Field(ge=1, le=1000)] = 2.0
     guidance_schedule: GuidanceSchedule = "linear"
     guidance_interval: Sequence[Share] = (0.0, 1.0)
+    guidance_refresh: Positive = 1
     temperature: Annotated[Number, Field(ge=0, le=1000)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     order: RevealOrder = "random"

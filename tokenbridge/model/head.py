@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenbridge.base.errors import UserError
-from tokenbridge.config import HEADS
+from tokenbridge.config import HEAD_MODULATIONS, HEADS
 from tokenbridge.model.layers import Mlp, attend, layer_norm, run_block
 
 
@@ -75,7 +75,7 @@ class HeadBlock(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Return the output of all slots x [M, G, D], with the condition [M, G, D] of each."""
+        """Return the output of all slots x [M, G, D], with the condition [M, G, D] of each, or [M, 1, D] of all."""
         return self.modulated(x, self.modulation(condition))
 
     def modulated(self, x: Tensor, modulation: Tensor, cache: Cache | None = None) -> Tensor:
@@ -99,11 +99,14 @@ class DimensionHead(nn.Module):
     Args:
         kind: autoregressive, where a slot sees the slots before it; or parallel, where a slot sees no token.
         group: g.
+        modulation: of the norms and gates: from a condition for each ``slot``, or from one for all slots of the
+            ``position``, without the modulation embedding.
         released_slot0: sample as the released code does. Its sampler adds the modulation embedding of slot 0 to the
             input of slot 0, but its training does not. The parallel head ignores this.
 
     Raises:
-        UserError: for an unknown kind, or a group that does not divide the dimensions.
+        UserError: for an unknown kind or modulation, a group that does not divide the dimensions, or ``released_slot0``
+            without a modulation embedding.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class DimensionHead(nn.Module):
         heads: int,
         kind: str = "autoregressive",
         group: int = 1,
+        modulation: str = "slot",
         dropout: float = 0.0,
         released_slot0: bool = False,
     ) -> None:
@@ -125,6 +129,10 @@ class DimensionHead(nn.Module):
             raise UserError(f"head is {kind!r}: choose one of {', '.join(HEADS)}")
         if group < 1 or dimensions % group:
             raise UserError(f"head_group is {group}: it must divide the {dimensions} dimensions of a token")
+        if modulation not in HEAD_MODULATIONS:
+            raise UserError(f"head_modulation is {modulation!r}: choose one of {', '.join(HEAD_MODULATIONS)}")
+        if released_slot0 and modulation != "slot":
+            raise UserError(f"head_modulation is {modulation!r}: released_slot0 needs slot")
         self.levels, self.group, self.released_slot0 = levels, group, released_slot0
         self.autoregressive = kind == "autoregressive"
         self.gradient_checkpointing = False
@@ -134,7 +142,8 @@ class DimensionHead(nn.Module):
         if self.autoregressive:  # embeds the class of the slot before each slot
             self.level_embedding = nn.Embedding((self.slots - 1) * self.classes, width)
         self.slot_embedding = nn.Parameter(torch.empty(1, self.slots, width))
-        self.modulation_embedding = nn.Parameter(torch.empty(1, self.slots, width))
+        of_slots = torch.empty(1, self.slots, width) if modulation == "slot" else None
+        self.modulation_embedding = None if of_slots is None else nn.Parameter(of_slots)
         self.blocks = nn.ModuleList(HeadBlock(width, heads, self.autoregressive, dropout) for _ in range(depth))
         self.norm = layer_norm(width)
         self.final_norm = layer_norm(width, affine=False)
@@ -182,11 +191,13 @@ class DimensionHead(nn.Module):
             return self.split(torch.stack([choose(logits[:, i], i) for i in range(self.slots)], dim=1))
         condition = self._condition(c)
         blocks = [block for block in self.blocks if isinstance(block, HeadBlock)]  # all: mypy does not know their type
-        modulations = [block.modulation(condition) for block in blocks]
-        final = self.final_modulation(condition)
+        modulations = [block.modulation(condition).expand(-1, self.slots, -1) for block in blocks]
+        final = self.final_modulation(condition).expand(-1, self.slots, -1)
         caches = [Cache(self.slots) for _ in blocks]
         # Differs: by default, slot 0 gets only the condition, as in training
-        x = c + self.modulation_embedding[:, 0] if self.released_slot0 else c
+        x = c
+        if self.released_slot0 and self.modulation_embedding is not None:  # which the second always is then
+            x = c + self.modulation_embedding[:, 0]
         chosen: list[Tensor] = []
         for i in range(self.slots):
             if i:
@@ -201,8 +212,8 @@ class DimensionHead(nn.Module):
         return self.split(torch.stack(chosen, dim=1))
 
     def _condition(self, c: Tensor) -> Tensor:
-        """Return the condition [M, G, D] of the slots, from that of the positions [M, D]."""
-        return F.silu(c[:, None] + self.modulation_embedding)
+        """Return the condition [M, G, D] of the slots, or [M, 1, D] of all, from that of the positions [M, D]."""
+        return F.silu(c[:, None] if self.modulation_embedding is None else c[:, None] + self.modulation_embedding)
 
     def _all_slots(self, x: Tensor, c: Tensor) -> Tensor:
         """Return logits [M, G, J] of all slots with inputs x [M, G, D], or [M, 1, D] if all inputs are the same."""

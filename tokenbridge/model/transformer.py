@@ -19,8 +19,9 @@ INIT_STD = 0.02
 class TokenBridgeTransformer(ModelMixin, ConfigMixin):
     """The model that predicts the tokens at masked positions from the class and the tokens at visible positions.
 
-    The label ``num_classes`` means "no class": the unconditional half of guidance. ``head`` and ``head_group`` are the
-    ``kind`` and ``group`` of ``DimensionHead``; ``released_slot0`` is its argument of this name.
+    The label ``num_classes`` means "no class": the unconditional half of guidance. ``head``, ``head_group`` and
+    ``head_modulation`` are the ``kind``, ``group`` and ``modulation`` of ``DimensionHead``; ``released_slot0`` is its
+    argument of this name.
 
     Differs: the decoder has the encoder's width, as in every released size.
     """
@@ -47,6 +48,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         buffer_size: int,
         head: str = "autoregressive",
         head_group: int = 1,
+        head_modulation: str = "slot",
         dropout: float = 0.0,
         level_embedding_std: float = INIT_STD,
         released_slot0: bool = False,
@@ -82,6 +84,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
             heads=head_heads,
             kind=head,
             group=head_group,
+            modulation=head_modulation,
             dropout=dropout,
             released_slot0=released_slot0,
         )
@@ -104,25 +107,37 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
                 nn.init.normal_(module.weight, std=level_embedding_std if of_levels else INIT_STD)
         learned = (self.no_class, self.mask_token, self.encoder_position, self.decoder_position, self.output_position)
         for parameter in (*learned, self.head.slot_embedding, self.head.modulation_embedding):
-            nn.init.normal_(parameter, std=INIT_STD)
+            if parameter is not None:
+                nn.init.normal_(parameter, std=INIT_STD)
         for table in self.head.output_weight:
             nn.init.xavier_uniform_(table)
         for name, parameter in self.head.named_parameters():
             if name.endswith("modulation.weight"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, values: Tensor, tokens: Tensor, labels: Tensor, order: Tensor, num_masked: int) -> Tensor:
-        """Return the mean cross-entropy, in nats per dimension, over the first ``num_masked`` positions of ``order``.
+    def forward(
+        self,
+        values: Tensor,
+        tokens: Tensor,
+        labels: Tensor,
+        order: Tensor,
+        num_masked: int,
+        num_predicted: int | None = None,
+    ) -> Tensor:
+        """Return the mean cross-entropy, in nats per dimension, over ``num_predicted`` of the masked positions.
 
         Args:
             values: dequantized latents [N, S, C], dimensions in natural order.
             tokens: indices [N, S, C], dimensions in head order.
             labels: [N]; ``num_classes`` where the class was dropped.
             order: a permutation of the positions for each image, [N, S].
+            num_masked: the first so many positions of ``order`` are masked.
+            num_predicted: of these, the first so many count; None: all.
         """
-        masked, visible = split_order(order, num_masked)
-        z = self.features(values, labels, visible, masked)
-        return head_loss(self.head, z.flatten(0, 1), gather(tokens, masked).flatten(0, 1))
+        _, visible = split_order(order, num_masked)
+        predicted, _ = split_order(order, num_masked if num_predicted is None else num_predicted)
+        z = self.features(values, labels, visible, predicted)
+        return head_loss(self.head, z.flatten(0, 1), gather(tokens, predicted).flatten(0, 1))
 
     def features(self, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Return the features z [N, K, D] of the ``wanted`` positions [N, K], from values [N, S, C] at visible ones.

@@ -177,6 +177,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         guidance_scale: float = SamplingSettings.guidance_scale,
         guidance_schedule: GuidanceSchedule = SamplingSettings.guidance_schedule,
         guidance_interval: Sequence[float] = SamplingSettings.guidance_interval,
+        guidance_refresh: int = SamplingSettings.guidance_refresh,
         temperature: float = SamplingSettings.temperature,
         top_p: float = SamplingSettings.top_p,
         order: RevealOrder = SamplingSettings.order,
@@ -191,7 +192,8 @@ class TokenBridgePipeline(DiffusionPipeline):
 
         Args:
             num_inference_steps: at most the number of positions to draw; None: that number, but at most 16.
-            guidance_scale, guidance_schedule, guidance_interval, temperature, top_p, order: see ``SamplingSettings``.
+            guidance_scale, guidance_schedule, guidance_interval, guidance_refresh, temperature, top_p, order: see
+                ``SamplingSettings``.
             generator: one for all images, or one for each image. Image i depends only on its own generator.
             given: tokens [N, S, C] of images to edit; needs ``keep``.
             keep: a mask [h, w] over positions, true where the tokens of ``given`` are kept (see ``edit``).
@@ -205,6 +207,7 @@ class TokenBridgePipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             guidance_schedule=guidance_schedule,
             guidance_interval=guidance_interval,
+            guidance_refresh=guidance_refresh,
             temperature=temperature,
             top_p=top_p,
             order=order,

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,13 +19,14 @@ from torch import Tensor
 from tokenbridge.base.device import widest_float
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.finite import check_finite
-from tokenbridge.base.slices import slices
 from tokenbridge.config import require
 from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.layers import gather
 from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
 from tokenbridge.sampling.graphs import Function, graphed
+from tokenbridge.sampling.guidance import Guidance, refreshed
+from tokenbridge.sampling.orders import reveal_order
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 MAX_BYTES = 2**31  # of the head's cache, modulation and logits at once
@@ -32,7 +34,6 @@ CACHED_BYTES = 4  # of a number in the cache, or in the modulation
 CACHED = 8  # such numbers for each feature of a slot in a block: a key, a value, and six of the modulation
 LOGIT_BYTES = 48  # of a logit: in float32, and its probability, rank and sums in float64
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as can be
-HELD = 16  # numbers for each of the features that encoder and decoder hold at once, at most
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,12 @@ def guidance_at(settings: SamplingSettings, positions: int, masked_before: int, 
     return 1 + gain * revealed / positions
 
 
+def guidance_scales(settings: SamplingSettings, positions: int, counts: Sequence[int]) -> list[float]:
+    """Return the guidance scale of each step, of which ``masked_counts`` gave the counts."""
+    steps = pairwise([positions, *counts])
+    return [guidance_at(settings, positions, before, after) for before, after in steps]
+
+
 def choose_levels(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     """Draw levels [M] from logits [M, B] by inverting the cumulative distribution at ``uniforms`` [M].
 
@@ -139,7 +146,8 @@ def sample_tokens(
     """
     sums: list[Tensor] = []
     tokens = torch.zeros_like(draws.uniforms, dtype=torch.long)  # head order
-    order, to_draw = _reveal_order(draws, settings.order), draws.order.shape[1]
+    grid = model.config.grid_height, model.config.grid_width
+    order, to_draw = reveal_order(draws.order, settings.order, *grid), draws.order.shape[1]
     require((given is None) == (keep is None), "given and keep go together: give both or neither")
     if given is not None and keep is not None:
         require(
@@ -151,15 +159,20 @@ def sample_tokens(
         to_draw -= int(keep.sum())
         require(to_draw > 0, "keep covers every position: leave at least one position to draw")
     counts = masked_counts(to_draw, settings.steps_for(to_draw))
-    masked_before = to_draw
     draw_rows = graphed(partial(_draw_rows, model.head, settings), draws.uniforms.device)
+    by_confidence, masked_before = settings.order == "confidence", to_draw
+    scales = guidance_scales(settings, to_draw, counts)
+    both = refreshed(scales, settings.guidance_refresh)
+    guidance = Guidance(model, labels, settings.guidance_refresh)
     for step, masked_after in enumerate(counts):
         _, visible = split_order(order, masked_before)
         values = quantizer.decode(quantizer.from_head_order(tokens))
-        scale = guidance_at(settings, to_draw, masked_before, masked_after)
-        by_confidence = settings.order == "confidence"
-        drawn_at = order[:, 0 if by_confidence else masked_after : masked_before]
-        z = _guided_features(model, values, labels, visible, drawn_at, scale)
+        first = 0 if by_confidence else masked_after
+        drawn_at, needed = order[:, first:masked_before], first
+        if both[step] and not by_confidence:  # the positions up to the next step with both halves
+            needed = counts[min(step + settings.guidance_refresh, len(counts)) - 1]
+        wanted = order[:, needed:masked_before]
+        z = guidance.features(values, visible, wanted, scales[step], both[step], first - needed)
         if by_confidence:
             shifted = draws.uniforms.to(widest_float(draws.uniforms.device)) + step * GOLDEN_RATIO
             uniforms = shifted % 1  # else rejected levels are drawn again
@@ -176,34 +189,6 @@ def sample_tokens(
             on_step(step + 1, len(counts))
     check_finite("the model's logits", torch.cat(sums), model, quantizer)
     return quantizer.from_head_order(tokens)
-
-
-def _reveal_order(draws: Draws, order: str) -> Tensor:
-    """Return the order of positions [N, S]; its tail is revealed first."""
-    if order == "raster":
-        return torch.arange(draws.order.shape[1] - 1, -1, -1, device=draws.order.device).expand_as(draws.order)
-    return draws.order
-
-
-def _guided_features(
-    model: TokenBridgeTransformer, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor, scale: float
-) -> Tensor:
-    """Return features [N, K, D] at the ``wanted`` positions [N, K], mixed as z_uncond + s (z_cond - z_uncond).
-
-    They are mixed before the head, as in the released code.
-    """
-
-    def guided(values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
-        if scale == 1:
-            return model.features(values, labels, visible, wanted)
-        labels = torch.cat([labels, torch.full_like(labels, model.num_classes)])
-        both = model.features(values.repeat(2, 1, 1), labels, visible.repeat(2, 1), wanted.repeat(2, 1))
-        conditional, unconditional = both.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
-
-    held = 2 * HELD * (model.buffer_size + model.positions) * model.config.width
-    inputs = (values, labels, visible, wanted)
-    return torch.cat([guided(*(each[part] for each in inputs)) for part in slices(len(values), held)])
 
 
 def positions_at_once(head: DimensionHead) -> int:

@@ -3,6 +3,7 @@
 Shapes: N images, S positions, C dimensions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,8 +63,19 @@ def draw_batch(
     return Batch(tokens, labels[part], order, num_masked[part])
 
 
-def batch_loss(model: nn.Module, quantizer: DimensionwiseQuantizer, batch: Batch) -> Tensor:
-    """Return the cross-entropy per dimension, in nats, of images of one mask group."""
+def predicted_positions(masked: int, head_share: float) -> int:
+    """Return of how many of the masked positions the head computes the loss: at least one."""
+    return math.ceil(head_share * masked)
+
+
+def batch_loss(model: nn.Module, quantizer: DimensionwiseQuantizer, batch: Batch, head_share: float = 1.0) -> Tensor:
+    """Return the cross-entropy per dimension, in nats, of images of one mask group.
+
+    With a smaller ``head_share``, only so many of each image's masked positions count. They are the first of its order,
+    which is random: so each choice of them is as likely, and the expected loss and gradient are those of all.
+    """
     values, targets = quantizer.decode(batch.tokens), quantizer.to_head_order(batch.tokens)
-    loss: Tensor = model(values, targets, batch.labels, batch.order, int(batch.num_masked[0]))
+    masked = int(batch.num_masked[0])
+    predicted = predicted_positions(masked, head_share)
+    loss: Tensor = model(values, targets, batch.labels, batch.order, masked, predicted)
     return loss

@@ -241,7 +241,7 @@ class Trainer:
         for number, part in enumerate(parts):
             with nullcontext() if number == len(parts) - 1 else gradients_stay(self.parallel):
                 with autocast(self.device, self.recipe.precision):
-                    loss = batch_loss(self.parallel, self.quantizer, part)
+                    loss = batch_loss(self.parallel, self.quantizer, part, self.recipe.head_share)
                 # gradients are averaged over processes: this weight makes the result the mean over images
                 weight = len(part.labels) * self.processes.world / self.recipe.batch_size
                 (loss if weight == 1 else loss * weight).backward()

@@ -65,6 +65,19 @@ def test_training_takes_the_mean_over_the_masks() -> None:
     assert every.head == pytest.approx(most)
 
 
+def test_a_smaller_share_for_the_head_saves_its_operations_and_those_of_the_last_block() -> None:
+    config = composed(*TINY)
+    model, recipe = built(config), config.models["tiny"].train
+    recipe = replace(recipe, mask_ratio_min=1.0)  # every position is masked
+    whole, quarter = (train_flops(model, replace(recipe, head_share=share)) for share in (1.0, 0.25))
+    assert quarter.head == pytest.approx(0.25 * whole.head)
+    assert quarter.encoder == pytest.approx(whole.encoder)
+    length, width = model.buffer_size + 16, model.config.width
+    of_a_position = BACKWARD * (20 * width**2 + 4 * length * width)  # query, output and MLP; attention
+    assert (whole - quarter).decoder == pytest.approx(12 * of_a_position, rel=1e-3)
+    assert train_flops(model, recipe).total == pytest.approx(step_flops(model, 16).total)
+
+
 def test_checkpointing_repeats_the_blocks_and_nothing_else() -> None:
     """Nothing needs the result of a spatial block's last layer, so torch does not compute that again."""
     config = composed(*TINY)
@@ -75,9 +88,11 @@ def test_checkpointing_repeats_the_blocks_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("order", ["random", "confidence"])
-@pytest.mark.parametrize("head", ["autoregressive", "parallel"])
-def test_sampling_costs_what_the_sampler_does(order: str, head: str) -> None:
-    config = composed(*TINY, f"models.tiny.head={head}", f"generate.order={order}", "generate.guidance_scale=3")
+@pytest.mark.parametrize(
+    "change", ["models.tiny.head=autoregressive", "models.tiny.head=parallel", "generate.guidance_refresh=3"]
+)
+def test_sampling_costs_what_the_sampler_does(order: str, change: str) -> None:
+    config = composed(*TINY, change, f"generate.order={order}", "generate.guidance_scale=3")
     latents = torch.randn(64, config.dimensions, 4, 4, generator=torch.Generator().manual_seed(1))
     quantizer = fit_quantizer(latents, config.quantizer)
     settings = config.generate

@@ -16,7 +16,8 @@ from tokenbridge.config import Config
 from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.planning.sizes import deepened, meta_vae, step_inputs
-from tokenbridge.sampling.sampler import guidance_at, masked_counts
+from tokenbridge.sampling.guidance import refreshed
+from tokenbridge.sampling.sampler import guidance_scales, masked_counts
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Flops:
     def total(self) -> float:
         return self.encoder + self.decoder + self.head
 
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.encoder + other.encoder, self.decoder + other.decoder, self.head + other.head)
+
     def __sub__(self, other: "Flops") -> "Flops":
         return Flops(self.encoder - other.encoder, self.decoder - other.decoder, self.head - other.head)
 
@@ -38,17 +42,25 @@ class Flops:
 def sample_flops(model: TokenBridgeTransformer, settings: SamplingSettings) -> Flops:
     """Return the operations for sampling the tokens of one image.
 
-    Guidance doubles encoder and decoder in the steps where it acts, but never the head.
+    Guidance doubles encoder and decoder in the steps that compute both halves, but never the head. With a larger
+    ``guidance_refresh``, these steps also compute the positions of the steps that take their difference.
     """
     after = masked_counts(model.positions, settings.steps_for(model.positions))
     before = [model.positions, *after[:-1]]
     steps = list(zip(before, after, strict=True))
-    halves = [1 if guidance_at(settings, model.positions, *step) == 1 else 2 for step in steps]
+    both = refreshed(guidance_scales(settings, model.positions, after), settings.guidance_refresh)
+    halves = [2 if each else 1 for each in both]
     places = (1, (1 + model.positions) // 2, model.positions)
     features = summed(lambda count: deepened(model, partial(features_flops, masked=count)), places, before, halves)
     drawn = before if settings.order == "confidence" else [first - last for first, last in steps]
     one, two = (deepened(model, partial(features_flops, masked=2, wanted=count)).decoder for count in (1, 2))
-    further = (two - one) * sum(half * (count - 1) for half, count in zip(halves, drawn, strict=True))
+    wanted = list(drawn)
+    if settings.order != "confidence":
+        ends = [after[min(step + settings.guidance_refresh, len(after)) - 1] for step in range(len(after))]
+        wanted = [
+            first - end if each else count for first, end, each, count in zip(before, ends, both, drawn, strict=True)
+        ]
+    further = (two - one) * sum(half * (count - 1) for half, count in zip(halves, wanted, strict=True))
     head = deepened(model, lambda one: Flops(0, 0, head_flops(one))).head
     return Flops(features.encoder, features.decoder + further, sum(drawn) * head)
 

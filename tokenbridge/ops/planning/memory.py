@@ -98,7 +98,8 @@ class MemoryModel:
 
     def _step(self, masked: int) -> Step:
         cluster = self.cluster
-        return Step(masked, self.precision, cluster.checkpointed, whole_head=cluster.sharded and cluster.gpus > 1)
+        whole_head = cluster.sharded and cluster.gpus > 1
+        return Step(masked, self.precision, cluster.checkpointed, whole_head, self.recipe.head_share)
 
     @property
     def _gradients_stay(self) -> bool:

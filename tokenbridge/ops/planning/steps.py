@@ -30,7 +30,7 @@ from tokenbridge.model.head_loss import positions_at_once
 from tokenbridge.model.layers import INDEX_LIMIT, scratch_numbers
 from tokenbridge.ops.planning.flops import Flops, summed
 from tokenbridge.ops.planning.sizes import FULL, deepened, step_inputs
-from tokenbridge.training.batches import num_masked_positions
+from tokenbridge.training.batches import num_masked_positions, predicted_positions
 
 IMAGES = 4096  # enough that copies of weights add nothing to the bytes of one image
 DRAWS = 1000  # draws of the masked share, evenly spaced in probability
@@ -106,7 +106,8 @@ class Step:
     On the CPU, of fake tensors, the numerics are a CPU's.
 
     Attributes:
-        masked: positions to predict.
+        masked: positions that are not visible.
+        head_share: of these, those that the head predicts.
         checkpointed: keep only each block's input, and compute the rest again.
         whole_head: the head computes all positions at once; else by parts.
     """
@@ -115,6 +116,11 @@ class Step:
     precision: str
     checkpointed: bool = False
     whole_head: bool = False
+    head_share: float = 1.0
+
+    @property
+    def predicted(self) -> int:
+        return predicted_positions(self.masked, self.head_share)
 
 
 @dataclass(frozen=True)
@@ -131,10 +137,10 @@ class StepBytes:
 def activations(model: TokenBridgeTransformer, step: Step, images: int) -> Activations:
     """Return the activations of ``images`` images at once."""
     rows = positions_at_once(model.head, model.device)
-    if step.whole_head or images * step.masked <= rows:
+    if step.whole_head or images * step.predicted <= rows:
         found = images / IMAGES * measured(model, replace(step, whole_head=True), IMAGES)
     else:  # linear from two whole parts on
-        two, four = (parts * (rows // step.masked + 1) for parts in (2, 4))
+        two, four = (parts * (rows // step.predicted + 1) for parts in (2, 4))
         first, last = (measured(model, step, count) for count in (two, four))
         found = first + (images - two) / (four - two) * (last - first)
     encoder, decoder, head, head_peak, working = found.tolist()
@@ -168,7 +174,7 @@ def step_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> StepBy
     inputs = step_inputs(model, images)
     with held:
         with numerics():
-            loss = model(*inputs, step.masked)
+            loss = model(*inputs, step.masked, step.predicted)
         kept, forward, held.most = held.now, held.most, held.now
         loss.backward()
     for hook in hooks:
@@ -179,18 +185,20 @@ def step_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> StepBy
 
 def scratch_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> int:
     """Return the most bytes that the fused attention of the head's backward allocates; a CPU has none."""
-    rows = images * step.masked
+    rows = images * step.predicted
     sequences = rows if step.whole_head else min(rows, positions_at_once(model.head, model.device))
     sizes = model.config
     of_one = scratch_numbers(sizes.head_heads, model.head.slots, sizes.head_width // sizes.head_heads)
     return 0 if model.device.type == "cpu" else FULL * min(sequences * of_one, INDEX_LIMIT)
 
 
-def step_flops(model: TokenBridgeTransformer, masked: int, checkpointed: bool = False) -> Flops:
-    """Return the operations of forward and backward for one image with ``masked`` positions to predict."""
+def step_flops(
+    model: TokenBridgeTransformer, masked: int, checkpointed: bool = False, predicted: int | None = None
+) -> Flops:
+    """Return the operations of forward and backward for one image; None: all of its masked positions are predicted."""
     model.enable_gradient_checkpointing() if checkpointed else model.disable_gradient_checkpointing()
     with FlopCounterMode(display=False) as counter:
-        model(*step_inputs(model, 1), masked).backward()
+        model(*step_inputs(model, 1), masked, predicted).backward()
     modules, root = counter.get_flop_counts(), type(model).__name__
     parts = ("decoder_in", *(f"decoder.{block}" for block in range(len(model.decoder))))
     decoder = sum(sum(modules[f"{root}.{part}"].values()) for part in parts)
@@ -207,12 +215,15 @@ def train_flops(model: TokenBridgeTransformer, recipe: TrainConfig, checkpointed
     """Return the operations of forward and backward for one image, as the mean over the recipe's masks.
 
     They are counted at the fewest and the most masked positions. In between they count as linear, which they are but
-    for attention in the encoder.
+    for attention in the encoder. Each further predicted position costs the same.
     """
     uniforms = (torch.arange(DRAWS) + 0.5) / DRAWS
     masked = num_masked_positions(uniforms, model.positions, recipe).tolist()
+    predicted = [predicted_positions(number, recipe.head_share) for number in masked]
 
-    def count(number: int) -> Flops:
-        return deepened(model, lambda one: step_flops(one, number, checkpointed))
+    def count(number: int, predicted: int) -> Flops:
+        return deepened(model, lambda one: step_flops(one, number, checkpointed, predicted))
 
-    return summed(count, mask_range(model, recipe), masked, 1 / DRAWS)
+    one_predicted = summed(partial(count, predicted=1), mask_range(model, recipe), masked, 1 / DRAWS)
+    all_masked = partial(count, model.positions)
+    return one_predicted + summed(all_masked, (1, 2), predicted, 1 / DRAWS) - all_masked(1)

@@ -1,1 +1,1 @@
-"""Executions of the pipeline: a single one, a recorded one reproduced, and a table of ablations."""
+"""Executions of the pipeline: a single one, a recorded one reproduced, and tables of experiments."""

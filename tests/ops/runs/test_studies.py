@@ -1,0 +1,73 @@
+"""Studies: experiments that compose, and a page whose table is the results'."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkout import CHECKOUT
+from tokenbridge.base.errors import UserError
+from tokenbridge.config.params import compose_config, flatten, validate
+from tokenbridge.ops.runs.speed import SPEED
+from tokenbridge.ops.runs.studies import (
+    ABLATIONS,
+    BASE,
+    END,
+    START,
+    Study,
+    experiment_names,
+    markdown_table,
+    read_table,
+    run_study,
+    write_results,
+)
+
+STUDIES = (ABLATIONS, SPEED)
+RESULT = {
+    "parameters": 2358816,
+    "validation_fd_efficientnet_lite0_32px": 9.25,
+    "validation_precision_efficientnet_lite0_32px": 0.5,
+    "validation_recall_efficientnet_lite0_32px": 0.5,
+    "class_accuracy": 0.875,
+}
+
+
+def settings(study: Study, name: str) -> dict[str, object]:
+    return flatten(asdict(validate(compose_config([f"experiment={study.name}/{name}"], CHECKOUT / "conf"))))
+
+
+@pytest.mark.parametrize(
+    ("study", "name"),
+    [(study, name) for study in STUDIES for name in experiment_names(CHECKOUT, study) if name != BASE],
+    ids=lambda part: part.name if isinstance(part, Study) else part,
+)
+def test_an_experiment_changes_something_of_the_base_and_little(study: Study, name: str) -> None:
+    base, changed = settings(study, BASE), settings(study, name)
+    different = {key.removeprefix("models.tiny.") for key in changed if changed[key] != base.get(key)}
+    assert 1 <= len(different) <= 4
+
+
+def test_an_unknown_name_is_explained_by_the_names_with_the_base_first() -> None:
+    with pytest.raises(UserError, match=r"no such experiment of ablation: nothing. Choose from base"):
+        run_study(CHECKOUT, ABLATIONS, ["nothing"], [0])
+
+
+def test_the_table_shows_seeds_beside_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / SPEED.experiments
+    folder.mkdir(parents=True)
+    (folder / "base.yaml").write_text("# @package _global_\n# Where it starts.\n")
+    (tmp_path / SPEED.page).parent.mkdir()
+    rows = [{"experiment": "base", "seed": seed} | RESULT | {"validation_loss": 2.5 + seed} for seed in (0, 1)]
+    (tmp_path / SPEED.page).write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    write_results(tmp_path, SPEED, [rows[0] | {"sample_ms": 12.34}, rows[1]])
+    page = (tmp_path / SPEED.page).read_text()
+    assert "| `base` | Where it starts | 0 / 1 | 2.500 / 3.500 | 9.25 / 9.25 | 0.875 / 0.875 | 12.3 /" in page
+    assert page.startswith("before\n")
+    assert page.endswith("after\n")
+    assert "old" not in page
+    assert [row["seed"] for row in read_table(tmp_path, SPEED)] == ["0", "1"]
+
+
+def test_the_page_shows_the_committed_results() -> None:
+    table = (CHECKOUT / ABLATIONS.page).read_text().split(START)[1].split(END)[0]
+    assert table.strip() == markdown_table(CHECKOUT, ABLATIONS, read_table(CHECKOUT, ABLATIONS))

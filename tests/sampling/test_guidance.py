@@ -1,0 +1,51 @@
+"""Guidance whose unconditional half is computed at some steps only."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.support.small_model import random_model
+from tokenbridge.base.seeding import generator
+from tokenbridge.config.model import REVEAL_ORDERS, RevealOrder, SamplingSettings
+from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.sampling.guidance import Guidance, refreshed
+from tokenbridge.sampling.sampler import Draws, sample_tokens
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+
+LABELS = torch.tensor([0, 2])
+EVERY_THIRD = SamplingSettings(8, 3.0, guidance_refresh=3)
+
+
+def draws(images: int) -> Draws:
+    return Draws.from_generators([generator(0, "sample", i) for i in range(images)], positions=16, dimensions=4)
+
+
+def test_the_first_guided_step_and_every_third_after_it_compute_both_halves() -> None:
+    assert refreshed([1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0], 3) == [False, True, False, False, True, False, False]
+    assert refreshed([1.0, 2.0, 2.0], 1) == [False, True, True]
+
+
+@torch.no_grad()
+def test_the_same_input_gives_the_same_features_from_the_kept_difference(model: TokenBridgeTransformer) -> None:
+    """Nothing was revealed between the steps, so the difference of the first is that of the second."""
+    random = torch.Generator().manual_seed(0)
+    values, order = torch.randn(2, 16, 4, generator=random), torch.rand(2, 16, generator=random).argsort(1)
+    visible, wanted = order[:, 12:], order[:, 4:12]
+    guidance, plain = (Guidance(model, LABELS, refresh) for refresh in (2, 1))
+    first = guidance.features(values, visible, wanted, 3.0, True, 5)
+    assert torch.equal(first, plain.features(values, visible, wanted, 3.0, True, 0)[:, 5:])
+    later = guidance.features(values, visible, wanted[:, :5], 2.0, False, 0)
+    expected = plain.features(values, visible, wanted[:, :5], 2.0, True, 0)
+    torch.testing.assert_close(later, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", REVEAL_ORDERS)
+def test_the_steps_between_compute_one_half_and_no_image_depends_on_its_batch(
+    quantizer: DimensionwiseQuantizer, order: RevealOrder
+) -> None:
+    model, settings, rows = random_model(), replace(EVERY_THIRD, order=order), []
+    model.encoder_norm.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    tokens = sample_tokens(model, quantizer, LABELS, draws(2), settings)
+    assert rows == [4, 2, 2, 4, 2, 2, 4, 2]
+    assert torch.equal(tokens[:1], sample_tokens(model, quantizer, LABELS[:1], draws(1), settings))

@@ -1,0 +1,174 @@
+"""Studies: the experiments of a folder of conf/experiment, one after the other, as rows of one table.
+
+They run in a git worktree of the last commit, so your own files do not change. The worktree shares DVC's cache, so the
+VAE and the moments are made once. A row that is already in the table is not run again, and a killed row resumes.
+"""
+
+import csv
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import atomic_write_text, read_json, write_csv
+from tokenbridge.base.subprocesses import StageFailedError
+from tokenbridge.config.params import load_params
+from tokenbridge.infra.git import git
+from tokenbridge.ops.runs.pipeline_run import run_in_worktree
+
+logger = logging.getLogger(__name__)
+
+MODEL = "tiny"
+BASE = "base"
+START, END = "<!-- table -->", "<!-- end of table -->"
+METRICS = (  # columns from reports/evaluate; on the validation images, because settings are chosen by them
+    "validation_fd_efficientnet_lite0_32px",
+    "validation_kid_efficientnet_lite0_32px",
+    "validation_precision_efficientnet_lite0_32px",
+    "validation_recall_efficientnet_lite0_32px",
+    "class_accuracy",
+)
+SHOWN = {  # column of the page -> column of the table, digits
+    "seeds": ("seed", 0),
+    "validation loss": ("validation_loss", 3),
+    "Fréchet distance": (METRICS[0], 2),
+    "class accuracy": ("class_accuracy", 3),
+    "precision": (METRICS[2], 2),
+    "recall": (METRICS[3], 2),
+    "parameters": ("parameters", 0),
+}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A set of experiments with their page under docs/.
+
+    Attributes:
+        name: of the folder in conf/experiment.
+        page_name: of the page, its table, and the worktree in .work/.
+        shown: column of the page -> column of the table, digits.
+    """
+
+    name: str
+    page_name: str
+    shown: Mapping[str, tuple[str, int]]
+
+    @property
+    def experiments(self) -> Path:
+        return Path("conf/experiment", self.name)
+
+    @property
+    def table(self) -> Path:
+        return Path("docs", f"{self.page_name}.csv")
+
+    @property
+    def page(self) -> Path:
+        return Path("docs", f"{self.page_name}.md")
+
+    @property
+    def worktree(self) -> Path:
+        return Path(".work", self.page_name)
+
+
+ABLATIONS = Study("ablation", "ablations", SHOWN)
+
+
+def experiment_names(root: Path, study: Study) -> list[str]:
+    """Return the name of every experiment in the folder, starting with the base that the others are compared with."""
+    names = sorted(path.stem for path in (root / study.experiments).glob("*.yaml"))
+    return sorted(names, key=lambda name: name != BASE)
+
+
+def run_study(root: Path, study: Study, names: Sequence[str], seeds: Sequence[int]) -> list[Row]:
+    """Run the rows that the table lacks, one seed after the other, and write each row as soon as it is finished.
+
+    Returns:
+        Every row of the table.
+
+    Raises:
+        UserError: if a name is not an experiment, or a row fails.
+    """
+    known = experiment_names(root, study)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"no such experiment of {study.name}: {', '.join(unknown)}. Choose from {', '.join(known)}")
+    wanted = [(name, seed) for seed in seeds for name in (names or known)]
+    table = read_table(root, study)
+    done = {(row["experiment"], int(row["seed"])) for row in table}
+    missing = [row for row in wanted if row not in done]
+    logger.info(f"{study.page_name}: {len(wanted) - len(missing)} of {len(wanted)} rows are in {study.table}")
+    for position, (name, seed) in enumerate(missing, 1):
+        logger.info(f"\n{study.page_name}: row {position} of {len(missing)}: {name}, seed {seed}")
+        table.append(_run_row(root, study, name, seed))
+        write_results(root, study, table)
+    return table
+
+
+def read_table(root: Path, study: Study) -> list[Row]:
+    path = root / study.table
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [dict(row) for row in csv.DictReader(file)]
+
+
+def _run_row(root: Path, study: Study, name: str, seed: int) -> Row:
+    overrides = [f"experiment={study.name}/{name}", f"train.seed={seed}", f"model={MODEL}"]
+    try:
+        worktree = run_in_worktree(root, study.worktree, overrides, logger.info)
+    except StageFailedError as error:
+        raise UserError(
+            f"the experiment {study.name}/{name} stopped ({error}); fix it and run the same command again"
+        ) from error
+    return _read_row(worktree, name, seed)
+
+
+def _read_row(worktree: Path, name: str, seed: int) -> Row:
+    reports, config = worktree / "reports", load_params(worktree)
+    evaluation, training = read_json(reports / f"evaluate/{MODEL}.json"), read_json(reports / f"train/{MODEL}.json")
+    return {
+        "experiment": name,
+        "seed": seed,
+        "data": config.data.name,
+        "epochs": config.models[MODEL].train.epochs,
+        "parameters": training["parameters"],
+        "validation_loss": training["validation_loss"],
+        "validation_psnr": read_json(reports / "reconstruct.json")["validation_quantized_psnr"],
+        **{metric: evaluation[metric] for metric in METRICS},
+        "commit": git(worktree, "rev-parse", "--short", "HEAD"),
+    }
+
+
+def write_results(root: Path, study: Study, table: Sequence[Row]) -> None:
+    """Write the table, and put it into the page between its markers; the text around it does not change."""
+    write_csv(root / study.table, table)
+    page = root / study.page
+    before, rest = page.read_text().split(START)
+    _, after = rest.split(END)
+    atomic_write_text(page, f"{before}{START}\n{markdown_table(root, study, table)}\n{END}{after}")
+
+
+def markdown_table(root: Path, study: Study, table: Sequence[Row]) -> str:
+    """Return one line for each experiment, in the order of ``experiment_names``, with the values of all its seeds."""
+    lines = [f"| {study.name} | what is changed | {' | '.join(study.shown)} |", "|" + "---|" * (len(study.shown) + 2)]
+    for name in experiment_names(root, study):
+        rows = [row for row in table if row["experiment"] == name]
+        cells = [" / ".join(_cell(row, *column) for row in rows) for column in study.shown.values()]
+        if rows:
+            changed = _description(root / study.experiments / f"{name}.yaml")
+            lines.append(f"| {' | '.join([f'`{name}`', changed, *cells])} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row, column: str, digits: int) -> str:
+    value = row.get(column, "")  # not measured yet
+    return f"{float(value):,.{digits}f}" if value != "" else ""
+
+
+def _description(path: Path) -> str:
+    """Return the first comment of the file that is not its package line."""
+    comments = [line for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
+    return comments[0].removeprefix("# ").rstrip(".")

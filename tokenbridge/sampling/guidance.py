@@ -1,0 +1,77 @@
+"""Guidance: features of the class and of no class, mixed as z_uncond + s (z_cond - z_uncond) before the head (MAR).
+
+Shapes: N images, S positions, K wanted positions, C dimensions, D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokenbridge.base.slices import slices
+from tokenbridge.model.layers import gather
+from tokenbridge.model.transformer import TokenBridgeTransformer
+
+HELD = 16  # numbers for each of the features that encoder and decoder hold at once, at most
+
+
+def refreshed(scales: Sequence[float], refresh: int) -> list[bool]:
+    """Return for each step whether it computes both halves: the first guided step and every ``refresh``-th after it."""
+    guided, both = 0, []
+    for scale in scales:
+        both.append(scale != 1 and guided % refresh == 0)
+        guided += scale != 1
+    return both
+
+
+class Guidance:
+    """The features of N images from step to step.
+
+    Steps that compute both halves keep their difference d = z_cond - z_uncond. Other guided steps compute only z_cond,
+    and mix z_cond + (s - 1) d.
+
+    Differs: LazyMAR keeps the difference before the decoder's last norm. Here it is that of z, which is what is mixed.
+    """
+
+    def __init__(self, model: TokenBridgeTransformer, labels: Tensor, refresh: int) -> None:
+        self.model, self.labels, self.refresh = model, labels, refresh
+        self.difference: Tensor | None = None  # [N, S, D]
+
+    def features(self, values: Tensor, visible: Tensor, wanted: Tensor, scale: float, both: bool, later: int) -> Tensor:
+        """Return the features [N, K, D] at the ``wanted`` positions [N, later + K], except the first ``later`` of them.
+
+        Args:
+            values: dequantized latents [N, S, C].
+            visible: [N, V].
+            both: compute both halves, and keep their difference at all of ``wanted``.
+            later: how many of the wanted positions are only needed by later steps.
+        """
+        drawn = wanted[:, later:]
+        if not both:
+            z = self._halves(values, self.labels, visible, drawn)
+            kept = self.difference
+            return z if scale == 1 or kept is None else z + (scale - 1) * gather(kept, drawn)
+        doubled = torch.stack([self.labels, torch.full_like(self.labels, self.model.num_classes)], dim=1)
+        z = self._halves(values, doubled, visible, wanted)
+        conditional, unconditional = z.chunk(2, dim=-1)
+        difference = conditional - unconditional
+        if self.refresh > 1:
+            places = wanted[..., None].expand_as(difference)
+            full = difference.new_zeros(len(difference), self.model.positions, difference.shape[-1])
+            self.difference = full.scatter(1, places, difference)
+        return unconditional[:, later:] + scale * difference[:, later:]
+
+    def _halves(self, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
+        """Return the features for labels [N] as [N, K, D], or for both labels [N, 2] of an image as [N, K, 2 D]."""
+
+        def computed(values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
+            if labels.dim() == 1:
+                return self.model.features(values, labels, visible, wanted)
+            both = self.model.features(
+                values.repeat(2, 1, 1), labels.T.flatten(), visible.repeat(2, 1), wanted.repeat(2, 1)
+            )
+            return torch.cat(both.chunk(2), dim=-1)
+
+        held = 2 * HELD * (self.model.buffer_size + self.model.positions) * self.model.config.width
+        inputs = (values, labels, visible, wanted)
+        return torch.cat([computed(*(each[part] for each in inputs)) for part in slices(len(values), held)])
