@@ -64,6 +64,7 @@ def head_block(block: HeadBlock, x: Tensor, condition: Tensor) -> Tensor:
 def head_features(head: DimensionHead, c: Tensor, known: Tensor) -> Tensor:
     """Return the head's features [M, i, D] of the first i slots, from the condition and the i - 1 known levels."""
     slots = known.shape[1] + 1
+    assert head.modulation_embedding is not None
     x = torch.cat([c[:, None], head.level_embedding(known + head.offsets[: slots - 1])], dim=1)
     x = x + head.slot_embedding[:, :slots]
     condition = c[:, None] + head.modulation_embedding[:, :slots]
