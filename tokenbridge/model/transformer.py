@@ -11,6 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from tokenbridge.base.errors import UserError
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.head_loss import head_loss
 from tokenbridge.model.layers import Block, gather, layer_norm, run_block
@@ -59,6 +60,10 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         released_slot0: bool = False,
     ) -> None:
         super().__init__()
+        if released_slot0 and draft_depth is not None:  # sampling slot by slot, it has another distribution
+            raise UserError(
+                f"draft_depth is {draft_depth}: a model with released_slot0 can have no draft, set it to null"
+            )
         self.gradient_checkpointing = False
         self.positions = grid_height * grid_width
         self.buffer_size, self.num_classes = buffer_size, num_classes

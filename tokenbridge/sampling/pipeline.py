@@ -170,7 +170,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         return [self.label_index(value) for value in values]
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # noqa: PLR0913, PLR0917  an argument for each setting, as in diffusers
         self,
         class_labels: ClassLabels,
         num_inference_steps: int | None = SamplingSettings.steps,
@@ -193,9 +193,9 @@ class TokenBridgePipeline(DiffusionPipeline):
 
         Args:
             num_inference_steps: at most the number of positions to draw; None: that number, but at most 16.
-            guidance_scale, guidance_schedule, guidance_interval, guidance_refresh, temperature, top_p, order, speculative:
-                see
+            guidance_scale, guidance_schedule, guidance_interval, guidance_refresh, temperature, top_p, order: see
                 ``SamplingSettings``.
+            speculative: see ``SamplingSettings``.
             generator: one for all images, or one for each image. Image i depends only on its own generator.
             given: tokens [N, S, C] of images to edit; needs ``keep``.
             keep: a mask [h, w] over positions, true where the tokens of ``given`` are kept (see ``edit``).

@@ -256,8 +256,8 @@ class _LevelChoice:
     Attributes:
         confidence: [M], the sum over slots of the log-probability of the chosen class, before temperature and top-p.
             The sum ranks positions as the mean does. It is 0 unless ``settings.order`` is ``confidence``.
-        sums: the sum of the logits of each slot, or of each pass. It is finite if every logit is, and is read only at the end, so that a
-            GPU is never waited for.
+        sums: the sum of the logits of each slot, or of each speculative pass. It is finite if every logit is, and is
+            read only at the end, so that a GPU is never waited for.
     """
 
     def __init__(self, uniforms: Tensor, settings: SamplingSettings) -> None:
