@@ -125,6 +125,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, help="0 takes the likeliest level; default: 1")
     group.add_argument("--top-p", type=float, help="draw among the likeliest levels of this probability; default: 1")
     group.add_argument("--order", choices=REVEAL_ORDERS, help="which positions come first; default: random")
+    group.add_argument("--speculative", action="store_true", help="draft all slots of a token at once; default: off")
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:

@@ -78,6 +78,7 @@ MODEL = ModelConfig(
     head="autoregressive",
     head_group=1,
     head_modulation="slot",
+    draft_depth=None,
     buffer_size=2,
     dropout=0.0,
     level_embedding_std=0.02,

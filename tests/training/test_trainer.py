@@ -12,7 +12,7 @@ import torch
 from tests.support.small_data import store_tokens
 from tests.support.small_model import LAUNCHER, MODEL, PRECISIONS, QUANTIZER, RECIPE, SHAPE
 from tests.training.conftest import run
-from tokenbridge.base.distributed import Processes
+from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
 from tokenbridge.base.seeding import generator
 from tokenbridge.tokenizer.quantizer import fit_quantizer
 from tokenbridge.training import trainer as training
@@ -51,6 +51,29 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(
     )
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(first.token_in.weight, other.token_in.weight)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_draft_learns_beside_the_model_and_changes_none_of_its_bits(
+    data: FreshTokens, tmp_path: Path, optimizer: str
+) -> None:
+    """With dropout, several parts of a batch, and a gradient that is clipped at each step."""
+    launcher = replace(LAUNCHER, accumulation=2)
+
+    def trained(draft_depth: int | None, name: str) -> tuple[Trainer, list[float]]:
+        recipe = replace(RECIPE, optimizer=optimizer, epochs=10, clip_norm=0.1, mask_group_size=4)
+        config = replace(MODEL, dropout=0.1, draft_depth=draft_depth, train=recipe)
+        one = Trainer(config, data, data.quantizer, tmp_path / name, launcher, torch.device("cpu"), SINGLE_PROCESS)
+        return one, [float(one.step(step)["loss"]) for step in range(8)]
+
+    (plain, losses), (drafted, same) = trained(None, "plain"), trained(2, "drafted")
+    assert losses == same
+    beside = drafted.model.state_dict()
+    assert all(torch.equal(weight, beside[name]) for name, weight in plain.model.state_dict().items())
+    averages = drafted.ema.averages
+    assert all(torch.equal(average, averages[name]) for name, average in plain.ema.averages.items())
+    start = build_model(replace(MODEL, draft_depth=2), data, data.quantizer).draft
+    assert all(not torch.equal(a, b) for a, b in zip(start.parameters(), drafted.model.draft.parameters(), strict=True))
 
 
 @pytest.mark.pipeline

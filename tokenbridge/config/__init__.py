@@ -58,6 +58,7 @@ class Config(Settings):
         refuse(
             self._mistakes_in_dimensions()
             | self._mistakes_in_positions()
+            | self._mistakes_in_speculation()
             | {
                 f"train_on is {self.train_on!r}: {listed}": self.train_on not in choices,
                 "models is empty: name a model, as in model=tiny": not self.models,
@@ -91,6 +92,13 @@ class Config(Settings):
                 "so lower head_group or quantizer.levels": classes > MAX_CLASSES,
             }
         return mistakes
+
+    def _mistakes_in_speculation(self) -> dict[str, bool]:
+        without = [name for name, model in self.models.items() if model.draft_depth is None and not model.pretrained]
+        return {
+            f"generate.speculative is true, but models without a draft are to be sampled ({', '.join(without)}): "
+            "set their draft_depth, or generate.speculative=false": self.generate.speculative and bool(without)
+        }
 
     def _mistakes_in_positions(self) -> dict[str, bool]:
         """Check sizes that are known in advance only if the VAE is trained here."""

@@ -88,6 +88,7 @@ class ModelConfig(Settings):
     head: Head  # autoregressive: the paper's; parallel: every dimension from the features alone
     head_group: Positive  # dimensions predicted jointly; 1 is the paper's
     head_modulation: HeadModulation  # slot: another one for each dimension, the paper's; position: one for all, cheaper
+    draft_depth: Positive | None  # blocks of a draft head for speculative sampling; null: no draft
     buffer_size: Positive  # class positions in front of the sequence
     dropout: Annotated[Number, Field(ge=0, le=0.9)]  # in the spatial blocks and in the head's
     level_embedding_std: PositiveNumber  # of the head's level embeddings at the start; the released code: 1
@@ -97,6 +98,9 @@ class ModelConfig(Settings):
         for width, heads, name in ((self.width, self.heads, ""), (self.head_width, self.head_heads, "head_")):
             message = f"{name}width is {width}: must be a multiple of {name}heads ({heads})"
             refuse({message: width % heads != 0})
+        needless = self.draft_depth is not None and self.head == "parallel"
+        advice = "a parallel head draws all slots at once and needs no draft, so set it to null"
+        refuse({f"draft_depth is {self.draft_depth}: {advice}": needless})
 
 
 class SamplingSettings(Settings, frozen=True):
@@ -114,6 +118,8 @@ class SamplingSettings(Settings, frozen=True):
             ``confidence``: each step draws all masked positions and keeps those of the highest mean log-probability,
             which is taken before temperature and top-p. The authors use it for clean backgrounds only, because it
             costs diversity; ``halton``: each step's positions are spread evenly over the image.
+        speculative: the model's draft head proposes all slots of a token at once, and the head corrects them. The
+            distribution is the same, the images of a seed are not. Needs a model with a draft (``draft_depth``).
     """
 
     steps: Positive | None = None
@@ -124,6 +130,7 @@ class SamplingSettings(Settings, frozen=True):
     temperature: Annotated[Number, Field(ge=0, le=1000)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     order: RevealOrder = "random"
+    speculative: bool = False
 
     def __post_init__(self) -> None:
         interval = self.guidance_interval

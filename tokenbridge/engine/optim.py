@@ -151,18 +151,24 @@ def update_weights(
     factor: float,
     clip_norm: float,
     step: int,
+    apart: nn.Module | None = None,
 ) -> Tensor:
     """Clip the accumulated gradients, step every optimizer at ``factor`` times its peak rate, and clear the gradients.
 
+    Args:
+        apart: a part of ``model`` whose gradients are clipped by themselves, so that the rest does not depend on them.
+
     Returns:
-        The gradients' norm before clipping.
+        The norm before clipping of the gradients that are not ``apart``.
 
     Raises:
-        NonFiniteError: if the loss or the norm is not finite; no weight has changed.
+        NonFiniteError: if the loss or a norm is not finite; no weight has changed.
     """
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    for name, value in (("loss", loss.detach()), ("gradient norm", norm)):
+    by_itself = [] if apart is None else list(apart.parameters())
+    rest = set(model.parameters()).difference(by_itself)
+    norm = _clip([parameter for parameter in model.parameters() if parameter in rest], clip_norm)
+    norm_apart = _clip(by_itself, clip_norm)
+    for name, value in (("loss", loss.detach()), ("gradient norm", norm), ("gradient norm", norm_apart)):
         if not torch.isfinite(value):
             raise NonFiniteError(name, float(value), step)
     for optimizer in optimizers:
@@ -171,3 +177,8 @@ def update_weights(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _clip(parameters: Sequence[nn.Parameter], clip_norm: float) -> Tensor:
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -4,11 +4,14 @@ Shapes: N images, S positions, C dimensions, B levels, K masked positions, V = S
 positions (they hold the class), D width.
 """
 
+from functools import partial
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from tokenbridge.base.errors import UserError
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.head_loss import head_loss
 from tokenbridge.model.layers import Block, gather, layer_norm, run_block
@@ -21,7 +24,9 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
 
     The label ``num_classes`` means "no class": the unconditional half of guidance. ``head``, ``head_group`` and
     ``head_modulation`` are the ``kind``, ``group`` and ``modulation`` of ``DimensionHead``; ``released_slot0`` is its
-    argument of this name.
+    argument of this name. With ``draft_depth`` the model has a second, parallel head of that many blocks, the draft of
+    speculative sampling. The draft learns from the features and gives them no gradient, so the rest of the model does
+    not depend on it.
 
     Differs: the decoder has the encoder's width, as in every released size.
     """
@@ -49,11 +54,16 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         head: str = "autoregressive",
         head_group: int = 1,
         head_modulation: str = "slot",
+        draft_depth: int | None = None,
         dropout: float = 0.0,
         level_embedding_std: float = INIT_STD,
         released_slot0: bool = False,
     ) -> None:
         super().__init__()
+        if released_slot0 and draft_depth is not None:  # sampling slot by slot, it has another distribution
+            raise UserError(
+                f"draft_depth is {draft_depth}: a model with released_slot0 can have no draft, set it to null"
+            )
         self.gradient_checkpointing = False
         self.positions = grid_height * grid_width
         self.buffer_size, self.num_classes = buffer_size, num_classes
@@ -75,20 +85,29 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         self.decoder_norm = layer_norm(width)
         self.output_position = nn.Parameter(torch.empty(1, self.positions, width))
         # ---- head
-        self.head = DimensionHead(
+        make_head = partial(
+            DimensionHead,
             dimensions=dimensions,
             levels=levels,
             features=width,
             width=head_width,
-            depth=head_depth,
             heads=head_heads,
-            kind=head,
             group=head_group,
             modulation=head_modulation,
-            dropout=dropout,
-            released_slot0=released_slot0,
         )
+        self.head = make_head(depth=head_depth, kind=head, dropout=dropout, released_slot0=released_slot0)
         self.initialize(level_embedding_std)
+        # ---- draft: last, and without dropout, so that it changes no random number of the rest
+        self.draft: DimensionHead | None = None
+        if draft_depth is not None:
+            self.draft = make_head(depth=draft_depth, kind="parallel")
+            initialize_modules(self.draft, level_embedding_std)
+            initialize_tables(self.draft)
+
+    @property
+    def heads(self) -> list[DimensionHead]:
+        """The head, and the draft if there is one."""
+        return [self.head] if self.draft is None else [self.head, self.draft]
 
     # diffusers' own __getattr__ looks in the config first, and there ``head`` is a setting, not the module
     __getattr__ = nn.Module.__getattr__
@@ -98,22 +117,11 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
 
         The released code leaves the head's level embeddings at torch's N(0, 1); the large models' settings do so too.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                of_levels = module is getattr(self.head, "level_embedding", None)
-                nn.init.normal_(module.weight, std=level_embedding_std if of_levels else INIT_STD)
+        initialize_modules(self, level_embedding_std)
         learned = (self.no_class, self.mask_token, self.encoder_position, self.decoder_position, self.output_position)
-        for parameter in (*learned, self.head.slot_embedding, self.head.modulation_embedding):
-            if parameter is not None:
-                nn.init.normal_(parameter, std=INIT_STD)
-        for table in self.head.output_weight:
-            nn.init.xavier_uniform_(table)
-        for name, parameter in self.head.named_parameters():
-            if name.endswith("modulation.weight"):
-                nn.init.zeros_(parameter)
+        for parameter in learned:
+            nn.init.normal_(parameter, std=INIT_STD)
+        initialize_tables(self.head)
 
     def forward(
         self,
@@ -126,6 +134,8 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
     ) -> Tensor:
         """Return the mean cross-entropy, in nats per dimension, over ``num_predicted`` of the masked positions.
 
+        The backward pass also computes the gradient of the draft's own cross-entropy, which is not in the value.
+
         Args:
             values: dequantized latents [N, S, C], dimensions in natural order.
             tokens: indices [N, S, C], dimensions in head order.
@@ -136,8 +146,13 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         """
         _, visible = split_order(order, num_masked)
         predicted, _ = split_order(order, num_masked if num_predicted is None else num_predicted)
-        z = self.features(values, labels, visible, predicted)
-        return head_loss(self.head, z.flatten(0, 1), gather(tokens, predicted).flatten(0, 1))
+        z = self.features(values, labels, visible, predicted).flatten(0, 1)
+        known = gather(tokens, predicted).flatten(0, 1)
+        loss = head_loss(self.head, z, known)
+        if self.draft is None or not torch.is_grad_enabled():
+            return loss
+        of_draft = head_loss(self.draft, z.detach(), known)
+        return loss + (of_draft - of_draft.detach())
 
     def features(self, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Return the features z [N, K, D] of the ``wanted`` positions [N, K], from values [N, S, C] at visible ones.
@@ -188,3 +203,25 @@ def split_order(order: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
     The first ``num_masked`` positions of the order are masked.
     """
     return order[:, :num_masked].sort(dim=1).values, order[:, num_masked:].sort(dim=1).values
+
+
+def initialize_modules(part: nn.Module, level_embedding_std: float) -> None:
+    """Initialize the linears and embeddings of ``part``."""
+    for name, module in part.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=level_embedding_std if name.endswith("level_embedding") else INIT_STD)
+
+
+def initialize_tables(head: DimensionHead) -> None:
+    """Initialize the weights of a head that belong to slots, and its adaLN."""
+    for parameter in (head.slot_embedding, head.modulation_embedding):
+        if parameter is not None:
+            nn.init.normal_(parameter, std=INIT_STD)
+    for table in head.output_weight:
+        nn.init.xavier_uniform_(table)
+    for name, parameter in head.named_parameters():
+        if name.endswith("modulation.weight"):
+            nn.init.zeros_(parameter)

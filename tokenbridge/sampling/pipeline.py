@@ -170,7 +170,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         return [self.label_index(value) for value in values]
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # noqa: PLR0913, PLR0917  an argument for each setting, as in diffusers
         self,
         class_labels: ClassLabels,
         num_inference_steps: int | None = SamplingSettings.steps,
@@ -181,6 +181,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         temperature: float = SamplingSettings.temperature,
         top_p: float = SamplingSettings.top_p,
         order: RevealOrder = SamplingSettings.order,
+        speculative: bool = SamplingSettings.speculative,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         given: Tensor | None = None,
         keep: Tensor | np.ndarray | None = None,
@@ -194,6 +195,7 @@ class TokenBridgePipeline(DiffusionPipeline):
             num_inference_steps: at most the number of positions to draw; None: that number, but at most 16.
             guidance_scale, guidance_schedule, guidance_interval, guidance_refresh, temperature, top_p, order: see
                 ``SamplingSettings``.
+            speculative: see ``SamplingSettings``.
             generator: one for all images, or one for each image. Image i depends only on its own generator.
             given: tokens [N, S, C] of images to edit; needs ``keep``.
             keep: a mask [h, w] over positions, true where the tokens of ``given`` are kept (see ``edit``).
@@ -211,6 +213,7 @@ class TokenBridgePipeline(DiffusionPipeline):
             temperature=temperature,
             top_p=top_p,
             order=order,
+            speculative=speculative,
         )
         labels = torch.tensor(self.label_indices(class_labels))
         generators = image_generators(generator, len(labels))
@@ -260,7 +263,8 @@ class TokenBridgePipeline(DiffusionPipeline):
         config, device = self.transformer.config, self.transformer.device
         kept = None if keep is None else self._check_keep(keep).flatten().to(device)
         given = None if given is None else given.to(device)
-        draws = Draws.from_generators(generators, self.transformer.positions, config.dimensions).to(device)
+        positions = self.transformer.positions
+        draws = Draws.from_generators(generators, positions, config.dimensions, settings.speculative).to(device)
         with self._numerics():
             tokens = sample_tokens(
                 self.transformer, self.quantizer, labels.to(device), draws, settings, on_step, given, kept

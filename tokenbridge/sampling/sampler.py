@@ -14,6 +14,7 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenbridge.base.device import widest_float
@@ -27,6 +28,7 @@ from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
 from tokenbridge.sampling.graphs import Function, graphed
 from tokenbridge.sampling.guidance import Guidance, refreshed
 from tokenbridge.sampling.orders import reveal_order
+from tokenbridge.sampling.speculative import UNIFORMS, sample_speculatively
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 MAX_BYTES = 2**31  # of the head's cache, modulation and logits at once
@@ -43,16 +45,23 @@ class Draws:
     Attributes:
         order: [N, S] permutations; the tail is revealed first.
         uniforms: [N, S, C] in [0, 1), one for each index that will be drawn; dimensions in head order. A head that
-            predicts g dimensions jointly draws C / g indices, with the first C / g uniforms of the position.
+            predicts g dimensions jointly draws C / g indices, with the first C / g uniforms of the position. For
+            speculative sampling [N, S, 3 C]: those of the drafts, of the tests and of the corrections.
     """
 
     order: Tensor
     uniforms: Tensor
 
     @classmethod
-    def from_generators(cls, generators: Sequence[torch.Generator], positions: int, dimensions: int) -> "Draws":
+    def from_generators(
+        cls, generators: Sequence[torch.Generator], positions: int, dimensions: int, speculative: bool = False
+    ) -> "Draws":
         order = [torch.randperm(positions, generator=g, device=g.device) for g in generators]
         uniforms = [torch.rand(positions, dimensions, generator=g, device=g.device) for g in generators]
+        if speculative:  # drawn last, so that the others stay as they are
+            count = (UNIFORMS - 1) * dimensions
+            others = [torch.rand(positions, count, generator=g, device=g.device) for g in generators]
+            uniforms = [torch.cat(both, dim=-1) for both in zip(uniforms, others, strict=True)]
         return cls(torch.stack(order), torch.stack(uniforms))
 
     def to(self, device: torch.device) -> "Draws":
@@ -106,16 +115,29 @@ def choose_levels(logits: Tensor, uniforms: Tensor, temperature: float, top_p: f
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
+    return invert(level_probabilities(logits, temperature, top_p), uniforms)
+
+
+def level_probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Return the probabilities [..., B] with which levels are drawn, up to a factor, from logits [..., B]."""
     exact = widest_float(logits.device)
+    if temperature == 0:
+        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(exact)
     probabilities = (logits.to(exact) / temperature).softmax(dim=-1)
-    if top_p < 1:
-        probabilities = _nucleus(probabilities, top_p)
+    return _nucleus(probabilities, top_p) if top_p < 1 else probabilities
+
+
+def invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the levels [...] at which the cumulative distribution reaches ``uniforms`` [...].
+
+    The probabilities [..., B] need not sum to 1.
+    """
     cumulative = probabilities.cumsum(dim=-1)
-    return (cumulative[:, :-1] <= uniforms.to(exact)[:, None] * cumulative[:, -1:]).sum(dim=-1)
+    return (cumulative[..., :-1] <= uniforms.to(cumulative.dtype)[..., None] * cumulative[..., -1:]).sum(dim=-1)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Return probabilities [M, B] with zeros outside the fewest likeliest levels that together have ``top_p``."""
+    """Return probabilities [..., B] with zeros outside the fewest likeliest levels that together have ``top_p``."""
     ranked, levels = probabilities.sort(dim=-1, descending=True, stable=True)
     outside = ranked.cumsum(dim=-1) - ranked >= top_p
     return probabilities.scatter(-1, levels, ranked.masked_fill(outside, 0))
@@ -141,13 +163,19 @@ def sample_tokens(
             count only the other positions. So every edit uses the whole schedule.
 
     Raises:
-        UserError: if there are more steps than positions to draw, or no positions to draw.
+        UserError: if there are more steps than positions to draw, no positions to draw, or no draft for speculation.
         NotFiniteError: at the end, if a logit was NaN or infinite.
     """
     sums: list[Tensor] = []
-    tokens = torch.zeros_like(draws.uniforms, dtype=torch.long)  # head order
+    shape = *draws.order.shape, model.config.dimensions
+    tokens = torch.zeros(shape, dtype=torch.long, device=draws.order.device)  # head order
     grid = model.config.grid_height, model.config.grid_width
     order, to_draw = reveal_order(draws.order, settings.order, *grid), draws.order.shape[1]
+    require(
+        model.draft is not None or not settings.speculative,
+        "speculative sampling needs a draft, and this model has none: set speculative=false, or train a model with its "
+        "draft_depth set",
+    )
     require((given is None) == (keep is None), "given and keep go together: give both or neither")
     if given is not None and keep is not None:
         require(
@@ -159,7 +187,9 @@ def sample_tokens(
         to_draw -= int(keep.sum())
         require(to_draw > 0, "keep covers every position: leave at least one position to draw")
     counts = masked_counts(to_draw, settings.steps_for(to_draw))
-    draw_rows = graphed(partial(_draw_rows, model.head, settings), draws.uniforms.device)
+    draw_rows: Function = partial(_draw_rows, model, settings)
+    if not settings.speculative:  # whose shapes depend on what is refused
+        draw_rows = graphed(draw_rows, draws.uniforms.device)
     by_confidence, masked_before = settings.order == "confidence", to_draw
     scales = guidance_scales(settings, to_draw, counts)
     both = refreshed(scales, settings.guidance_refresh)
@@ -210,27 +240,48 @@ def _draw(draw_rows: Function, rows: int, z: Tensor, uniforms: Tensor, sums: lis
 
 
 def _draw_rows(
-    head: DimensionHead, settings: SamplingSettings, z: Tensor, uniforms: Tensor
+    model: TokenBridgeTransformer, settings: SamplingSettings, z: Tensor, uniforms: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw tokens [M, C] from z [M, D]; return them, their confidence [M] and the sums of the slots' logits [G]."""
+    """Draw tokens [M, C] from z [M, D]; return them, their confidence [M] and the sums of the logits of each call."""
     choice = _LevelChoice(uniforms, settings)
-    return head.sample(z, choice), choice.confidence, torch.stack(choice.sums)
+    return choice.draw(model, z), choice.confidence, torch.stack(choice.sums)
 
 
 class _LevelChoice:
     """The function by which the head chooses the joint class of each slot.
 
+    Args:
+        uniforms: [M, C], or [M, 3 C] for speculative sampling.
+
     Attributes:
         confidence: [M], the sum over slots of the log-probability of the chosen class, before temperature and top-p.
             The sum ranks positions as the mean does. It is 0 unless ``settings.order`` is ``confidence``.
-        sums: the sum of the logits of each slot. It is finite if every logit is, and is read only at the end, so that a
-            GPU is never waited for.
+        sums: the sum of the logits of each slot, or of each speculative pass. It is finite if every logit is, and is
+            read only at the end, so that a GPU is never waited for.
     """
 
     def __init__(self, uniforms: Tensor, settings: SamplingSettings) -> None:
         self.uniforms, self.settings = uniforms, settings
         self.sums: list[Tensor] = []
         self.confidence = torch.zeros(len(uniforms), device=uniforms.device)
+
+    def draw(self, model: TokenBridgeTransformer, z: Tensor) -> Tensor:
+        """Draw tokens [M, C] in head order from features z [M, Z]."""
+        if not self.settings.speculative:
+            return model.head.sample(z, self)
+        assert model.draft is not None, "sample_tokens checks it"
+        head, dimensions = model.head, model.config.dimensions
+        uniforms = self.uniforms.view(len(z), UNIFORMS, dimensions)[..., : head.slots]
+        tokens = sample_speculatively(head, model.draft, z, uniforms, self._probabilities, invert)
+        if self.settings.order == "confidence":
+            scores = head(z, tokens).float().log_softmax(dim=-1)
+            self.confidence += scores.gather(-1, head.join(tokens)[..., None]).sum(dim=(1, 2))
+        return tokens
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        logits = logits.float()
+        self.sums.append(logits.sum())
+        return level_probabilities(logits, self.settings.temperature, self.settings.top_p)
 
     def __call__(self, logits: Tensor, slot: int) -> Tensor:
         logits = logits.float()

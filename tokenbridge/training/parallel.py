@@ -60,8 +60,9 @@ def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> No
     block_dtype = None if precision == FP32 else DTYPES[precision]
     # inputs keep their type: autocast decides what is computed in bf16, as it does without sharding
     policy = MixedPrecisionPolicy(param_dtype=block_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    model.head.loss_by_parts = False  # a block's weights are there only while it runs, so no gradient can be asked for
-    for block in [*model.encoder, *model.decoder, *model.head.blocks]:
+    for head in model.heads:
+        head.loss_by_parts = False  # a block's weights are there only while it runs, so no gradient can be asked for
+    for block in [*model.encoder, *model.decoder, *(block for head in model.heads for block in head.blocks)]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # embeddings and positions too: on CPUs, LayerNorm does not accept float32 inputs with a block's bfloat16 weights
     fully_shard(model, mesh=mesh, mp_policy=policy)

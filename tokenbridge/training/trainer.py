@@ -67,9 +67,9 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Return whether the parameter is a matrix of a block's linear layers. Muon trains these when it is chosen.
 
     Differs: paper and released code train everything with AdamW, and so do the ImageNet experiments here. In a training
-    of minutes, Muon makes more progress.
+    of minutes, Muon makes more progress. Not in the draft: Muon's updates are computed for many matrices at once.
     """
-    return parameter.ndim == 2 and any(part in name for part in ("encoder.", "decoder.", "blocks."))
+    return parameter.ndim == 2 and name.startswith(("encoder.", "decoder.", "head.blocks."))
 
 
 def train(
@@ -222,7 +222,15 @@ class Trainer:
         factor = cosine_factor(step, self.total, self.warmup)
         each = list(self.optimizers.values())
         try:
-            norm = update_weights(loss, self.model, each, factor=factor, clip_norm=self.recipe.clip_norm, step=step)
+            norm = update_weights(
+                loss,
+                self.model,
+                each,
+                factor=factor,
+                clip_norm=self.recipe.clip_norm,
+                step=step,
+                apart=self.model.draft,
+            )
         except NonFiniteError as error:
             raise NonFiniteError(error.name, error.value, step, self._keep(step, batch, own_loss)) from None
         self.ema.update(self.model)

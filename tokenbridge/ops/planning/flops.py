@@ -43,7 +43,8 @@ def sample_flops(model: TokenBridgeTransformer, settings: SamplingSettings) -> F
     """Return the operations for sampling the tokens of one image.
 
     Guidance doubles encoder and decoder in the steps that compute both halves, but never the head. With a larger
-    ``guidance_refresh``, these steps also compute the positions of the steps that take their difference.
+    ``guidance_refresh``, these steps also compute the positions of the steps that take their difference. Speculative
+    sampling counts as plain sampling, because its passes depend on the weights.
     """
     after = masked_counts(model.positions, settings.steps_for(model.positions))
     before = [model.positions, *after[:-1]]

@@ -85,7 +85,7 @@ class Parameters:
 
     encoder: int
     decoder: int
-    head: int
+    head: int  # with the draft
     rest: int  # embeddings, positions
     block: int  # of the largest repeated block
     outside_blocks: int
@@ -96,8 +96,13 @@ class Parameters:
 
     @classmethod
     def of(cls, model: TokenBridgeTransformer) -> "Parameters":
-        blocks = [count(block) for part in (model.encoder, model.decoder, model.head.blocks) for block in part]
-        encoder, decoder, head, total = (count(part) for part in (model.encoder, model.decoder, model.head, model))
+        blocks = [
+            count(block)
+            for part in (model.encoder, model.decoder, *(head.blocks for head in model.heads))
+            for block in part
+        ]
+        encoder, decoder, total = (count(part) for part in (model.encoder, model.decoder, model))
+        head = sum(map(count, model.heads))
         return cls(encoder, decoder, head, total - encoder - decoder - head, max(blocks), total - sum(blocks))
 
 

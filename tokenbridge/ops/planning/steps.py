@@ -164,7 +164,8 @@ def step_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> StepBy
 
     recompute = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), numerics()))
     model.enable_gradient_checkpointing(recompute) if step.checkpointed else model.disable_gradient_checkpointing()
-    model.head.loss_by_parts = not step.whole_head
+    for each in model.heads:
+        each.loss_by_parts = not step.whole_head
 
     def mark(module: nn.Module, _: object) -> None:
         marks.setdefault(module, held.now)
@@ -202,7 +203,7 @@ def step_flops(
     modules, root = counter.get_flop_counts(), type(model).__name__
     parts = ("decoder_in", *(f"decoder.{block}" for block in range(len(model.decoder))))
     decoder = sum(sum(modules[f"{root}.{part}"].values()) for part in parts)
-    head = sum(modules[f"{root}.head"].values())
+    head = sum(sum(modules[f"{root}.{part}"].values()) for part in ("head", "draft")[: len(model.heads)])
     return Flops(counter.get_total_flops() - decoder - head, decoder, head)
 
 
