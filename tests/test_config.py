@@ -91,6 +91,14 @@ def test_every_launcher_is_valid(path: Path) -> None:
         ("train.warmup_epochs=-1", "train.warmup_epochs is -1: must be greater than or equal to 0"),
         ("vae.loss.kl=-1", "vae.loss.kl is -1: must be greater than or equal to 0"),
         ("models.tiny.head_group=99999999", "head_group is 99999999: must divide the 8 dimensions"),
+        (
+            "models.tiny.head=parallel models.tiny.draft_depth=1",
+            "draft_depth is 1: a parallel head draws all slots at once and needs no draft, so set it to null",
+        ),
+        (
+            "generate.speculative=true",
+            "generate.speculative is true, but models without a draft are to be sampled (tiny): set their draft_depth",
+        ),
         ("storage.endpoint='http://['", "storage: Invalid IPv6 URL"),
         ("data.root=${data.root}", "Recursive interpolation"),
         ("train.epochs", "'train.epochs' cannot be read: write setting=value, such as train.epochs=2"),

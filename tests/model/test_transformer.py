@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.support.small_model import random_model, sizes_of, small_model
+from tokenbridge.base.errors import UserError
 from tokenbridge.base.loading import load_whole
 from tokenbridge.config import HEADS
 from tokenbridge.config.params import compose_config, validate
@@ -186,3 +187,37 @@ def test_dropout_is_in_every_block_and_only_while_training() -> None:
     assert not torch.equal(model.head(z, tokens), model.head(z, tokens))
     model.eval()
     assert torch.equal(model.head(z, tokens), model.head(z, tokens))
+
+
+def test_a_draft_changes_no_weight_of_a_fresh_model_and_is_saved_with_it(tmp_path: Path) -> None:
+    plain, drafted = small_model(dropout=0.1), small_model(dropout=0.1, draft_depth=2)
+    weights = drafted.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in plain.state_dict().items())
+    drafted.save_pretrained(tmp_path)
+    loaded = load_whole(TokenBridgeTransformer, tmp_path).state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in weights.items())
+
+
+def test_the_draft_learns_its_own_cross_entropy_and_the_value_is_the_heads() -> None:
+    model, plain = random_model(draft_depth=1).train(), random_model().train()
+    plain.load_state_dict({name: weight for name, weight in model.state_dict().items() if "draft." not in name})
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(8, (2, 16, 4), generator=random)
+    inputs = tokens.float(), tokens, torch.tensor([0, 1]), torch.rand(2, 16, generator=random).argsort(1), 10
+    loss, expected = model(*inputs), plain(*inputs)
+    assert torch.equal(loss, expected)
+    loss.backward()
+    expected.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    assert all(torch.equal(weight.grad, gradients[name]) for name, weight in plain.named_parameters())
+    masked, visible = split_order(inputs[3], 10)
+    z, known = model.features(inputs[0], inputs[2], visible, masked).detach(), gather(tokens, masked)
+    logits = model.draft(z.flatten(0, 1), known.flatten(0, 1))
+    own = torch.nn.functional.cross_entropy(logits.flatten(0, 1), known.flatten())
+    weights = list(model.draft.parameters())
+    torch.testing.assert_close([weight.grad for weight in weights], list(torch.autograd.grad(own, weights)))
+
+
+def test_a_draft_for_the_released_first_slot_is_refused() -> None:
+    with pytest.raises(UserError, match="draft_depth is 1: .*released_slot0"):
+        small_model(draft_depth=1, released_slot0=True)

@@ -39,8 +39,9 @@ def test_a_constant_and_a_slope_keep_their_values(height: int, width: int, new: 
     assert (slope - wanted).abs().max() < 0.5 / min(height, new[0]) + 1e-3
 
 
-def test_the_same_size_is_the_same_model() -> None:
-    model = random_model()
+@pytest.mark.parametrize("draft_depth", [None, 1])
+def test_the_same_size_is_the_same_model(draft_depth: int | None) -> None:
+    model = random_model(draft_depth=draft_depth)
     same = resized(model, (4, 4)).state_dict()
     assert all(torch.equal(tensor, same[name]) for name, tensor in model.state_dict().items())
 

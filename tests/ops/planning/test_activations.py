@@ -25,6 +25,7 @@ VARIANTS = {
     "dropout": ["models.tiny.dropout=0.1"],
     "parallel": ["models.tiny.head=parallel"],
     "grouped": ["models.tiny.head_group=2"],
+    "drafted": ["models.tiny.draft_depth=2"],
 }
 
 
