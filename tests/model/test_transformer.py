@@ -219,5 +219,5 @@ def test_the_draft_learns_its_own_cross_entropy_and_the_value_is_the_heads() -> 
 
 
 def test_a_draft_for_the_released_first_slot_is_refused() -> None:
-    with pytest.raises(UserError, match=r"draft_depth is 1: .*released_slot0"):
+    with pytest.raises(UserError, match="draft_depth is 1: a model with released_slot0 can have no draft"):
         small_model(draft_depth=1, released_slot0=True)

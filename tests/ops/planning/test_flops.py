@@ -56,6 +56,16 @@ def test_a_step_costs_what_the_closed_form_says(config: Config) -> None:
     assert found.head == pytest.approx(masked * head_form(model), rel=1e-3)
 
 
+def test_a_draft_adds_to_the_head_alone() -> None:
+    """It has the head's sizes, but no gradient of its input."""
+    plain, drafted = (built(composed(*TINY, f"models.tiny.draft_depth={depth}")) for depth in ("null", 2))
+    without, found = step_flops(plain, 12), step_flops(drafted, 12)
+    assert (found.encoder, found.decoder) == (without.encoder, without.decoder)
+    sizes = drafted.config
+    gradient = 2 * 12 * sizes.width * sizes.head_width
+    assert found.head - without.head == pytest.approx(without.head - gradient, rel=1e-3)
+
+
 def test_training_takes_the_mean_over_the_masks() -> None:
     config = composed(*TINY)
     model, recipe = built(config), config.models["tiny"].train

@@ -26,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenbridge.base.device import DTYPES, autocast
 from tokenbridge.config import TrainConfig
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.model.head_loss import positions_at_once
+from tokenbridge.model.head import DimensionHead
+from tokenbridge.model.head_loss import head_loss, positions_at_once
 from tokenbridge.model.layers import INDEX_LIMIT, scratch_numbers
 from tokenbridge.ops.planning.flops import Flops, summed
 from tokenbridge.ops.planning.sizes import FULL, deepened, step_inputs
@@ -198,13 +199,27 @@ def step_flops(
 ) -> Flops:
     """Return the operations of forward and backward for one image; None: all of its masked positions are predicted."""
     model.enable_gradient_checkpointing() if checkpointed else model.disable_gradient_checkpointing()
-    with FlopCounterMode(display=False) as counter:
-        model(*step_inputs(model, 1), masked, predicted).backward()
+    draft, model.draft = model.draft, None  # torch would count what follows the draft's backward as the draft's
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(*step_inputs(model, 1), masked, predicted).backward()
+    finally:
+        model.draft = draft
     modules, root = counter.get_flop_counts(), type(model).__name__
     parts = ("decoder_in", *(f"decoder.{block}" for block in range(len(model.decoder))))
     decoder = sum(sum(modules[f"{root}.{part}"].values()) for part in parts)
-    head = sum(sum(modules[f"{root}.{part}"].values()) for part in ("head", "draft")[: len(model.heads)])
-    return Flops(counter.get_total_flops() - decoder - head, decoder, head)
+    head = sum(modules[f"{root}.head"].values())
+    of_draft = 0 if draft is None else draft_flops(model, draft, masked if predicted is None else predicted)
+    return Flops(counter.get_total_flops() - decoder - head, decoder, head + of_draft)
+
+
+def draft_flops(model: TokenBridgeTransformer, draft: DimensionHead, predicted: int) -> int:
+    """Return the operations of the draft's forward and backward, for one image."""
+    z = torch.zeros(predicted, model.config.width, device=model.device)
+    tokens = torch.zeros(predicted, model.config.dimensions, dtype=torch.long, device=model.device)
+    with FlopCounterMode(display=False) as counter:
+        head_loss(draft, z, tokens).backward()
+    return counter.get_total_flops()
 
 
 def mask_range(model: TokenBridgeTransformer, recipe: TrainConfig) -> tuple[int, int]:
