@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,8 +22,10 @@ from tokenbridge.ops.planning.flops import sample_flops, vae_flops
 from tokenbridge.ops.planning.memory import GIB, MemoryModel
 from tokenbridge.ops.planning.plan import memory_limit, memory_model, sampling_seconds, work_of
 from tokenbridge.ops.planning.report import duration, scaled
+from tokenbridge.ops.planning.roofline import seconds, step_kernels
 from tokenbridge.ops.planning.schedule import HOUR, Schedule, Work, peak_flops, schedule_of
 from tokenbridge.ops.planning.volumes import Volumes
+from tokenbridge.training.batches import num_masked_positions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PICTURE = ROOT / "docs/scaling.md", ROOT / "docs/images/scaling.png"
@@ -35,6 +38,7 @@ H100_GPUS = [8, 64, 256, 512]
 LOWER_MFU = 0.15  # beside conf/plan/h100.yaml's, which is a hope
 EVALUATED = 50_000  # samples of an FID
 PUBLISHED_HOURS = 6000  # of L at 400 epochs on A100, by the paper's authors (issue 4 of their repository)
+EVEN = (torch.arange(1000) + 0.5) / 1000  # uniforms, for the mean of the masked positions
 WIDTH, DPI = 9.0, 110
 COLOURS = {"large": "#1f6f9f", "huge": "#d9822b"}
 INK, PALE = "#333333", "#e6e6e6"
@@ -91,6 +95,7 @@ def page(cases: Sequence[Case]) -> str:
         "gpus large": gpus_table(cases[0]),
         "gpus huge": gpus_table(cases[1]),
         "h100": h100_table([replace(case, config=composed(case.name, "plan=h100")) for case in cases]),
+        "roofline": roofline_table(cases),
         "published": published_table(cases[0]),
         "gap": gap_table(cases[0]),
     }
@@ -177,6 +182,32 @@ def h100_table(cases: Sequence[Case]) -> str:
             row += [f"{found.cost:,.0f} {plan.currency}", f"{found.mfu:.1%}", duration(step.exchange)]
             row += [f"{step.exchange / step.total:.1%}", f"{step.bandwidth:.3g} GB/s", f"{lower.gpu_hours:,.0f}"]
             rows.append(row)
+    return table_of(header, rows)
+
+
+def roofline_table(cases: Sequence[Case]) -> str:
+    """The least time of a step of ``AT_ONCE`` images, and the share of the peak rate that it allows."""
+    header = (
+        "model",
+        "GPU",
+        "part",
+        "operations",
+        "moved",
+        "products alone",
+        "least time",
+        "share of the peak, at most",
+    )
+    rows = []
+    for case in cases:
+        masked = round(float(num_masked_positions(EVEN, case.memory.model.positions, case.recipe).double().mean()))
+        parts = step_kernels(case.memory.model.train(), BF16, AT_ONCE, masked)
+        parts["all"] = [kernel for kernels in parts.values() for kernel in kernels]
+        for plan in (case.config.plan, composed(case.name, "plan=h100").plan):
+            for part, kernels in parts.items():
+                flops, moved = (sum(getattr(kernel, what) for kernel in kernels) for what in ("flops", "moved"))
+                least, at_peak = seconds(kernels, plan, BF16), flops / peak_flops(plan, BF16)
+                sizes = (scaled(flops, "FLOP"), scaled(moved, "B"), duration(at_peak), duration(least))
+                rows.append((case.name, plan.gpu.name, part, *sizes, f"{at_peak / least:.0%}"))
     return table_of(header, rows)
 
 
