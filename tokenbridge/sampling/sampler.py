@@ -166,7 +166,56 @@ def sample_tokens(
         UserError: if there are more steps than positions to draw, no positions to draw, or no draft for speculation.
         NotFiniteError: at the end, if a logit was NaN or infinite.
     """
+    tokens, order, to_draw = _begin(model, quantizer, draws, settings, given, keep)
+    counts = masked_counts(to_draw, settings.steps_for(to_draw))
+    draw_rows: Function = partial(_draw_rows, model, settings)
+    if not settings.speculative:  # whose shapes depend on what is refused
+        draw_rows = graphed(draw_rows, draws.uniforms.device)
     sums: list[Tensor] = []
+    draw = partial(_draw, draw_rows, positions_at_once(model.head), sums)
+    by_confidence, masked_before = settings.order == "confidence", to_draw
+    scales = guidance_scales(settings, to_draw, counts)
+    both = refreshed(scales, settings.guidance_refresh)
+    guidance = Guidance(model, labels, settings.guidance_refresh)
+    for step, masked_after in enumerate(counts):
+        _, visible = split_order(order, masked_before)
+        values = quantizer.decode(quantizer.from_head_order(tokens))
+        first = 0 if by_confidence else masked_after
+        drawn_at, needed = order[:, first:masked_before], first
+        if both[step] and not by_confidence:  # the positions up to the next step with both halves
+            needed = counts[min(step + settings.guidance_refresh, len(counts)) - 1]
+        wanted = order[:, needed:masked_before]
+        z = guidance.features(values, visible, wanted, scales[step], both[step], first - needed)
+        if by_confidence:
+            shifted = draws.uniforms.to(widest_float(draws.uniforms.device)) + step * GOLDEN_RATIO
+            uniforms = shifted % 1  # else rejected levels are drawn again
+            drawn, confidence = draw(z, gather(uniforms, drawn_at))
+            rank = confidence.argsort(dim=1, stable=True)
+            order = torch.cat([order[:, :masked_before].gather(1, rank), order[:, masked_before:]], dim=1)
+            drawn = gather(drawn, rank[:, masked_after:])
+        else:
+            drawn, _ = draw(z, gather(draws.uniforms, drawn_at))
+        revealed = order[:, masked_after:masked_before]
+        tokens.scatter_(1, revealed[..., None].expand_as(drawn), drawn)
+        masked_before = masked_after
+        if on_step is not None:
+            on_step(step + 1, len(counts))
+    check_finite("the model's logits", torch.cat(sums), model, quantizer)
+    return quantizer.from_head_order(tokens)
+
+
+def _begin(
+    model: TokenBridgeTransformer,
+    quantizer: DimensionwiseQuantizer,
+    draws: Draws,
+    settings: SamplingSettings,
+    given: Tensor | None,
+    keep: Tensor | None,
+) -> tuple[Tensor, Tensor, int]:
+    """Return tokens [N, S, C] in head order, the order of positions [N, S], and how many of them are to be drawn.
+
+    Kept positions are at the order's end, and have their tokens.
+    """
     shape = *draws.order.shape, model.config.dimensions
     tokens = torch.zeros(shape, dtype=torch.long, device=draws.order.device)  # head order
     grid = model.config.grid_height, model.config.grid_width
@@ -186,39 +235,7 @@ def sample_tokens(
         order = order.gather(1, keep[order].int().argsort(dim=1, stable=True))  # the tail counts as revealed
         to_draw -= int(keep.sum())
         require(to_draw > 0, "keep covers every position: leave at least one position to draw")
-    counts = masked_counts(to_draw, settings.steps_for(to_draw))
-    draw_rows: Function = partial(_draw_rows, model, settings)
-    if not settings.speculative:  # whose shapes depend on what is refused
-        draw_rows = graphed(draw_rows, draws.uniforms.device)
-    by_confidence, masked_before = settings.order == "confidence", to_draw
-    scales = guidance_scales(settings, to_draw, counts)
-    both = refreshed(scales, settings.guidance_refresh)
-    guidance = Guidance(model, labels, settings.guidance_refresh)
-    for step, masked_after in enumerate(counts):
-        _, visible = split_order(order, masked_before)
-        values = quantizer.decode(quantizer.from_head_order(tokens))
-        first = 0 if by_confidence else masked_after
-        drawn_at, needed = order[:, first:masked_before], first
-        if both[step] and not by_confidence:  # the positions up to the next step with both halves
-            needed = counts[min(step + settings.guidance_refresh, len(counts)) - 1]
-        wanted = order[:, needed:masked_before]
-        z = guidance.features(values, visible, wanted, scales[step], both[step], first - needed)
-        if by_confidence:
-            shifted = draws.uniforms.to(widest_float(draws.uniforms.device)) + step * GOLDEN_RATIO
-            uniforms = shifted % 1  # else rejected levels are drawn again
-            drawn, confidence = _draw(draw_rows, positions_at_once(model.head), z, gather(uniforms, drawn_at), sums)
-            rank = confidence.argsort(dim=1, stable=True)
-            order = torch.cat([order[:, :masked_before].gather(1, rank), order[:, masked_before:]], dim=1)
-            drawn = gather(drawn, rank[:, masked_after:])
-        else:
-            drawn, _ = _draw(draw_rows, positions_at_once(model.head), z, gather(draws.uniforms, drawn_at), sums)
-        revealed = order[:, masked_after:masked_before]
-        tokens.scatter_(1, revealed[..., None].expand_as(drawn), drawn)
-        masked_before = masked_after
-        if on_step is not None:
-            on_step(step + 1, len(counts))
-    check_finite("the model's logits", torch.cat(sums), model, quantizer)
-    return quantizer.from_head_order(tokens)
+    return tokens, order, to_draw
 
 
 def positions_at_once(head: DimensionHead) -> int:
@@ -228,7 +245,7 @@ def positions_at_once(head: DimensionHead) -> int:
     return max(1, MAX_BYTES // (CACHED_BYTES * cached + LOGIT_BYTES * slots * classes))
 
 
-def _draw(draw_rows: Function, rows: int, z: Tensor, uniforms: Tensor, sums: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _draw(draw_rows: Function, rows: int, sums: list[Tensor], z: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Draw tokens [N, K, C] in head order from z [N, K, D]; return them and their confidence [N, K].
 
     ``_LevelChoice`` defines the confidence, and what is added to ``sums``.
