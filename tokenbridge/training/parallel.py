@@ -30,8 +30,8 @@ def distribute(
     if launcher.checkpoint_activations:
         model.enable_gradient_checkpointing()
     if compiles(launcher, model.device):
-        # symbolic sizes: one graph serves every number of masked positions, and no position is padded. With them, a block
-        # that is computed again saves other tensors than its forward did, which torch's checkpointing refuses
+        # symbolic sizes: one graph serves every number of masked positions, and no position is padded. With them, a
+        # block that is computed again saves other tensors than its forward did, which torch's checkpointing refuses
         model.compile_repeated_blocks(dynamic=None if launcher.checkpoint_activations else True)
     if processes.world == 1:
         return model
