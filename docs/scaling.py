@@ -6,9 +6,9 @@ The words around the tables are written by hand and stay.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 import matplotlib
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -24,8 +24,8 @@ from tokenbridge.ops.planning.plan import memory_limit, memory_model, sampling_s
 from tokenbridge.ops.planning.report import duration, scaled
 from tokenbridge.ops.planning.roofline import seconds, step_kernels
 from tokenbridge.ops.planning.schedule import HOUR, Schedule, Work, peak_flops, schedule_of
+from tokenbridge.ops.planning.steps import masked_draws
 from tokenbridge.ops.planning.volumes import Volumes
-from tokenbridge.training.batches import num_masked_positions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PICTURE = ROOT / "docs/scaling.md", ROOT / "docs/images/scaling.png"
@@ -38,7 +38,6 @@ H100_GPUS = [8, 64, 256, 512]
 LOWER_MFU = 0.15  # beside conf/plan/h100.yaml's, which is a hope
 EVALUATED = 50_000  # samples of an FID
 PUBLISHED_HOURS = 6000  # of L at 400 epochs on A100, by the paper's authors (issue 4 of their repository)
-EVEN = (torch.arange(1000) + 0.5) / 1000  # uniforms, for the mean of the masked positions
 WIDTH, DPI = 9.0, 110
 COLOURS = {"large": "#1f6f9f", "huge": "#d9822b"}
 INK, PALE = "#333333", "#e6e6e6"
@@ -199,7 +198,7 @@ def roofline_table(cases: Sequence[Case]) -> str:
     )
     rows = []
     for case in cases:
-        masked = round(float(num_masked_positions(EVEN, case.memory.model.positions, case.recipe).double().mean()))
+        masked = round(mean(masked_draws(case.memory.model, case.recipe)))
         parts = step_kernels(case.memory.model.train(), BF16, AT_ONCE, masked)
         parts["all"] = [kernel for kernels in parts.values() for kernel in kernels]
         for plan in (case.config.plan, composed(case.name, "plan=h100").plan):

@@ -9,7 +9,7 @@ from tests.support.small_model import random_model
 from tokenbridge.base.seeding import generator
 from tokenbridge.config.model import REVEAL_ORDERS, RevealOrder, SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.sampling.guidance import Guidance, refreshed
+from tokenbridge.sampling.guidance import Guidance, needed_until, refreshed
 from tokenbridge.sampling.sampler import Draws, sample_tokens
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
@@ -24,6 +24,12 @@ def draws(images: int) -> Draws:
 def test_the_first_guided_step_and_every_third_after_it_compute_both_halves() -> None:
     assert refreshed([1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0], 3) == [False, True, False, False, True, False, False]
     assert refreshed([1.0, 2.0, 2.0], 1) == [False, True, True]
+
+
+def test_a_step_with_both_halves_serves_all_steps_up_to_the_next() -> None:
+    both, counts = [False, True, False, False, True, False], [11, 9, 7, 4, 2, 0]
+    assert needed_until(both, counts, 3) == [11, 4, 7, 4, 0, 0]
+    assert needed_until(both, counts, 1) == counts
 
 
 @torch.no_grad()

@@ -24,6 +24,19 @@ def refreshed(scales: Sequence[float], refresh: int) -> list[bool]:
     return both
 
 
+def needed_until(both: Sequence[bool], counts: Sequence[int], refresh: int) -> list[int]:
+    """Return for each step how many positions are still masked after the last step that needs its features.
+
+    A step that computes both halves is needed up to the next such step; any other, by itself alone.
+
+    Args:
+        both: as ``refreshed``.
+        counts: as ``masked_counts``.
+    """
+    last = len(counts) - 1
+    return [counts[min(step + refresh - 1, last) if each else step] for step, each in enumerate(both)]
+
+
 class Guidance:
     """The features of N images from step to step.
 

@@ -26,7 +26,7 @@ from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.layers import gather
 from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
 from tokenbridge.sampling.graphs import Function, graphed
-from tokenbridge.sampling.guidance import Guidance, refreshed
+from tokenbridge.sampling.guidance import Guidance, needed_until, refreshed
 from tokenbridge.sampling.orders import reveal_order
 from tokenbridge.sampling.speculative import UNIFORMS, sample_speculatively
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
@@ -176,15 +176,14 @@ def sample_tokens(
     by_confidence, masked_before = settings.order == "confidence", to_draw
     scales = guidance_scales(settings, to_draw, counts)
     both = refreshed(scales, settings.guidance_refresh)
+    until = needed_until(both, counts, settings.guidance_refresh)
     guidance = Guidance(model, labels, settings.guidance_refresh)
     for step, masked_after in enumerate(counts):
         _, visible = split_order(order, masked_before)
         values = quantizer.decode(quantizer.from_head_order(tokens))
         first = 0 if by_confidence else masked_after
-        drawn_at, needed = order[:, first:masked_before], first
-        if both[step] and not by_confidence:  # the positions up to the next step with both halves
-            needed = counts[min(step + settings.guidance_refresh, len(counts)) - 1]
-        wanted = order[:, needed:masked_before]
+        needed = 0 if by_confidence else until[step]
+        drawn_at, wanted = order[:, first:masked_before], order[:, needed:masked_before]
         z = guidance.features(values, visible, wanted, scales[step], both[step], first - needed)
         if by_confidence:
             shifted = draws.uniforms.to(widest_float(draws.uniforms.device)) + step * GOLDEN_RATIO

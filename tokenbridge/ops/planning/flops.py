@@ -16,7 +16,7 @@ from tokenbridge.config import Config
 from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.planning.sizes import deepened, meta_vae, step_inputs
-from tokenbridge.sampling.guidance import refreshed
+from tokenbridge.sampling.guidance import needed_until, refreshed
 from tokenbridge.sampling.sampler import guidance_scales, masked_counts
 
 
@@ -48,19 +48,15 @@ def sample_flops(model: TokenBridgeTransformer, settings: SamplingSettings) -> F
     """
     after = masked_counts(model.positions, settings.steps_for(model.positions))
     before = [model.positions, *after[:-1]]
-    steps = list(zip(before, after, strict=True))
     both = refreshed(guidance_scales(settings, model.positions, after), settings.guidance_refresh)
     halves = [2 if each else 1 for each in both]
     places = (1, (1 + model.positions) // 2, model.positions)
     features = summed(lambda count: deepened(model, partial(features_flops, masked=count)), places, before, halves)
-    drawn = before if settings.order == "confidence" else [first - last for first, last in steps]
-    one, two = (deepened(model, partial(features_flops, masked=2, wanted=count)).decoder for count in (1, 2))
-    wanted = list(drawn)
+    drawn = wanted = before
     if settings.order != "confidence":
-        ends = [after[min(step + settings.guidance_refresh, len(after)) - 1] for step in range(len(after))]
-        wanted = [
-            first - end if each else count for first, end, each, count in zip(before, ends, both, drawn, strict=True)
-        ]
+        until = needed_until(both, after, settings.guidance_refresh)
+        drawn, wanted = ([first - last for first, last in zip(before, each, strict=True)] for each in (after, until))
+    one, two = (deepened(model, partial(features_flops, masked=2, wanted=count)).decoder for count in (1, 2))
     further = (two - one) * sum(half * (count - 1) for half, count in zip(halves, wanted, strict=True))
     head = deepened(model, lambda one: Flops(0, 0, head_flops(one))).head
     return Flops(features.encoder, features.decoder + further, sum(drawn) * head)

@@ -227,14 +227,20 @@ def mask_range(model: TokenBridgeTransformer, recipe: TrainConfig) -> tuple[int,
     return math.ceil(model.positions * recipe.mask_ratio_min), model.positions
 
 
+def masked_draws(model: TokenBridgeTransformer, recipe: TrainConfig) -> list[int]:
+    """Return ``DRAWS`` numbers of masked positions, as often as the recipe draws each."""
+    uniforms = (torch.arange(DRAWS) + 0.5) / DRAWS
+    drawn: list[int] = num_masked_positions(uniforms, model.positions, recipe).tolist()
+    return drawn
+
+
 def train_flops(model: TokenBridgeTransformer, recipe: TrainConfig, checkpointed: bool = False) -> Flops:
     """Return the operations of forward and backward for one image, as the mean over the recipe's masks.
 
     They are counted at the fewest and the most masked positions. In between they count as linear, which they are but
     for attention in the encoder. Each further predicted position costs the same.
     """
-    uniforms = (torch.arange(DRAWS) + 0.5) / DRAWS
-    masked = num_masked_positions(uniforms, model.positions, recipe).tolist()
+    masked = masked_draws(model, recipe)
     predicted = [predicted_positions(number, recipe.head_share) for number in masked]
 
     def count(number: int, predicted: int) -> Flops:

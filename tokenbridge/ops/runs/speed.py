@@ -18,7 +18,7 @@ from tokenbridge.base.seeding import generator
 from tokenbridge.config import Config
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.ops.planning.sizes import fresh_model, grid_side, step_inputs
-from tokenbridge.ops.runs.studies import METRICS, MODEL, SHOWN, Row, Study, read_table, run_study, write_results
+from tokenbridge.ops.runs.studies import METRICS, MODEL, SHOWN, Row, Study, run_study, write_results
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.samples import draw_samples
 from tokenbridge.tokenizer.quantizer import fit_quantizer
@@ -41,8 +41,7 @@ Times = dict[str, float]
 
 def run_speed(root: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
     """Run the rows that the table lacks, then measure the times of all of its experiments if some have none."""
-    run_study(root, SPEED, names, seeds)
-    table = read_table(root, SPEED)
+    table = run_study(root, SPEED, names, seeds)
     found = list(dict.fromkeys(row["experiment"] for row in table))
     if not all(row.get(SAMPLE_MS) for row in table):
         configs = {name: _composed(root, name) for name in found}
