@@ -1,6 +1,7 @@
 """Threads keep the order of a stream, and do not run far ahead of its reader."""
 
 import itertools
+import threading
 
 import pytest
 
@@ -20,3 +21,11 @@ def test_an_error_comes_in_its_items_place() -> None:
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_a_stream_that_was_left_half_way_ends_without_waiting_for_its_threads() -> None:
+    """Python's garbage collector may close it while a thread is being started, which holds this lock."""
+    stream = in_threads(str, range(1000))
+    next(stream)
+    with threading._active_limbo_lock:  # type: ignore[attr-defined]
+        stream.close()

@@ -3,12 +3,12 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from tokenbridge.base.threads import threads_of_stream
 from tokenbridge.config import DataConfig
 from tokenbridge.images import DataError
 from tokenbridge.images.decoding import check_bytes, checked_file
@@ -69,7 +69,7 @@ def make_split(classes: ClassFiles, names: list[str], config: DataConfig) -> Spl
 
 def read_side_by_side(images: Iterable[ImageFile], config: DataConfig) -> Iterator[tuple[Encoded, str]]:
     """Yield each image's content and path in order. Threads read a group of images at a time."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    with threads_of_stream(THREADS) as pool:
         for group in groups(images, READ_AHEAD, lambda image: image.size, READ_AHEAD_BYTES):
             for image, content in zip(group, pool.map(partial(read_whole, config=config), group), strict=True):
                 yield content, image.path
