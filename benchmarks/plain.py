@@ -17,7 +17,7 @@ from tokenbridge.model.head import DimensionHead, HeadBlock, SlotAttention
 from tokenbridge.model.layers import Attention, Block, gather
 from tokenbridge.model.transformer import split_order
 from tokenbridge.sampling.sampler import Draws, choose_levels, guidance_at, masked_counts
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.tokenizer.latents import Quantizer
 
 
 def attention(module: Attention, x: Tensor) -> Tensor:
@@ -92,10 +92,15 @@ def head_sample(head: DimensionHead, z: Tensor, uniforms: Tensor, temperature: f
     return chosen
 
 
+def dimension_head(model: TokenBridgeTransformer) -> DimensionHead:
+    assert isinstance(model.head, DimensionHead), "only its models are measured"
+    return model.head
+
+
 @torch.no_grad()
 def sample_tokens(
     model: TokenBridgeTransformer,
-    quantizer: DimensionwiseQuantizer,
+    quantizer: Quantizer,
     labels: Tensor,
     draws: Draws,
     settings: SamplingSettings,
@@ -116,7 +121,7 @@ def sample_tokens(
             z = unconditional + scale * (conditional - unconditional)
         drawn_at = order[:, after:before]
         flat_z, uniforms = (gather(x, drawn_at).flatten(0, 1) for x in (z, draws.uniforms))
-        drawn = head_sample(model.head, flat_z, uniforms, settings.temperature).view(*drawn_at.shape, -1)
+        drawn = head_sample(dimension_head(model), flat_z, uniforms, settings.temperature).view(*drawn_at.shape, -1)
         tokens.scatter_(1, drawn_at[..., None].expand_as(drawn), drawn)
         before = after
     return quantizer.from_head_order(tokens)
@@ -128,7 +133,7 @@ def loss(
     """Return the mean cross-entropy, as ``TokenBridgeTransformer.forward`` does."""
     masked, visible = split_order(order, num_masked)
     z, known = (gather(x, masked).flatten(0, 1) for x in (features(model, values, labels, visible), tokens))
-    return F.cross_entropy(logits(model.head, z, known).flatten(0, 1), known.flatten())
+    return F.cross_entropy(logits(dimension_head(model), z, known).flatten(0, 1), known.flatten())
 
 
 def quantize(values: Tensor, levels: Tensor) -> Tensor:

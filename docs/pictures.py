@@ -23,8 +23,8 @@ from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.transformer import split_order
 from tokenbridge.sampling.sampler import guidance_at, masked_counts
+from tokenbridge.tokenizer.fitting import fit_quantizer, quantizer_report
 from tokenbridge.tokenizer.levels import OUTER_EDGE
-from tokenbridge.tokenizer.quantizer import fit_quantizer, quantizer_report
 from tokenbridge.training.batches import num_masked_positions
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -103,7 +103,7 @@ def vae_latents() -> "Tensor":
 @pytest.fixture
 def quantizer(vae_latents: "Tensor") -> "DimensionwiseQuantizer":
     from tests.support.small_model import QUANTIZER
-    from tokenbridge.tokenizer.quantizer import fit_quantizer
+    from tokenbridge.tokenizer.fitting import fit_quantizer
 
     return fit_quantizer(vae_latents, QUANTIZER)
 

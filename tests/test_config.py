@@ -90,14 +90,42 @@ def test_every_launcher_is_valid(path: Path) -> None:
         ("train.weight_decay=-1", "train.weight_decay is -1: must be greater than or equal to 0"),
         ("train.warmup_epochs=-1", "train.warmup_epochs is -1: must be greater than or equal to 0"),
         ("vae.loss.kl=-1", "vae.loss.kl is -1: must be greater than or equal to 0"),
-        ("models.tiny.head_group=99999999", "head_group is 99999999: must divide the 8 dimensions"),
+        ("models.tiny.head_group=99999999", "head_group is 99999999: must divide the 8 slots"),
         (
             "models.tiny.head=parallel models.tiny.draft_depth=1",
-            "draft_depth is 1: a parallel head draws all slots at once and needs no draft, so set it to null",
+            "draft_depth is 1: a parallel head draws a token at once and needs no draft, so set it to null",
         ),
         (
             "generate.speculative=true",
             "generate.speculative is true, but models without a draft are to be sampled (tiny): set their draft_depth",
+        ),
+        (
+            "models.tiny.head=flow models.tiny.draft_depth=1",
+            "draft_depth is 1: a flow head draws a token at once and needs no draft, so set it to null",
+        ),
+        (
+            "models.tiny.head=flow",
+            "quantizer.family is gaussian, so the head of a model must be none of mixture, diffusion",
+        ),
+        (
+            "quantizer=continuous",
+            "quantizer.family is continuous, so the head of a model must be one of mixture, diffusion",
+        ),
+        (
+            "quantizer=continuous models.tiny.head=flow generate.top_p=0.9",
+            "generate.top_p and order=confidence need the probabilities of levels, and quantizer.family=continuous has",
+        ),
+        (
+            "quantizer=codebook quantizer.codebooks=3",
+            "quantizer.codebooks is 3: must divide the 8 dimensions of a token",
+        ),
+        (
+            "quantizer=codebook models.tiny.head_group=2",
+            "models.tiny.head_group is 2: must divide the 1 slots of a token",
+        ),
+        (
+            "quantizer=codebook tokens=packed",
+            "tokenize stores indices of a byte at most, and quantizer.family=codebook",
         ),
         ("storage.endpoint='http://['", "storage: Invalid IPv6 URL"),
         ("data.root=${data.root}", "Recursive interpolation"),

@@ -17,7 +17,7 @@ from tokenbridge.base.checks import BF16
 from tokenbridge.base.distributed import Processes
 from tokenbridge.base.files import read_json
 from tokenbridge.base.seeding import EpochOrder
-from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.training.trainer import CHECKPOINTS
 
 pytestmark = pytest.mark.pipeline

@@ -13,8 +13,8 @@ from tests.support.small_data import write_moments
 from tests.support.small_model import QUANTIZER, SHAPE
 from tests.training.conftest import run
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.tokenizer.moments import fitting_latents
-from tokenbridge.tokenizer.quantizer import fit_quantizer
 from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.vae.autoencoder import encode_moments
 

@@ -20,7 +20,7 @@ from tests.vae.test_autoencoder import CONFIG as VAE
 from tokenbridge.base.files import SCRATCH, read_json, sha256_tree
 from tokenbridge.classifier.network import ImageClassifier, save_classifier
 from tokenbridge.config.params import PARAMS_FILE, compose_config
-from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.vae.training import build_vae
 
 pytestmark = pytest.mark.pipeline

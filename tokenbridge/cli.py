@@ -22,6 +22,11 @@ from tokenbridge.ops.promotion import cli as promotion
 if TYPE_CHECKING:  # torch is slow to import, and most commands do not need it
     from _typeshed import DataclassInstance
 
+STUDIES = (  # command, folder of conf/experiment, page of docs/
+    ("ablations", "ablation", "ablations"),
+    ("speed", "speed", "speed"),
+    ("compare", "compare", "comparison"),
+)
 LONGEST = 300  # characters of a message about the arguments
 
 
@@ -96,13 +101,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_export(commands)
 
-    for name, folder, command in (("ablations", "ablation", _ablations), ("speed", "speed", _speed)):
-        study = commands.add_parser(name, help=f"run conf/experiment/{folder} into the table of docs/{name}.md")
+    for name, folder, page in STUDIES:
+        study = commands.add_parser(name, help=f"run conf/experiment/{folder} into the table of docs/{page}.md")
         study.add_argument("names", nargs="*", help="which; none: all")
         study.add_argument(
             "--seeds", type=number(Integer), nargs="+", default=[0], help="of the trainings (%(default)s)"
         )
-        study.set_defaults(command=command)
+        study.set_defaults(command=_study, study=folder)
 
     planning.add_commands(commands)
     promotion.add_commands(commands)
@@ -285,16 +290,15 @@ def _export(options: argparse.Namespace) -> None:
     print(f"{options.out} written; its README.md is the model card")
 
 
-def _ablations(options: argparse.Namespace) -> None:
+def _study(options: argparse.Namespace) -> None:
+    from tokenbridge.ops.runs.costs import COMPARISON, SPEED, run_with_costs
     from tokenbridge.ops.runs.studies import ABLATIONS, run_study
 
-    run_study(find_project(), ABLATIONS, options.names, options.seeds)
-
-
-def _speed(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.runs.speed import run_speed
-
-    run_speed(find_project(), options.names, options.seeds)
+    if options.study == ABLATIONS.name:
+        run_study(find_project(), ABLATIONS, options.names, options.seeds)
+        return
+    study = SPEED if options.study == SPEED.name else COMPARISON
+    run_with_costs(find_project(), study, options.names, options.seeds)
 
 
 def _ui(_: argparse.Namespace) -> None:

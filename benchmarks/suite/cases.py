@@ -31,7 +31,8 @@ from tokenbridge.evaluation.features import extract_features
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.sampler import Draws, choose_levels, sample_tokens
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
+from tokenbridge.tokenizer.latents import Quantizer
 from tokenbridge.training.trainer import NOT_MODEL_ARGUMENTS
 from tokenbridge.vae.autoencoder import decode_images, encode_moments, to_unit_range
 from tokenbridge.vae.training import VaeTrainer, build_vae
@@ -93,7 +94,7 @@ def build_model(size: str, side: int, dimensions: int, levels: int | None = None
     return model
 
 
-def build_quantizer(dimensions: int, levels: int) -> DimensionwiseQuantizer:
+def build_quantizer(dimensions: int, levels: int) -> Quantizer:
     torch.manual_seed(0)
     return fit_quantizer(torch.randn(64, dimensions, 4, 4), replace(CONFIG.quantizer, levels=levels))
 

@@ -24,7 +24,7 @@ from tokenbridge.base.distributed import SINGLE_PROCESS
 from tokenbridge.config import Config
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model import layers
-from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.training.trainer import Trainer
 

@@ -10,7 +10,7 @@ from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model import layers
 from tokenbridge.sampling import sampler
 from tokenbridge.sampling.sampler import Draws, sample_tokens
-from tokenbridge.tokenizer.quantizer import to_sequence
+from tokenbridge.tokenizer.latents import to_sequence
 
 pytestmark = pytest.mark.gpu
 

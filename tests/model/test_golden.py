@@ -9,8 +9,8 @@ from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model.layers import gather
 from tokenbridge.model.transformer import split_order
 from tokenbridge.sampling.sampler import Draws, sample_tokens
+from tokenbridge.tokenizer.latents import to_maps, to_sequence
 from tokenbridge.tokenizer.levels import gaussian_levels
-from tokenbridge.tokenizer.quantizer import to_maps, to_sequence
 
 SAMPLES = {
     "sample_cfg1_iter5": SamplingSettings(steps=5, guidance_scale=1.0, temperature=0),

@@ -10,7 +10,7 @@ from tests.support.small_model import random_model
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json, write_json
 from tokenbridge.base.loading import load_whole
-from tokenbridge.config import HEAD_MODULATIONS, HEADS
+from tokenbridge.config import HEAD_MODULATIONS, LEVEL_HEADS
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.head import DimensionHead
 
@@ -19,7 +19,7 @@ each_head = pytest.mark.parametrize(
     "head",
     [
         pytest.param((kind, group, modulation), id=f"{kind}-{group}-{modulation}")
-        for kind in HEADS
+        for kind in LEVEL_HEADS
         for group in (1, 2, DIMENSIONS)
         for modulation in HEAD_MODULATIONS
     ],
@@ -103,7 +103,7 @@ def test_the_first_dimension_of_a_group_is_its_most_significant_digit() -> None:
     assert torch.equal(head.join(pairs)[:, 0], torch.arange(LEVELS**2))
 
 
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", LEVEL_HEADS)
 @torch.no_grad()
 def test_the_probabilities_of_all_pairs_of_levels_sum_to_one(kind: str) -> None:
     """Over the second group, given the first: the joint probability of two dimensions, level by level."""
@@ -117,7 +117,7 @@ def test_the_probabilities_of_all_pairs_of_levels_sum_to_one(kind: str) -> None:
 
 
 def test_the_parallel_head_has_the_same_parameters_but_for_the_embeddings_of_levels() -> None:
-    both = {kind: dict(random_model(head=kind).head.named_parameters()) for kind in HEADS}
+    both = {kind: dict(random_model(head=kind).head.named_parameters()) for kind in LEVEL_HEADS}
     assert both["autoregressive"].keys() - both["parallel"].keys() == {"level_embedding.weight"}
     assert all(both["autoregressive"][name].shape == weight.shape for name, weight in both["parallel"].items())
 

@@ -34,7 +34,7 @@ def gradients(model: TokenBridgeTransformer, by_parts: bool, precision: str = "f
     model.head.loss_by_parts = by_parts
     z, tokens = inputs()
     with autocast(CPU, precision):
-        loss = head_loss.head_loss(model.head, z, tokens)
+        loss = head_loss.head_loss(model.head, z, tokens, z.new_empty(len(z), 0))
     (2 * loss).backward()
     return [loss.detach(), z.grad, *(weight.grad for weight in model.head.parameters())]
 
@@ -64,7 +64,7 @@ def test_the_loss_alone_is_the_same() -> None:
     model = random_model()
     z, tokens = inputs()
     with torch.no_grad():
-        alone = head_loss.head_loss(model.head, z, tokens)
+        alone = head_loss.head_loss(model.head, z, tokens, z.new_empty(len(z), 0))
     torch.testing.assert_close(alone, gradients(model, by_parts=True)[0])
     assert not alone.requires_grad
 
@@ -77,7 +77,8 @@ def test_only_one_part_is_in_memory() -> None:
         rows = head_loss.positions_at_once(model.head, model.device)
         with torch.device("meta"), HeldBytes() as held:
             z = torch.zeros(8 * rows, MODEL.width, requires_grad=True)
-            head_loss.head_loss(model.head, z, torch.zeros(8 * rows, DIMENSIONS, dtype=torch.long)).backward()
+            tokens, uniforms = torch.zeros(8 * rows, DIMENSIONS, dtype=torch.long), torch.zeros(8 * rows, 0)
+            head_loss.head_loss(model.head, z, tokens, uniforms).backward()
         return held.most
 
     assert most(by_parts=True) < 0.2 * most(by_parts=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.small_model import random_model, sizes_of, small_model
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.loading import load_whole
-from tokenbridge.config import HEADS
+from tokenbridge.config import LEVEL_HEADS
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.layers import gather
@@ -21,7 +21,7 @@ from tokenbridge.model.transformer import split_order
 PUBLISHED = {"large": 486_889_472, "huge": 910_040_576}
 IMAGENET = {"grid_height": 16, "grid_width": 16, "dimensions": 16, "levels": 64, "num_classes": 1000}
 POSITIONS, MASKED = 16, 11
-each_head = pytest.mark.parametrize(("head", "group"), [(kind, group) for kind in HEADS for group in (1, 2)])
+each_head = pytest.mark.parametrize(("head", "group"), [(kind, group) for kind in LEVEL_HEADS for group in (1, 2)])
 
 
 def order(images: int) -> Tensor:

@@ -18,7 +18,7 @@ EVERY_THIRD = SamplingSettings(8, 3.0, guidance_refresh=3)
 
 
 def draws(images: int) -> Draws:
-    return Draws.from_generators([generator(0, "sample", i) for i in range(images)], positions=16, dimensions=4)
+    return Draws.from_generators([generator(0, "sample", i) for i in range(images)], positions=16, numbers=4)
 
 
 def test_the_first_guided_step_and_every_third_after_it_compute_both_halves() -> None:

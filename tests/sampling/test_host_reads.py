@@ -40,7 +40,7 @@ def test_a_read_is_counted() -> None:
 @pytest.mark.parametrize("order", REVEAL_ORDERS)
 def test_no_step_of_sampling_reads_a_value(quantizer: DimensionwiseQuantizer, order: str, head: str) -> None:
     model: TokenBridgeTransformer = random_model(head=head)
-    draws = Draws.from_generators([generator(0, "sample", i) for i in range(2)], positions=16, dimensions=4)
+    draws = Draws.from_generators([generator(0, "sample", i) for i in range(2)], positions=16, numbers=4)
     settings = SamplingSettings(6, 2.0, temperature=0.9, top_p=0.95, order=order)
     labels: Tensor = torch.tensor([0, 1])
     seen: list[int] = []

@@ -19,7 +19,8 @@ from tokenbridge.base.loading import LoadError
 from tokenbridge.config.model import REVEAL_ORDERS, SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, to_sequence
+from tokenbridge.tokenizer.latents import to_sequence
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.vae.autoencoder import encode_moments
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8)

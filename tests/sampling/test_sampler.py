@@ -48,7 +48,7 @@ def sample(model: TokenBridgeTransformer, quantizer: DimensionwiseQuantizer) -> 
 
 
 def draw(indices: list[int]) -> Draws:
-    return Draws.from_generators([generator(0, "sample", i) for i in indices], positions=16, dimensions=4)
+    return Draws.from_generators([generator(0, "sample", i) for i in indices], positions=16, numbers=4)
 
 
 @given(positions=st.integers(1, 300), data=st.data())
@@ -232,7 +232,7 @@ def test_many_images_of_a_large_model_are_drawn_within_the_memory(monkeypatch: p
     shallow = replace(config.models["large"], encoder_depth=1, decoder_depth=1, head_width=8, head_depth=1)
     model = meta_model(config, shallow).eval()
     values, tokens, labels, order = step_inputs(model, 250)
-    quantizer = Mock(decode=lambda _: values, from_head_order=lambda _: tokens)
+    quantizer = Mock(decode=lambda _: values, from_head_order=lambda _: tokens, slots=tokens.shape[-1])
     with GpuNumerics(FP32), HeldBytes() as held:
         sample_tokens(model, quantizer, labels, Draws(order, values), SamplingSettings(1, 2.0))
     assert 0.5 * 4 * VALUES < held.most < 1.1 * 4 * VALUES

@@ -14,7 +14,7 @@ from tests.sampling.test_sampler import Types
 from tests.support.small_model import random_model
 from tokenbridge.base.device import widest_float
 from tokenbridge.base.seeding import generator
-from tokenbridge.config.model import HEADS, REVEAL_ORDERS, SamplingSettings
+from tokenbridge.config.model import LEVEL_HEADS, REVEAL_ORDERS, SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.ops.planning.steps import HeldBytes
@@ -105,7 +105,7 @@ def test_the_distribution_is_the_heads_whatever_the_draft(seed: int) -> None:
 
 @pytest.mark.parametrize(("temperature", "top_p", "group"), [(0.6, 1.0, 1), (1.3, 0.7, 1), (0.8, 0.9, 2)])
 def test_temperature_top_p_and_groups_keep_it(temperature: float, top_p: float, group: int) -> None:
-    heads = (random_head(kind, 7, group, spread=0.4) for kind in HEADS)
+    heads = (random_head(kind, 7, group, spread=0.4) for kind in LEVEL_HEADS)
     drawn = Drawn(*heads, 7, temperature, top_p)
     assert drawn.p_value() > 0.001
     assert drawn.passes == pytest.approx(drawn.expected_passes(), rel=0.01)
@@ -120,7 +120,7 @@ def with_bias(head: DimensionHead, bias: Tensor) -> DimensionHead:
 
 def test_a_perfect_draft_takes_one_pass_and_gives_the_tokens_of_plain_sampling() -> None:
     bias = torch.tensor([0.3, -1.0, 0.0, 0.7])
-    head, draft = (with_bias(random_head(kind, 0), bias) for kind in HEADS)
+    head, draft = (with_bias(random_head(kind, 0), bias) for kind in LEVEL_HEADS)
     drawn = Drawn(head, draft, 0)
     assert drawn.passes == 1
     plain = choose_levels(bias.expand(TOKENS * SLOTS, -1), drawn.uniforms[:, 0].flatten(), 1.0)

@@ -14,7 +14,8 @@ from tests.support.small_project import write_inputs
 from tokenbridge.base.files import read_json
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.stages import train
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 
 @pytest.fixture

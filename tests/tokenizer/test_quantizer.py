@@ -13,15 +13,10 @@ from torch import Tensor
 from tests.support.small_model import QUANTIZER
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.loading import load_whole
+from tokenbridge.tokenizer.fitting import fit_quantizer, quantizer_report
+from tokenbridge.tokenizer.latents import low_frequency_share, to_maps, to_sequence
 from tokenbridge.tokenizer.levels import stretched_gaussian_levels
-from tokenbridge.tokenizer.quantizer import (
-    DimensionwiseQuantizer,
-    fit_quantizer,
-    low_frequency_share,
-    quantizer_report,
-    to_maps,
-    to_sequence,
-)
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 
 def standard(levels: int, dimensions: int = 3) -> DimensionwiseQuantizer:

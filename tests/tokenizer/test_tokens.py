@@ -14,8 +14,9 @@ from tests.support.small_data import SAMPLES, store_tokens, write_moments
 from tests.support.small_model import QUANTIZER
 from tokenbridge.base.arrays import ArraysError, shard_name
 from tokenbridge.base.seeding import generator
+from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.tokenizer.moments import Moments
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.tokenizer.tokens import (
     StoredTokens,
     bits_per_index,

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.support.small_data import store_tokens, write_moments
 from tokenbridge.base.seeding import generator
+from tokenbridge.tokenizer.latents import to_sequence
 from tokenbridge.tokenizer.moments import sample_posterior
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, to_sequence
+from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.training.datasets import FreshTokens, Prefetcher
 
 

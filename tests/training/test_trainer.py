@@ -14,7 +14,7 @@ from tests.support.small_model import LAUNCHER, MODEL, PRECISIONS, QUANTIZER, RE
 from tests.training.conftest import run
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
 from tokenbridge.base.seeding import generator
-from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.training import trainer as training
 from tokenbridge.training.batches import batch_loss, draw_batch
 from tokenbridge.training.datasets import FreshTokens, TrainingData

@@ -21,7 +21,7 @@ def _panels(count: int, size: float = 2.6) -> tuple[Figure, list]:  # type: igno
 
 
 def levels_figure(columns: Floats, levels: Floats) -> Figure:
-    """Draw a histogram of each dimension's latents [C, M], and mark its levels [C, B]."""
+    """Draw a histogram of each dimension's latents [C, M], and mark its levels [C, B], if it has some."""
     figure, axes = _panels(len(columns))
     for dimension, (axis, values, ticks) in enumerate(zip(axes, columns, levels, strict=True)):
         axis.hist(values, bins=120, range=(-5, 5), density=True, color="#7aa6c2")

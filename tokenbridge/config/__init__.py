@@ -13,9 +13,19 @@ from pydantic import Field
 from tokenbridge.base.checks import FP32, ConfigError, require
 from tokenbridge.config.data import IMAGENET, ClassifierConfig, DataConfig, MirrorConfig
 from tokenbridge.config.launcher import FSDP, LauncherConfig
-from tokenbridge.config.model import HEAD_MODULATIONS, HEADS, EvaluateConfig, GenerateConfig, ModelConfig, TrainConfig
+from tokenbridge.config.model import (
+    CONTINUOUS_HEADS,
+    HEAD_MODULATIONS,
+    HEADS,
+    LEVEL_HEADS,
+    EvaluateConfig,
+    GenerateConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from tokenbridge.config.operations import PlanConfig, PromotionConfig, StorageConfig
 from tokenbridge.config.tokenizer import (
+    LEVEL_FAMILIES,
     NORM_GROUPS,
     EncodeConfig,
     QuantizerConfig,
@@ -58,7 +68,7 @@ class Config(Settings):
         refuse(
             self._mistakes_in_dimensions()
             | self._mistakes_in_positions()
-            | self._mistakes_in_speculation()
+            | self._mistakes_in_combinations()
             | {
                 f"train_on is {self.train_on!r}: {listed}": self.train_on not in choices,
                 "models is empty: name a model, as in model=tiny": not self.models,
@@ -77,27 +87,44 @@ class Config(Settings):
         return 2 ** (len(self.vae.block_widths) - 1) * self.quantizer.patch_size
 
     def _mistakes_in_dimensions(self) -> dict[str, bool]:
-        dimensions, levels, order = self.dimensions, self.quantizer.levels, self.quantizer.given_order
+        dimensions, quantizer = self.dimensions, self.quantizer
+        slots, classes, order = quantizer.slots(dimensions), quantizer.classes, quantizer.given_order
         mistakes = {
             f"quantizer.given_order is {order}: must name each of the {dimensions} dimensions of a token once "
             "(vae.dimensions times quantizer.patch_size squared)": order is not None
-            and (len(order) != dimensions or sorted(order) != list(range(dimensions)))
+            and (len(order) != dimensions or sorted(order) != list(range(dimensions))),
+            f"quantizer.codebooks is {quantizer.codebooks}: must divide the {dimensions} dimensions of a token": (
+                dimensions % slots != 0
+            ),
+            f"tokenize stores indices of a byte at most, and quantizer.family={quantizer.family} has others: train on "
+            "moments (tokens=none)": bool(self.tokenize.outs) and (classes is None or classes > 2**8),
         }
         for name, model in self.models.items():
-            start, classes = f"models.{name}.head_group is {model.head_group}", levels ** min(model.head_group, ENOUGH)
-            uneven = dimensions % model.head_group != 0
+            start, group = f"models.{name}.head_group is {model.head_group}", min(model.head_group, ENOUGH)
             mistakes |= {
-                f"{start}: must divide the {dimensions} dimensions of a token": uneven,
-                f"{start}, which makes {levels}^{model.head_group} classes: at most {MAX_CLASSES:,} can be handled, "
-                "so lower head_group or quantizer.levels": classes > MAX_CLASSES,
+                f"{start}: must divide the {slots} slots of a token": slots % model.head_group != 0,
+                f"{start}, which makes {classes}^{model.head_group} classes: at most {MAX_CLASSES:,} can be handled, "
+                "so lower head_group or quantizer.levels": classes is not None and classes**group > MAX_CLASSES,
             }
         return mistakes
 
-    def _mistakes_in_speculation(self) -> dict[str, bool]:
-        without = [name for name, model in self.models.items() if model.draft_depth is None and not model.pretrained]
+    def _mistakes_in_combinations(self) -> dict[str, bool]:
+        """Check that quantizer, heads and sampling go together."""
+        trained = {name: model for name, model in self.models.items() if not model.pretrained}
+        without = [name for name, model in trained.items() if model.draft_depth is None]
+        continuous = self.quantizer.classes is None
+        others = [name for name, model in trained.items() if (model.head in CONTINUOUS_HEADS) != continuous]
+        wanted = ("one of " if continuous else "none of ") + ", ".join(CONTINUOUS_HEADS)
+        generate = self.generate
         return {
             f"generate.speculative is true, but models without a draft are to be sampled ({', '.join(without)}): "
-            "set their draft_depth, or generate.speculative=false": self.generate.speculative and bool(without)
+            "set their draft_depth, or generate.speculative=false": generate.speculative and bool(without),
+            f"quantizer.family is {self.quantizer.family}, so the head of a model must be {wanted}: set that of "
+            f"{', '.join(others)}": bool(others),
+            "generate.top_p and order=confidence need the probabilities of levels, and quantizer.family=continuous has "
+            "none: set top_p=1 and another order": continuous
+            and bool(trained)
+            and (generate.top_p < 1 or generate.order == "confidence"),
         }
 
     def _mistakes_in_positions(self) -> dict[str, bool]:

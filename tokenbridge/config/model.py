@@ -18,11 +18,15 @@ from tokenbridge.config.types import (
     refuse,
 )
 
-Head = Literal["autoregressive", "parallel"]
+LevelHead = Literal["autoregressive", "parallel"]
+ContinuousHead = Literal["mixture", "diffusion", "flow"]
+Head = LevelHead | ContinuousHead
 HeadModulation = Literal["slot", "position"]
 GuidanceSchedule = Literal["linear", "constant", "cosine"]
 RevealOrder = Literal["random", "raster", "confidence", "halton"]
-HEADS: tuple[str, ...] = get_args(Head)
+LEVEL_HEADS: tuple[str, ...] = get_args(LevelHead)
+CONTINUOUS_HEADS: tuple[str, ...] = get_args(ContinuousHead)
+HEADS = LEVEL_HEADS + CONTINUOUS_HEADS
 HEAD_MODULATIONS: tuple[str, ...] = get_args(HeadModulation)
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
@@ -85,7 +89,10 @@ class ModelConfig(Settings):
     head_width: Positive
     head_depth: Positive
     head_heads: Positive
-    head: Head  # autoregressive: the paper's; parallel: every dimension from the features alone
+    head: Head  # autoregressive: the paper's; parallel: each dimension from the features alone; others: docs/method.md
+    head_components: Positive  # Gaussians of a mixture head
+    head_steps: Positive  # in which a diffusion or flow head draws a token
+    head_repeats: Positive  # times and noises with which a diffusion or flow head learns each token at each step
     head_group: Positive  # dimensions predicted jointly; 1 is the paper's
     head_modulation: HeadModulation  # slot: another one for each dimension, the paper's; position: one for all, cheaper
     draft_depth: Positive | None  # blocks of a draft head for speculative sampling; null: no draft
@@ -98,8 +105,8 @@ class ModelConfig(Settings):
         for width, heads, name in ((self.width, self.heads, ""), (self.head_width, self.head_heads, "head_")):
             message = f"{name}width is {width}: must be a multiple of {name}heads ({heads})"
             refuse({message: width % heads != 0})
-        needless = self.draft_depth is not None and self.head == "parallel"
-        advice = "a parallel head draws all slots at once and needs no draft, so set it to null"
+        needless = self.draft_depth is not None and self.head != "autoregressive"
+        advice = f"a {self.head} head draws a token at once and needs no draft, so set it to null"
         refuse({f"draft_depth is {self.draft_depth}: {advice}": needless})
 
 

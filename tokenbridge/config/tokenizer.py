@@ -20,7 +20,8 @@ from tokenbridge.config.types import (
 
 NORM_GROUPS = 8  # in each norm of the trained VAE and its discriminator
 
-QuantizerFamily = Literal["gaussian", "uniform", "lloyd_max"]
+QuantizerFamily = Literal["gaussian", "uniform", "lloyd_max", "codebook", "continuous"]
+LEVEL_FAMILIES = ("gaussian", "uniform", "lloyd_max")  # the dimension-wise ones
 Packing = Literal["bits", "uint8"]
 Levels = Annotated[Integer, Field(ge=2, le=256)]
 NormWidth = Annotated[Positive, Field(multiple_of=NORM_GROUPS)]
@@ -71,10 +72,17 @@ class EncodeConfig(Settings):
 
 
 class QuantizerConfig(Settings):
-    """The post-training, dimension-wise quantizer (paper Sec. 3.2)."""
+    """The post-training quantizer: dimension-wise (paper Sec. 3.2), or what it is compared with.
 
-    family: QuantizerFamily  # gaussian: the released one; lloyd_max: fitted to the data
-    levels: Levels  # B
+    Attributes:
+        family: dimension-wise ``gaussian`` (the released one), ``uniform`` or ``lloyd_max`` (fitted to the data);
+            ``codebook``: vectors fitted by k-means; ``continuous``: none, tokens are the latents themselves.
+    """
+
+    family: QuantizerFamily
+    levels: Levels  # B, of the dimension-wise families
+    codebooks: Positive  # G, of the family codebook: each covers C / G dimensions; 1: one index for a whole token
+    codewords: Annotated[Integer, Field(ge=2, le=65536)]  # V, in each codebook
     range: PositiveNumber  # of gaussian and uniform: the levels cover normalised latents in [-range, range]
     statistics: Literal["per_dimension", "global", "fixed"]  # how loc and scale are found
     fixed_loc: Number  # used by statistics=fixed only, in the VAE's own units
@@ -87,6 +95,17 @@ class QuantizerConfig(Settings):
     def __post_init__(self) -> None:
         misplaced = (self.order == "given") != (self.given_order is not None)
         refuse({f"given_order is {self.given_order}: give a list exactly if quantizer.order is 'given'": misplaced})
+
+    def slots(self, dimensions: int) -> int:
+        """Return G, the numbers of a token with so many dimensions."""
+        return self.codebooks if self.family == "codebook" else dimensions
+
+    @property
+    def classes(self) -> int | None:
+        """The number of values of a slot; None: any real number."""
+        if self.family == "continuous":
+            return None
+        return self.codewords if self.family == "codebook" else self.levels
 
 
 class ReconstructConfig(Settings):

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenbridge.base.errors import UserError
-from tokenbridge.config import HEAD_MODULATIONS, HEADS
-from tokenbridge.model.layers import Mlp, attend, layer_norm, run_block
+from tokenbridge.config import HEAD_MODULATIONS
+from tokenbridge.model.layers import INIT_STD, Mlp, attend, layer_norm, run_block
 
 
 class Cache:
@@ -105,7 +105,7 @@ class DimensionHead(nn.Module):
             input of slot 0, but its training does not. The parallel head ignores this.
 
     Raises:
-        UserError: for an unknown kind or modulation, a group that does not divide the dimensions, or ``released_slot0``
+        UserError: for an unknown modulation, a group that does not divide the dimensions, or ``released_slot0``
             without a modulation embedding.
     """
 
@@ -125,8 +125,6 @@ class DimensionHead(nn.Module):
         released_slot0: bool = False,
     ) -> None:
         super().__init__()
-        if kind not in HEADS:
-            raise UserError(f"head is {kind!r}: choose one of {', '.join(HEADS)}")
         if group < 1 or dimensions % group:
             raise UserError(f"head_group is {group}: it must divide the {dimensions} dimensions of a token")
         if modulation not in HEAD_MODULATIONS:
@@ -153,8 +151,36 @@ class DimensionHead(nn.Module):
         self.register_buffer("offsets", torch.arange(self.slots - 1) * self.classes, persistent=False)
         self.register_buffer("places", levels ** torch.arange(group).flip(0), persistent=False)
 
+    loss_numbers = 0  # random numbers of a position that the loss needs
+
+    @property
+    def draw_numbers(self) -> int:
+        """Random numbers of a position that a draw needs at most: C."""
+        return self.slots * self.group
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in an activation of one position."""
+        return self.slot_embedding.numel()
+
+    @property
+    def outputs(self) -> int:
+        """Logits of one position."""
+        return self.slots * self.classes
+
     offsets: Tensor  # [G - 1], where each slot's table starts in level_embedding
     places: Tensor  # [g], the place values of a joint class's digits
+
+    def initialize(self) -> None:
+        """Initialize the weights that belong to slots, and adaLN. The linears and embeddings are those of the model."""
+        for parameter in (self.slot_embedding, self.modulation_embedding):
+            if parameter is not None:
+                nn.init.normal_(parameter, std=INIT_STD)
+        for table in self.output_weight:
+            nn.init.xavier_uniform_(table)
+        for name, parameter in self.named_parameters():
+            if name.endswith("modulation.weight"):
+                nn.init.zeros_(parameter)
 
     def join(self, tokens: Tensor) -> Tensor:
         """Return the joint classes [..., G] of tokens [..., C] in head order."""
@@ -175,6 +201,11 @@ class DimensionHead(nn.Module):
             known = self.level_embedding(self.join(tokens)[:, :-1] + self.offsets)
             x = torch.cat([x, known.to(c.dtype)], dim=1)
         return self._all_slots(x, c)
+
+    def loss(self, z: Tensor, tokens: Tensor, _: Tensor) -> Tensor:
+        """Return the sum of the cross-entropies, in nats, of tokens [M, C] in head order, from features z [M, Z]."""
+        logits = self(z, tokens).flatten(0, 1).float()
+        return F.cross_entropy(logits, self.join(tokens).flatten(), reduction="sum")
 
     def sample(self, z: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Sample tokens [M, C], in head order: slot by slot with a key-value cache, or all slots at once (parallel).

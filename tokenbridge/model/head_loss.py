@@ -4,59 +4,57 @@ The head has many activations: at L, one of an MLP takes 3.7 GB for 64 images. N
 each part's backward follows its forward at once, and only one part's activations exist. What remains is the gradient of
 the features, which the spatial transformer's backward needs, and the gradient of the head's weights.
 
-Shapes: M positions, C dimensions, Z width of the features.
+Shapes: M positions, G slots (C dimensions without grouping), Z width of the features.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenbridge.model.head import DimensionHead
+from tokenbridge.model.heads import Head
 
-NUMBERS_ON_CPU, NUMBERS = 2**19, 2**25  # in the slots [M, G, D] of one part: on a CPU, and on any other device
+NUMBERS_ON_CPU, NUMBERS = 2**19, 2**25  # in an activation of one part: on a CPU, and on any other device
 
 
-def head_loss(head: DimensionHead, z: Tensor, tokens: Tensor) -> Tensor:
-    """Return the mean cross-entropy, in nats per dimension, of tokens [M, C] in head order, from features z [M, Z].
+def head_loss(head: Head, z: Tensor, tokens: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the head's mean loss for each number of a token, of tokens [M, G] in head order, from features z [M, Z].
 
     Differs: the released code computes all positions at once, with the same result.
+
+    Args:
+        uniforms: [M, R] random numbers in [0, 1), as many as the head's loss needs.
     """
     rows = positions_at_once(head, z.device) if head.loss_by_parts else len(z)
     if torch.is_grad_enabled() and len(z) > rows:
-        loss: Tensor = LossByParts.apply(head, tokens, rows, z, *head.parameters())
+        loss: Tensor = LossByParts.apply(head, tokens, uniforms, rows, z, *head.parameters())
         return loss
-    return torch.stack([summed_loss(head, *part) for part in parts(z, tokens, rows)]).sum() / tokens.numel()
+    return torch.stack([head.loss(*part) for part in parts(rows, z, tokens, uniforms)]).sum() / tokens.numel()
 
 
-def positions_at_once(head: DimensionHead, device: torch.device) -> int:
+def positions_at_once(head: Head, device: torch.device) -> int:
     """Return for how many positions the head computes its loss at once."""
-    return max(1, (NUMBERS_ON_CPU if device.type == "cpu" else NUMBERS) // head.slot_embedding.numel())
+    return max(1, (NUMBERS_ON_CPU if device.type == "cpu" else NUMBERS) // head.numbers)
 
 
-def parts(z: Tensor, tokens: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(z.split(rows), tokens.split(rows), strict=True))
-
-
-def summed_loss(head: DimensionHead, z: Tensor, tokens: Tensor) -> Tensor:
-    """Return the sum of the cross-entropies of all slots."""
-    logits = head(z, tokens).flatten(0, 1).float()
-    return F.cross_entropy(logits, head.join(tokens).flatten(), reduction="sum")
+def parts(rows: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(tensor.split(rows) for tensor in tensors), strict=True))
 
 
 class LossByParts(torch.autograd.Function):
     """The mean loss; its forward computes the gradients too."""
 
     @staticmethod
-    def forward(ctx: Any, head: DimensionHead, tokens: Tensor, rows: int, z: Tensor, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, head: Head, tokens: Tensor, uniforms: Tensor, rows: int, z: Tensor, *weights: Tensor
+    ) -> Tensor:
         losses, of_z = [], []
         of_weights: list[Tensor] = []
-        for part, known in parts(z.detach(), tokens, rows):
+        for part, known, random in parts(rows, z.detach(), tokens, uniforms):
             part.requires_grad_()
             with torch.enable_grad():
-                loss = summed_loss(head, part, known) / tokens.numel()
+                loss = head.loss(part, known, random) / tokens.numel()
             own, *others = torch.autograd.grad(loss, [part, *weights])
             losses.append(loss.detach())
             of_z.append(own)
@@ -73,4 +71,4 @@ class LossByParts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # the memory is not needed twice
         torch._foreach_mul_(gradients, gradient)
-        return (None, None, None, *gradients)
+        return (None, None, None, None, *gradients)

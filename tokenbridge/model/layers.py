@@ -10,6 +10,7 @@ from torch import Tensor, nn
 UNFUSED = "cpu"  # the type of device whose attention is computed as plain products
 NORM_EPS = 1e-6  # with torch's default, 1e-5, logits differ from the released model's
 MLP_RATIO = 4
+INIT_STD = 0.02  # of embeddings and learned positions
 INDEX_LIMIT = 2**31 - 1  # FlashAttention-2's backward counts the numbers of its scratch memory in 32 bits
 GRID_LIMIT = 65_535  # sequences in one launch of a CUDA kernel
 

@@ -1,10 +1,8 @@
 """The masked spatial transformer (MAR) with the dimension-wise head: the whole trainable model.
 
-Shapes: N images, S positions, C dimensions, B levels, K masked positions, V = S - K visible positions, P buffer
-positions (they hold the class), D width.
+Shapes: N images, S positions, C dimensions, G slots of a token, B levels, K masked positions, V = S - K visible
+positions, P buffer positions (they hold the class), D width.
 """
-
-from functools import partial
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -14,19 +12,20 @@ from torch import Tensor, nn
 from tokenbridge.base.errors import UserError
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.head_loss import head_loss
-from tokenbridge.model.layers import Block, gather, layer_norm, run_block
-
-INIT_STD = 0.02
+from tokenbridge.model.heads import Head, make_draft, make_head
+from tokenbridge.model.layers import INIT_STD, Block, gather, layer_norm, run_block
 
 
 class TokenBridgeTransformer(ModelMixin, ConfigMixin):
     """The model that predicts the tokens at masked positions from the class and the tokens at visible positions.
 
-    The label ``num_classes`` means "no class": the unconditional half of guidance. ``head``, ``head_group`` and
-    ``head_modulation`` are the ``kind``, ``group`` and ``modulation`` of ``DimensionHead``; ``released_slot0`` is its
-    argument of this name. With ``draft_depth`` the model has a second, parallel head of that many blocks, the draft of
-    speculative sampling. The draft learns from the features and gives them no gradient, so the rest of the model does
-    not depend on it.
+    The label ``num_classes`` means "no class": the unconditional half of guidance. ``head`` is one of ``config.HEADS``.
+    A token has ``slots`` numbers (None: one for each dimension) of ``levels`` values each (None: real numbers).
+    ``head_group``, ``head_modulation`` and ``released_slot0`` are the ``group``, ``modulation`` and ``released_slot0``
+    of ``DimensionHead``. ``head_components``, ``head_steps`` and ``head_repeats`` are the ``components``, ``steps`` and
+    ``repeats`` of the heads of continuous tokens. With ``draft_depth`` the model has a second, parallel head of that
+    many blocks, the draft of speculative sampling. The draft learns from the features and gives them no gradient, so
+    the rest of the model does not depend on it.
 
     Differs: the decoder has the encoder's width, as in every released size.
     """
@@ -41,7 +40,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         grid_height: int,
         grid_width: int,
         dimensions: int,
-        levels: int,
+        levels: int | None,
         num_classes: int,
         width: int,
         encoder_depth: int,
@@ -51,9 +50,13 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         head_depth: int,
         head_heads: int,
         buffer_size: int,
+        slots: int | None = None,
         head: str = "autoregressive",
         head_group: int = 1,
         head_modulation: str = "slot",
+        head_components: int = 16,
+        head_steps: int = 25,
+        head_repeats: int = 4,
         draft_depth: int | None = None,
         dropout: float = 0.0,
         level_embedding_std: float = INIT_STD,
@@ -85,27 +88,17 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         self.decoder_norm = layer_norm(width)
         self.output_position = nn.Parameter(torch.empty(1, self.positions, width))
         # ---- head
-        make_head = partial(
-            DimensionHead,
-            dimensions=dimensions,
-            levels=levels,
-            features=width,
-            width=head_width,
-            heads=head_heads,
-            group=head_group,
-            modulation=head_modulation,
-        )
-        self.head = make_head(depth=head_depth, kind=head, dropout=dropout, released_slot0=released_slot0)
+        self.head = make_head(self.config)
         self.initialize(level_embedding_std)
         # ---- draft: last, and without dropout, so that it changes no random number of the rest
         self.draft: DimensionHead | None = None
         if draft_depth is not None:
-            self.draft = make_head(depth=draft_depth, kind="parallel")
+            self.draft = make_draft(self.config)
             initialize_modules(self.draft, level_embedding_std)
-            initialize_tables(self.draft)
+            self.draft.initialize()
 
     @property
-    def heads(self) -> list[DimensionHead]:
+    def heads(self) -> list[Head]:
         """The head, and the draft if there is one."""
         return [self.head] if self.draft is None else [self.head, self.draft]
 
@@ -121,7 +114,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         learned = (self.no_class, self.mask_token, self.encoder_position, self.decoder_position, self.output_position)
         for parameter in learned:
             nn.init.normal_(parameter, std=INIT_STD)
-        initialize_tables(self.head)
+        self.head.initialize()
 
     def forward(
         self,
@@ -131,27 +124,31 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         order: Tensor,
         num_masked: int,
         num_predicted: int | None = None,
+        uniforms: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean cross-entropy, in nats per dimension, over ``num_predicted`` of the masked positions.
+        """Return the head's mean loss over ``num_predicted`` of the masked positions, for each number of a token.
 
-        The backward pass also computes the gradient of the draft's own cross-entropy, which is not in the value.
+        Of levels it is the cross-entropy, in nats. The backward pass also computes the gradient of the draft's own
+        cross-entropy, which is not in the value.
 
         Args:
             values: dequantized latents [N, S, C], dimensions in natural order.
-            tokens: indices [N, S, C], dimensions in head order.
+            tokens: [N, S, G], slots in head order: indices, or latents [N, S, C].
             labels: [N]; ``num_classes`` where the class was dropped.
             order: a permutation of the positions for each image, [N, S].
             num_masked: the first so many positions of ``order`` are masked.
             num_predicted: of these, the first so many count; None: all.
+            uniforms: [N, S, R] in [0, 1), the random numbers of the head's loss; None: it needs none.
         """
         _, visible = split_order(order, num_masked)
         predicted, _ = split_order(order, num_masked if num_predicted is None else num_predicted)
         z = self.features(values, labels, visible, predicted).flatten(0, 1)
         known = gather(tokens, predicted).flatten(0, 1)
-        loss = head_loss(self.head, z, known)
+        random = z.new_empty(len(z), 0) if uniforms is None else gather(uniforms, predicted).flatten(0, 1)
+        loss = head_loss(self.head, z, known, random)
         if self.draft is None or not torch.is_grad_enabled():
             return loss
-        of_draft = head_loss(self.draft, z.detach(), known)
+        of_draft = head_loss(self.draft, z.detach(), known, random)
         return loss + (of_draft - of_draft.detach())
 
     def features(self, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor | None = None) -> Tensor:
@@ -213,15 +210,3 @@ def initialize_modules(part: nn.Module, level_embedding_std: float) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=level_embedding_std if name.endswith("level_embedding") else INIT_STD)
-
-
-def initialize_tables(head: DimensionHead) -> None:
-    """Initialize the weights of a head that belong to slots, and its adaLN."""
-    for parameter in (head.slot_embedding, head.modulation_embedding):
-        if parameter is not None:
-            nn.init.normal_(parameter, std=INIT_STD)
-    for table in head.output_weight:
-        nn.init.xavier_uniform_(table)
-    for name, parameter in head.named_parameters():
-        if name.endswith("modulation.weight"):
-            nn.init.zeros_(parameter)

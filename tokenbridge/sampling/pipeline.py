@@ -19,15 +19,15 @@ from torch import Tensor
 from tokenbridge.base.checks import AUTO, Precision
 from tokenbridge.base.device import autocast, resolve_precision
 from tokenbridge.base.errors import UserError
-from tokenbridge.base.loading import LoadError, Model, load_whole, read_object
+from tokenbridge.base.loading import LoadError, load_whole, read_object
 from tokenbridge.config.model import GuidanceSchedule, RevealOrder, SamplingSettings
 from tokenbridge.images.decoding import to_rgb
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.sampling.sampler import Draws, sample_tokens
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, check_parts, to_maps, to_sequence
+from tokenbridge.tokenizer.fitting import load_quantizer
+from tokenbridge.tokenizer.latents import Quantizer, to_maps, to_sequence
 from tokenbridge.vae.autoencoder import decode_images, encode_moments, stride
 
-PARTS = {AutoencoderKL: "vae", TokenBridgeTransformer: "transformer", DimensionwiseQuantizer: "quantizer"}
 ClassLabels = int | str | Iterable[int | str] | Tensor | np.ndarray
 
 
@@ -56,7 +56,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         self,
         vae: AutoencoderKL,
         transformer: TokenBridgeTransformer,
-        quantizer: DimensionwiseQuantizer,
+        quantizer: Quantizer,
         label_names: Sequence[str] = (),  # the default makes diffusers save it as JSON, not as a module
     ) -> None:
         super().__init__()
@@ -97,14 +97,11 @@ class TokenBridgePipeline(DiffusionPipeline):
             raise LoadError(f"{path} is no trained pipeline: {advice}")
         device, kind = _device(device_map), torch_dtype if dtype is None else dtype
 
-        def load(part: type[Model]) -> Model:
-            folder = path / PARTS[part]
-            return load_whole(part, folder, torch_dtype=kind, variant=variant, use_safetensors=use_safetensors)
-
+        options: dict[str, Any] = {"torch_dtype": kind, "variant": variant, "use_safetensors": use_safetensors}
         pipeline = cls(
-            vae=load(AutoencoderKL),
-            transformer=load(TokenBridgeTransformer),
-            quantizer=load(DimensionwiseQuantizer),
+            vae=load_whole(AutoencoderKL, path / "vae", **options),
+            transformer=load_whole(TokenBridgeTransformer, path / "transformer", **options),
+            quantizer=load_quantizer(path / "quantizer", **options),
             label_names=_label_names(path / "model_index.json"),
         )
         pipeline._check_parts(path)
@@ -112,12 +109,13 @@ class TokenBridgePipeline(DiffusionPipeline):
 
     def _check_parts(self, path: Path) -> None:
         """Check that parts from ``path``, which others may have put together, fit."""
-        check_parts(**self.quantizer.state_dict())
+        self.quantizer.check()
         model, quantizer, classes = self.transformer.config, self.quantizer.config, len(self.config.label_names)
         of_vae = self.vae.config.latent_channels * quantizer.patch_size**2
         facts = {
             "dimensions of a token": [model.dimensions, quantizer.dimensions, of_vae],
-            "levels": [model.levels, quantizer.num_levels],
+            "slots of a token": [model.slots or model.dimensions, self.quantizer.slots],
+            "levels": [model.levels, self.quantizer.classes],
             "classes": [model.num_classes, classes or model.num_classes],
         }
         for name, values in facts.items():
@@ -260,11 +258,11 @@ class TokenBridgePipeline(DiffusionPipeline):
             UserError: if ``keep`` is not a mask over the positions.
             NotFiniteError: if a logit or a pixel is NaN or infinite; the message names the cause.
         """
-        config, device = self.transformer.config, self.transformer.device
+        device = self.transformer.device
         kept = None if keep is None else self._check_keep(keep).flatten().to(device)
         given = None if given is None else given.to(device)
-        positions = self.transformer.positions
-        draws = Draws.from_generators(generators, positions, config.dimensions, settings.speculative).to(device)
+        positions, numbers = self.transformer.positions, self.transformer.head.draw_numbers
+        draws = Draws.from_generators(generators, positions, numbers, settings.speculative).to(device)
         with self._numerics():
             tokens = sample_tokens(
                 self.transformer, self.quantizer, labels.to(device), draws, settings, on_step, given, kept
@@ -272,7 +270,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         return self.decode_tokens(tokens)
 
     def encode_images(self, images: Sequence[Image.Image] | np.ndarray) -> Tensor:
-        """Return tokens [N, S, C] of the posterior mean of PIL images, or of uint8 images [N, 3, H, W].
+        """Return tokens [N, S, G] of the posterior mean of PIL images, or of uint8 images [N, 3, H, W].
 
         Raises:
             UserError: if an image does not have the pipeline's size.
@@ -302,7 +300,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         return mask
 
     def decode_tokens(self, tokens: Tensor) -> np.ndarray:
-        """Return uint8 images [N, 3, H, W] of tokens [N, S, C]."""
+        """Return uint8 images [N, 3, H, W] of tokens [N, S, G]."""
         config = self.transformer.config
         latents = to_maps(self.quantizer.decode(tokens), config.grid_height, config.grid_width)
         with self._numerics():

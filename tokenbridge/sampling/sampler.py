@@ -22,14 +22,16 @@ from tokenbridge.base.errors import UserError
 from tokenbridge.base.finite import check_finite
 from tokenbridge.config import require
 from tokenbridge.config.model import SamplingSettings
+from tokenbridge.model.continuous import ContinuousHead
 from tokenbridge.model.head import DimensionHead
+from tokenbridge.model.heads import Head
 from tokenbridge.model.layers import gather
 from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
 from tokenbridge.sampling.graphs import Function, graphed
 from tokenbridge.sampling.guidance import Guidance, needed_until, refreshed
 from tokenbridge.sampling.orders import reveal_order
 from tokenbridge.sampling.speculative import UNIFORMS, sample_speculatively
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.tokenizer.latents import Quantizer
 
 MAX_BYTES = 2**31  # of the head's cache, modulation and logits at once
 CACHED_BYTES = 4  # of a number in the cache, or in the modulation
@@ -44,9 +46,9 @@ class Draws:
 
     Attributes:
         order: [N, S] permutations; the tail is revealed first.
-        uniforms: [N, S, C] in [0, 1), one for each index that will be drawn; dimensions in head order. A head that
-            predicts g dimensions jointly draws C / g indices, with the first C / g uniforms of the position. For
-            speculative sampling [N, S, 3 C]: those of the drafts, of the tests and of the corrections.
+        uniforms: [N, S, R] in [0, 1). For indices R = C: one for each that will be drawn, dimensions in head order. A
+            head that predicts g dimensions jointly draws C / g indices, with the first C / g uniforms of the position.
+            For speculative sampling [N, S, 3 C]: those of the drafts, of the tests and of the corrections.
     """
 
     order: Tensor
@@ -54,12 +56,13 @@ class Draws:
 
     @classmethod
     def from_generators(
-        cls, generators: Sequence[torch.Generator], positions: int, dimensions: int, speculative: bool = False
+        cls, generators: Sequence[torch.Generator], positions: int, numbers: int, speculative: bool = False
     ) -> "Draws":
+        """Draw the order, and ``numbers`` uniforms for each position: those that the head needs for one draw."""
         order = [torch.randperm(positions, generator=g, device=g.device) for g in generators]
-        uniforms = [torch.rand(positions, dimensions, generator=g, device=g.device) for g in generators]
+        uniforms = [torch.rand(positions, numbers, generator=g, device=g.device) for g in generators]
         if speculative:  # drawn last, so that the others stay as they are
-            count = (UNIFORMS - 1) * dimensions
+            count = (UNIFORMS - 1) * numbers
             others = [torch.rand(positions, count, generator=g, device=g.device) for g in generators]
             uniforms = [torch.cat(both, dim=-1) for both in zip(uniforms, others, strict=True)]
         return cls(torch.stack(order), torch.stack(uniforms))
@@ -146,7 +149,7 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 @torch.no_grad()
 def sample_tokens(
     model: TokenBridgeTransformer,
-    quantizer: DimensionwiseQuantizer,
+    quantizer: Quantizer,
     labels: Tensor,
     draws: Draws,
     settings: SamplingSettings,
@@ -154,25 +157,26 @@ def sample_tokens(
     given: Tensor | None = None,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """Sample tokens [N, S, C], dimensions in natural order, for labels [N].
+    """Sample tokens [N, S, G], slots in natural order, for labels [N].
 
     Args:
         on_step: called with (steps done, total steps).
-        given: tokens [N, S, C] of images to edit, dimensions in natural order; needs ``keep``.
+        given: tokens [N, S, G] of images to edit, slots in natural order; needs ``keep``.
         keep: bool [S]; true where ``given`` is kept exactly, and visible from the first step on. Steps and guidance
             count only the other positions. So every edit uses the whole schedule.
 
     Raises:
-        UserError: if there are more steps than positions to draw, no positions to draw, or no draft for speculation.
-        NotFiniteError: at the end, if a logit was NaN or infinite.
+        UserError: if there are more steps than positions to draw, no positions to draw, no draft for speculation, or no
+            probabilities for top-p and confidence.
+        NotFiniteError: at the end, if a logit or a drawn latent was NaN or infinite.
     """
     tokens, order, to_draw = _begin(model, quantizer, draws, settings, given, keep)
     counts = masked_counts(to_draw, settings.steps_for(to_draw))
-    draw_rows: Function = partial(_draw_rows, model, settings)
+    rows: Function = partial(draw_rows, model, settings)
     if not settings.speculative:  # whose shapes depend on what is refused
-        draw_rows = graphed(draw_rows, draws.uniforms.device)
+        rows = graphed(rows, draws.uniforms.device)
     sums: list[Tensor] = []
-    draw = partial(_draw, draw_rows, positions_at_once(model.head), sums)
+    draw = partial(_draw, rows, positions_at_once(model.head), sums)
     by_confidence, masked_before = settings.order == "confidence", to_draw
     scales = guidance_scales(settings, to_draw, counts)
     both = refreshed(scales, settings.guidance_refresh)
@@ -205,24 +209,30 @@ def sample_tokens(
 
 def _begin(
     model: TokenBridgeTransformer,
-    quantizer: DimensionwiseQuantizer,
+    quantizer: Quantizer,
     draws: Draws,
     settings: SamplingSettings,
     given: Tensor | None,
     keep: Tensor | None,
 ) -> tuple[Tensor, Tensor, int]:
-    """Return tokens [N, S, C] in head order, the order of positions [N, S], and how many of them are to be drawn.
+    """Return tokens [N, S, G] in head order, the order of positions [N, S], and how many of them are to be drawn.
 
     Kept positions are at the order's end, and have their tokens.
     """
-    shape = *draws.order.shape, model.config.dimensions
-    tokens = torch.zeros(shape, dtype=torch.long, device=draws.order.device)  # head order
+    shape, continuous = (*draws.order.shape, quantizer.slots), quantizer.classes is None
+    kind = torch.float32 if continuous else torch.long
+    tokens = torch.zeros(shape, dtype=kind, device=draws.order.device)  # head order
     grid = model.config.grid_height, model.config.grid_width
     order, to_draw = reveal_order(draws.order, settings.order, *grid), draws.order.shape[1]
     require(
         model.draft is not None or not settings.speculative,
         "speculative sampling needs a draft, and this model has none: set speculative=false, or train a model with its "
         "draft_depth set",
+    )
+    require(
+        not continuous or (settings.top_p == 1 and settings.order != "confidence"),
+        "this model draws real numbers, without probabilities for top_p and order=confidence: use top_p=1 and another "
+        "order",
     )
     require((given is None) == (keep is None), "given and keep go together: give both or neither")
     if given is not None and keep is not None:
@@ -237,15 +247,14 @@ def _begin(
     return tokens, order, to_draw
 
 
-def positions_at_once(head: DimensionHead) -> int:
+def positions_at_once(head: Head) -> int:
     """Return for how many positions the head draws tokens at once, so that it needs about ``MAX_BYTES`` at most."""
-    slots, classes, width = head.output_weight.shape
-    cached = CACHED * (len(head.blocks) + 1) * slots * width  # one more for what is around the blocks
-    return max(1, MAX_BYTES // (CACHED_BYTES * cached + LOGIT_BYTES * slots * classes))
+    cached = CACHED * (len(head.blocks) + 1) * head.numbers  # one more for what is around the blocks
+    return max(1, MAX_BYTES // (CACHED_BYTES * cached + LOGIT_BYTES * head.outputs))
 
 
 def _draw(draw_rows: Function, rows: int, sums: list[Tensor], z: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw tokens [N, K, C] in head order from z [N, K, D]; return them and their confidence [N, K].
+    """Draw tokens [N, K, G] in head order from z [N, K, D]; return them and their confidence [N, K].
 
     ``_LevelChoice`` defines the confidence, and what is added to ``sums``.
     """
@@ -255,12 +264,15 @@ def _draw(draw_rows: Function, rows: int, sums: list[Tensor], z: Tensor, uniform
     return torch.cat(drawn).view(*z.shape[:2], -1), torch.cat(confidence).view(z.shape[:2])
 
 
-def _draw_rows(
+def draw_rows(
     model: TokenBridgeTransformer, settings: SamplingSettings, z: Tensor, uniforms: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw tokens [M, C] from z [M, D]; return them, their confidence [M] and the sums of the logits of each call."""
+    """Draw tokens [M, G] from z [M, D]; return them, their confidence [M], and sums of the logits or latents."""
+    if isinstance(model.head, ContinuousHead):
+        latents = model.head.draw(z, uniforms, settings.temperature)
+        return latents, latents.new_zeros(len(z)), latents.sum()[None]
     choice = _LevelChoice(uniforms, settings)
-    return choice.draw(model, z), choice.confidence, torch.stack(choice.sums)
+    return choice.draw(model, model.head, z), choice.confidence, torch.stack(choice.sums)
 
 
 class _LevelChoice:
@@ -281,13 +293,12 @@ class _LevelChoice:
         self.sums: list[Tensor] = []
         self.confidence = torch.zeros(len(uniforms), device=uniforms.device)
 
-    def draw(self, model: TokenBridgeTransformer, z: Tensor) -> Tensor:
+    def draw(self, model: TokenBridgeTransformer, head: DimensionHead, z: Tensor) -> Tensor:
         """Draw tokens [M, C] in head order from features z [M, Z]."""
         if not self.settings.speculative:
-            return model.head.sample(z, self)
+            return head.sample(z, self)
         assert model.draft is not None, "sample_tokens checks it"
-        head, dimensions = model.head, model.config.dimensions
-        uniforms = self.uniforms.view(len(z), UNIFORMS, dimensions)[..., : head.slots]
+        uniforms = self.uniforms.view(len(z), UNIFORMS, head.draw_numbers)[..., : head.slots]
         tokens = sample_speculatively(head, model.draft, z, uniforms, self._probabilities, invert)
         if self.settings.order == "confidence":
             scores = head(z, tokens).float().log_softmax(dim=-1)

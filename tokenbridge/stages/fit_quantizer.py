@@ -8,8 +8,9 @@ from tokenbridge.base.figures import levels_figure, order_figure
 from tokenbridge.base.files import write_csv, write_json
 from tokenbridge.stages.context import StageContext, compute
 from tokenbridge.stages.runtime import stage_run
+from tokenbridge.tokenizer.fitting import fit_quantizer, quantizer_report
+from tokenbridge.tokenizer.latents import Quantizer, low_frequency_share
 from tokenbridge.tokenizer.moments import Moments, fitting_latents
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer, low_frequency_share, quantizer_report
 
 
 def main() -> None:
@@ -35,15 +36,16 @@ def work(context: StageContext) -> None:
 
 
 def _summary(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Return means over dimensions, and the sum of their entropies as the bits of one token."""
-    averaged = ("mse", "sqnr_db", "bits_above_bound", "saturation")
+    """Return means over dimensions, and the sum of their entropies as the bits of one token: what the family has."""
+    averaged = [name for name in ("mse", "sqnr_db", "bits_above_bound", "saturation") if name in rows[0]]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in averaged}
-    return {**means, "entropy_bits_per_token": sum(row["entropy_bits"] for row in rows)}
+    bits = [row["entropy_bits"] for row in rows if "entropy_bits" in row]
+    return means | ({"entropy_bits_per_token": sum(bits)} if bits else {})
 
 
-def _draw(quantizer: DimensionwiseQuantizer, vae_latents: torch.Tensor, folder: Path) -> None:
+def _draw(quantizer: Quantizer, vae_latents: torch.Tensor, folder: Path) -> None:
     latents = quantizer.normalize(vae_latents)
     columns = latents.transpose(0, 1).flatten(1).numpy()
-    levels_figure(columns, quantizer.levels.numpy()).savefig(folder / "levels.png")
+    levels_figure(columns, quantizer.values.numpy()).savefig(folder / "levels.png")
     share = low_frequency_share(latents)
     order_figure(latents.numpy(), share.numpy(), quantizer.dimension_order.numpy()).savefig(folder / "order.png")

@@ -15,7 +15,7 @@ from tokenbridge.base.figures import study_figure
 from tokenbridge.base.files import write_csv, write_json
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.progress import Progress
-from tokenbridge.config import QuantizerConfig, ReconstructConfig
+from tokenbridge.config import LEVEL_FAMILIES, QuantizerConfig, ReconstructConfig
 from tokenbridge.evaluation.features import ImageTensorDataset, ShardImageDataset
 from tokenbridge.evaluation.inception import Statistics
 from tokenbridge.evaluation.metrics import distance, statistics
@@ -28,9 +28,10 @@ from tokenbridge.images.shards import ImageShards
 from tokenbridge.images.splits import balanced_subset
 from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
+from tokenbridge.tokenizer.fitting import fit_quantizer
+from tokenbridge.tokenizer.latents import Quantizer, to_maps, to_sequence
 from tokenbridge.tokenizer.levels import FIXED_FAMILIES
 from tokenbridge.tokenizer.moments import Moments, fitting_latents, sample_posterior
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, fit_quantizer, to_maps, to_sequence
 from tokenbridge.vae.autoencoder import decode_images, encode_moments, load_vae
 
 PICTURED = 10  # images in the picture
@@ -74,19 +75,25 @@ def work(context: StageContext) -> None:
 def study_variants(config: QuantizerConfig, wanted: ReconstructConfig) -> Studies:
     """Return the variants of each study, including the configured quantizer.
 
-    There is no study of the range if the family does not use it.
+    There is no study of a setting that the family does not use.
     """
+    families = {"family": [replace(config, family=family) for family in sorted({*wanted.families, config.family})]}
+    if config.family not in LEVEL_FAMILIES:
+        return families
     ranges = wanted.ranges if config.family in FIXED_FAMILIES else []
     studies = {
         "levels": [replace(config, levels=levels) for levels in sorted({*wanted.levels, config.levels})],
         "range": [replace(config, range=reach) for reach in sorted({*ranges, config.range})],
-        "family": [replace(config, family=family) for family in sorted({*wanted.families, config.family})],
     }
-    return {name: variants for name, variants in studies.items() if name != "range" or ranges}
+    return {name: variants for name, variants in studies.items() if name != "range" or ranges} | families
 
 
 def title(variant: QuantizerConfig) -> str:
     """Return a readable name of a variant. Variants that quantize in the same way have the same name."""
+    if variant.family == CONTINUOUS:
+        return CONTINUOUS
+    if variant.family == "codebook":
+        return f"{variant.codebooks} x {variant.codewords} codewords"
     reach = f", +-{variant.range:g}" if variant.family in FIXED_FAMILIES else ""
     return f"{variant.family}, {variant.levels} levels{reach}"
 
@@ -96,11 +103,12 @@ def study_table(studies: Studies, metrics: Mapping[str, Mapping[str, float]]) ->
     settings: dict[str, dict[str, object]] = {CONTINUOUS: {"family": CONTINUOUS, "levels": None, "range": None}}
     for variant in (variant for variants in studies.values() for variant in variants):
         reach = variant.range if variant.family in FIXED_FAMILIES else None
-        settings[title(variant)] = {"family": variant.family, "levels": variant.levels, "range": reach}
+        levels = variant.levels if variant.family in LEVEL_FAMILIES else None
+        settings[title(variant)] = {"family": variant.family, "levels": levels, "range": reach}
     return [{"quantizer": name, **row, **metrics[name]} for name, row in settings.items()]
 
 
-def _fitted(context: StageContext, studies: Studies) -> dict[str, DimensionwiseQuantizer]:
+def _fitted(context: StageContext, studies: Studies) -> dict[str, Quantizer]:
     """Return title -> quantizer for each distinct variant, fitted to the training images' moments."""
     config = context.config.quantizer
     fitting = fitting_latents(Moments(context.root / "data/moments"), config.fit_images, context.config.seed)
@@ -125,7 +133,7 @@ class Measure:
         self.progress = Progress("reconstruct", sets, "sets", context.config.launcher.log_seconds)
 
     def reconstructions(
-        self, split: str, quantizers: Mapping[str, DimensionwiseQuantizer]
+        self, split: str, quantizers: Mapping[str, Quantizer]
     ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
         """Return title -> metrics of each set of reconstructions, and title -> images of it for the picture."""
         images, config = ImageShards(self.context.root / "data/images", split), self.context.config
@@ -176,7 +184,7 @@ class Measure:
                 yield decode_images(self.vae, batch)
 
 
-def _through_tokens(quantizer: DimensionwiseQuantizer, latents: torch.Tensor) -> torch.Tensor:
+def _through_tokens(quantizer: Quantizer, latents: torch.Tensor) -> torch.Tensor:
     """Return the latents after encoding to tokens and decoding."""
     normalized = quantizer.normalize(latents)
     levels = quantizer.decode(quantizer.encode(to_sequence(normalized)))

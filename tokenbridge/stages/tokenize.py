@@ -8,11 +8,10 @@ import io
 import numpy as np
 
 from tokenbridge.base.files import write_json
-from tokenbridge.base.loading import load_whole
 from tokenbridge.stages.context import StageContext, compute
 from tokenbridge.stages.runtime import stage_run
+from tokenbridge.tokenizer.fitting import load_quantizer
 from tokenbridge.tokenizer.moments import Moments
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.tokenizer.tokens import complete_tokens, write_shards
 
 QUANTIZER = "models/quantizer"
@@ -24,7 +23,7 @@ def main(out: str) -> None:
         compute(run, work)
         moments, config = Moments(run.root / "data/moments"), run.config.tokenize
         source = run.root / QUANTIZER
-        stored = complete_tokens(run.work / TOKENS, moments, load_whole(DimensionwiseQuantizer, source), config, source)
+        stored = complete_tokens(run.work / TOKENS, moments, load_quantizer(source), config, source)
         report = size_report((2 * moments.dimensions, moments.height, moments.width), stored)
         write_json(run.work / "report.json", report | {"samples": config.samples, "flips": moments.flips})
         run.publish(run.work / "report.json", "reports/tokenize.json")
@@ -36,7 +35,7 @@ def work(context: StageContext) -> None:
     write_shards(
         context.work / TOKENS,
         Moments(context.root / "data/moments"),
-        load_whole(DimensionwiseQuantizer, context.root / QUANTIZER).to(context.device),
+        load_quantizer(context.root / QUANTIZER).to(context.device),
         context.config.tokenize,
         seed=context.config.seed,
         launcher=context.config.launcher,

@@ -14,7 +14,6 @@ from PIL.Image import Image
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_folder, atomic_write_text, write_csv, write_json
 from tokenbridge.base.image_grid import image_grid
-from tokenbridge.base.loading import load_whole
 from tokenbridge.config import MOMENTS, ConfigError, ModelConfig
 from tokenbridge.engine.divergence import REPORT
 from tokenbridge.images.shards import read_manifest
@@ -23,8 +22,9 @@ from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.samples import GRID_ROWS, draw_samples, grid_indices
 from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
+from tokenbridge.tokenizer.fitting import load_quantizer
+from tokenbridge.tokenizer.latents import Quantizer
 from tokenbridge.tokenizer.moments import Moments
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.tokenizer.tokens import StoredTokens
 from tokenbridge.training.datasets import FreshTokens, TrainingData
 from tokenbridge.training.trainer import BAD_STEP, token_shape, train
@@ -51,7 +51,7 @@ def main(name: str) -> None:
 
 def work(context: StageContext) -> None:
     """Write ``pipeline``, ``metrics.json`` and the curves."""
-    quantizer = load_whole(DimensionwiseQuantizer, context.root / "models/quantizer")
+    quantizer = load_quantizer(context.root / "models/quantizer")
     config, data = context.config.models[context.item], _training_data(context, quantizer)
     if config.pretrained is None:
         _train(context, config, data, quantizer)
@@ -59,14 +59,14 @@ def work(context: StageContext) -> None:
         _take(context, Path(config.pretrained).expanduser(), token_shape(data, quantizer))
 
 
-def _training_data(context: StageContext, quantizer: DimensionwiseQuantizer) -> TrainingData:
+def _training_data(context: StageContext, quantizer: Quantizer) -> TrainingData:
     folder = context.root / "data" / context.config.train_on
     if context.config.train_on == MOMENTS:
         return FreshTokens(Moments(folder), quantizer)
     return StoredTokens(folder, context.root / "models/quantizer")
 
 
-def _train(context: StageContext, config: ModelConfig, data: TrainingData, quantizer: DimensionwiseQuantizer) -> None:
+def _train(context: StageContext, config: ModelConfig, data: TrainingData, quantizer: Quantizer) -> None:
     recipe = replace(config.train, precision=context.precision(config.train.precision))
     config = replace(config, train=recipe)
     model, history, evaluations = train(
@@ -92,9 +92,7 @@ def _train(context: StageContext, config: ModelConfig, data: TrainingData, quant
         write_csv(context.work / VALIDATION, evaluations)
 
 
-def _pipeline(
-    context: StageContext, model: TokenBridgeTransformer, quantizer: DimensionwiseQuantizer
-) -> TokenBridgePipeline:
+def _pipeline(context: StageContext, model: TokenBridgeTransformer, quantizer: Quantizer) -> TokenBridgePipeline:
     label_names = read_manifest(context.root / "data/images")["label_names"]
     return TokenBridgePipeline(load_vae(context.root / "models/vae"), model, quantizer, label_names)
 
@@ -109,7 +107,7 @@ def draw_grid(context: StageContext, pipeline: TokenBridgePipeline) -> Image:
     return image_grid(np.concatenate(images), config.grid_per_class, names[:GRID_ROWS])
 
 
-def _take(context: StageContext, folder: Path, shape: dict[str, int]) -> None:
+def _take(context: StageContext, folder: Path, shape: dict[str, int | None]) -> None:
     """Take the pipeline in ``folder``, if it has the ``shape`` of this project's tokens."""
     pipeline = TokenBridgePipeline.from_pretrained(folder)
     config = pipeline.transformer.config

@@ -1,6 +1,6 @@
 """Tokens on disk: indices of posterior samples of every training image, a few bits each, read by memory map.
 
-Shapes: N images, K samples of each, F flips, S = h x w positions, C dimensions, b bits per index.
+Shapes: N images, K samples of each, F flips, S = h x w positions, G slots of a token, b bits per index.
 """
 
 from collections.abc import Iterator
@@ -15,23 +15,24 @@ from torch import Tensor
 from tokenbridge.base.arrays import ArraysError, LabelledArrays, row_shards, write_manifest, write_shard
 from tokenbridge.base.chunks import Advance, Chunk, make_chunks
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
+from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import sha256_tree
 from tokenbridge.base.seeding import generator
 from tokenbridge.config import LauncherConfig, TokenizeConfig
+from tokenbridge.tokenizer.latents import Quantizer, to_sequence
 from tokenbridge.tokenizer.moments import Moments, sample_posterior
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer, to_sequence
 
 BYTE = 8
 
 
-def token_grid(moments: Moments, quantizer: DimensionwiseQuantizer) -> tuple[int, int]:
+def token_grid(moments: Moments, quantizer: Quantizer) -> tuple[int, int]:
     """Return h and w of the tokens: one position for each patch of the VAE's positions."""
     patch_size = quantizer.config.patch_size
     return moments.height // patch_size, moments.width // patch_size
 
 
-def posterior_tokens(posterior: Tensor, noise: Tensor, quantizer: DimensionwiseQuantizer) -> Tensor:
-    """Return tokens [n, S, C], in natural order, of moments [n, 2C0, h0, w0] and noise [n, C0, h0, w0] in VAE shape.
+def posterior_tokens(posterior: Tensor, noise: Tensor, quantizer: Quantizer) -> Tensor:
+    """Return tokens [n, S, G], in natural order, of moments [n, 2C0, h0, w0] and noise [n, C0, h0, w0] in VAE shape.
 
     The latents are quantized on the quantizer's device.
     """
@@ -42,6 +43,17 @@ def posterior_tokens(posterior: Tensor, noise: Tensor, quantizer: DimensionwiseQ
 def bits_per_index(levels: int, packing: str) -> int:
     """Return b: the fewest bits for ``levels`` when packing is "bits", a whole byte when it is "uint8"."""
     return BYTE if packing == "uint8" else (levels - 1).bit_length()
+
+
+def stored_classes(quantizer: Quantizer) -> int:
+    """Return the number of values of a slot.
+
+    Raises:
+        UserError: if an index needs more than a byte, or if tokens are real numbers.
+    """
+    if quantizer.classes is None or quantizer.classes > 2**BYTE:
+        raise UserError("tokens are stored as indices of a byte at most: train on moments with this quantizer")
+    return quantizer.classes
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -79,10 +91,8 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     return indices.reshape(*packed.shape[:-1], -1)[..., :count]
 
 
-def sampled_tokens(
-    moments: Moments, quantizer: DimensionwiseQuantizer, images: Tensor, samples: int, seed: int
-) -> Tensor:
-    """Return tokens [n, K, F, S, C] of K = ``samples`` posterior samples of every flip of ``images`` [n].
+def sampled_tokens(moments: Moments, quantizer: Quantizer, images: Tensor, samples: int, seed: int) -> Tensor:
+    """Return tokens [n, K, F, S, G] of K = ``samples`` posterior samples of every flip of ``images`` [n].
 
     Each sample's noise is a function of (seed, image, sample, flip). It does not depend on the rest of the batch.
     """
@@ -99,7 +109,7 @@ def sampled_tokens(
 def write_shards(
     folder: Path,
     moments: Moments,
-    quantizer: DimensionwiseQuantizer,
+    quantizer: Quantizer,
     config: TokenizeConfig,
     *,
     seed: int,
@@ -107,7 +117,7 @@ def write_shards(
     processes: Processes = SINGLE_PROCESS,
 ) -> None:
     """Write the shards that ``folder`` lacks; the processes share the work."""
-    bits = bits_per_index(quantizer.levels.shape[1], config.packing)
+    bits = bits_per_index(stored_classes(quantizer), config.packing)
 
     def packed(chunk: Chunk, advance: Advance) -> Iterator[np.ndarray]:
         for images in torch.arange(chunk.span.start, chunk.span.stop).split(launcher.batch_size):
@@ -122,21 +132,21 @@ def write_shards(
 
 
 def complete_tokens(
-    folder: Path, moments: Moments, quantizer: DimensionwiseQuantizer, config: TokenizeConfig, quantizer_folder: Path
+    folder: Path, moments: Moments, quantizer: Quantizer, config: TokenizeConfig, quantizer_folder: Path
 ) -> int:
     """Write the manifest, with the digest of ``quantizer_folder``. All shards must exist.
 
     Returns:
         The bytes of one stored sample of one flip.
     """
-    dimensions, levels = quantizer.levels.shape
+    slots, levels = quantizer.slots, stored_classes(quantizer)
     bits = bits_per_index(levels, config.packing)
     height, width = token_grid(moments, quantizer)
     stored = {"samples": config.samples, "flips": moments.flips, "packing": config.packing, "bits": bits}
-    shape = {"height": height, "width": width, "dimensions": dimensions, "levels": levels}
+    shape = {"height": height, "width": width, "dimensions": slots, "levels": levels}
     digest = sha256_tree(quantizer_folder)
     write_manifest(folder, moments.labels.numpy(), moments.num_classes, **stored, **shape, quantizer=digest)
-    return packed_bytes(height * width * dimensions, bits)
+    return packed_bytes(height * width * slots, bits)
 
 
 class StoredTokens:
@@ -166,7 +176,7 @@ class StoredTokens:
         return len(self._arrays)
 
     def read(self, indices: Tensor, samples: Tensor, flips: Tensor) -> Tensor:
-        """Return tokens [n, S, C], in natural order, of sample and flip i of image ``indices[i]``.
+        """Return tokens [n, S, G], in natural order, of sample and flip i of image ``indices[i]``.
 
         Args:
             samples: which sample of each image, [n].

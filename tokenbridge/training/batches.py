@@ -1,18 +1,18 @@
 """The batch of one training step, its random draws, and the loss on it (paper Sec. 3.3).
 
-Shapes: N images, S positions, C dimensions.
+Shapes: N images, S positions, C dimensions, G slots of a token.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
 from tokenbridge.config import TrainConfig
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.tokenizer.latents import Quantizer
 from tokenbridge.training.datasets import ALL, TrainingData
 
 
@@ -20,14 +20,15 @@ from tokenbridge.training.datasets import ALL, TrainingData
 class Batch:
     """The input of one step. Only ``draw_batch`` and the validation draw its random values."""
 
-    tokens: Tensor  # [N, S, C], dimensions in natural order
+    tokens: Tensor  # [N, S, G], slots in natural order
     labels: Tensor  # [N]; num_classes where the class was dropped
     order: Tensor  # [N, S]
     num_masked: Tensor  # [N], always on the CPU; the same within a mask group
+    uniforms: Tensor  # [N, S, R] in [0, 1), for the head's loss
 
     def to(self, device: torch.device) -> "Batch":
-        tokens, labels, order = (each.to(device, non_blocking=True) for each in (self.tokens, self.labels, self.order))
-        return Batch(tokens, labels, order, self.num_masked)
+        moved = {name: each.to(device, non_blocking=True) for name, each in vars(self).items() if name != "num_masked"}
+        return replace(self, **moved)
 
     def split(self, sizes: Sequence[int]) -> list["Batch"]:
         """Split the images into consecutive batches of the given sizes."""
@@ -46,9 +47,14 @@ def num_masked_positions(uniforms: Tensor, positions: int, config: TrainConfig) 
 
 
 def draw_batch(
-    data: TrainingData, indices: Tensor, config: TrainConfig, random: torch.Generator, part: slice = ALL
+    data: TrainingData,
+    indices: Tensor,
+    config: TrainConfig,
+    random: torch.Generator,
+    part: slice = ALL,
+    loss_numbers: int = 0,
 ) -> Batch:
-    """Draw tokens, class dropout and masks of the images ``indices[part]``.
+    """Draw tokens, class dropout, masks, and ``loss_numbers`` for each position, of the images ``indices[part]``.
 
     Everything is drawn from ``random`` for all of ``indices`` [N]. So the values of an image depend on its place in the
     whole batch, but not on ``part``.
@@ -60,7 +66,8 @@ def draw_batch(
     order = torch.rand(count, positions, generator=random)[part].argsort(dim=1)
     groups = torch.rand(count // config.mask_group, generator=random)
     num_masked = num_masked_positions(groups, positions, config).repeat_interleave(config.mask_group)
-    return Batch(tokens, labels[part], order, num_masked[part])
+    uniforms = torch.rand(count, positions, loss_numbers, generator=random)[part]
+    return Batch(tokens, labels[part], order, num_masked[part], uniforms)
 
 
 def predicted_positions(masked: int, head_share: float) -> int:
@@ -68,8 +75,8 @@ def predicted_positions(masked: int, head_share: float) -> int:
     return math.ceil(head_share * masked)
 
 
-def batch_loss(model: nn.Module, quantizer: DimensionwiseQuantizer, batch: Batch, head_share: float = 1.0) -> Tensor:
-    """Return the cross-entropy per dimension, in nats, of images of one mask group.
+def batch_loss(model: nn.Module, quantizer: Quantizer, batch: Batch, head_share: float = 1.0) -> Tensor:
+    """Return the loss for each number of a token, of images of one mask group: of levels, the cross-entropy in nats.
 
     With a smaller ``head_share``, only so many of each image's masked positions count. They are the first of its order,
     which is random: so each choice of them is as likely, and the expected loss and gradient are those of all.
@@ -77,5 +84,5 @@ def batch_loss(model: nn.Module, quantizer: DimensionwiseQuantizer, batch: Batch
     values, targets = quantizer.decode(batch.tokens), quantizer.to_head_order(batch.tokens)
     masked = int(batch.num_masked[0])
     predicted = predicted_positions(masked, head_share)
-    loss: Tensor = model(values, targets, batch.labels, batch.order, masked, predicted)
+    loss: Tensor = model(values, targets, batch.labels, batch.order, masked, predicted, batch.uniforms)
     return loss

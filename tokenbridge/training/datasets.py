@@ -10,8 +10,8 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from tokenbridge.tokenizer.latents import Quantizer
 from tokenbridge.tokenizer.moments import Moments
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.tokenizer.tokens import posterior_tokens, token_grid
 
 ALL = slice(None)
@@ -39,7 +39,7 @@ class TrainingData(Protocol):
 class FreshTokens:
     """Tokens of a fresh posterior sample of each image, mirrored at random if the moments hold both flips."""
 
-    def __init__(self, moments: Moments, quantizer: DimensionwiseQuantizer) -> None:
+    def __init__(self, moments: Moments, quantizer: Quantizer) -> None:
         self.moments, self.quantizer = moments, quantizer
         self.labels, self.num_classes = moments.labels, moments.num_classes
         self.height, self.width = token_grid(moments, quantizer)

@@ -21,7 +21,7 @@ from tokenbridge.engine.ema import Ema
 from tokenbridge.engine.loop import Evaluations, History, cosine_factor, run_steps
 from tokenbridge.engine.optim import NonFiniteError, build_optimizers, update_weights
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.tokenizer.latents import Quantizer
 from tokenbridge.training.batches import Batch, batch_loss, draw_batch
 from tokenbridge.training.datasets import Prefetcher, TrainingData
 from tokenbridge.training.parallel import distribute, evaluating, gather_full, gradients_stay
@@ -43,7 +43,7 @@ class Trained(NamedTuple):
     evaluations: History  # rows of the validation loss
 
 
-def build_model(config: ModelConfig, data: TrainingData, quantizer: DimensionwiseQuantizer) -> TokenBridgeTransformer:
+def build_model(config: ModelConfig, data: TrainingData, quantizer: Quantizer) -> TokenBridgeTransformer:
     """Return a model with fresh weights for the shapes of ``data`` and ``quantizer``."""
     return TokenBridgeTransformer(
         **token_shape(data, quantizer),
@@ -51,14 +51,15 @@ def build_model(config: ModelConfig, data: TrainingData, quantizer: Dimensionwis
     )
 
 
-def token_shape(data: TrainingData, quantizer: DimensionwiseQuantizer) -> dict[str, int]:
+def token_shape(data: TrainingData, quantizer: Quantizer) -> dict[str, int | None]:
     """Return argument name -> size, for the sizes of a model that ``data`` and ``quantizer`` decide."""
-    dimensions, levels = quantizer.levels.shape
+    dimensions, slots = quantizer.config.dimensions, quantizer.slots
     return {
         "grid_height": data.height,
         "grid_width": data.width,
         "dimensions": dimensions,
-        "levels": levels,
+        "levels": quantizer.classes,
+        "slots": None if slots == dimensions else slots,
         "num_classes": data.num_classes,
     }
 
@@ -76,7 +77,7 @@ def train(
     config: ModelConfig,
     data: TrainingData,
     validation_data: TrainingData,
-    quantizer: DimensionwiseQuantizer,
+    quantizer: Quantizer,
     *,
     folder: Path,
     launcher: LauncherConfig,
@@ -175,7 +176,7 @@ class Trainer:
         self,
         config: ModelConfig,
         data: TrainingData,
-        quantizer: DimensionwiseQuantizer,
+        quantizer: Quantizer,
         folder: Path,
         launcher: LauncherConfig,
         device: torch.device,
@@ -211,7 +212,7 @@ class Trainer:
         """Draw this process's part of the batch."""
         part = self.processes.share(self.recipe.batch_size)
         random = generator(self.recipe.seed, "train", step)
-        return draw_batch(self.data, self.order.indices(step), self.recipe, random, part)
+        return draw_batch(self.data, self.order.indices(step), self.recipe, random, part, self.model.head.loss_numbers)
 
     def step(self, step: int) -> dict[str, Tensor]:
         batch = self.batches.take(step).to(self.device)

@@ -1,4 +1,4 @@
-"""The validation loss: the cross-entropy on images that no model is trained on.
+"""The validation loss: that of the training (of levels, the cross-entropy), on images that no model is trained on.
 
 Images, tokens, masks and orders are the same for every seed, recipe, batch size and number of processes. No label is
 dropped. So the losses of trainings with the same levels are comparable.
@@ -14,7 +14,7 @@ from tokenbridge.base.distributed import Processes
 from tokenbridge.base.seeding import generator
 from tokenbridge.base.slices import images_at_once
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.tokenizer.latents import Quantizer
 from tokenbridge.training.batches import Batch, batch_loss
 from tokenbridge.training.datasets import TrainingData
 
@@ -30,18 +30,18 @@ class Validation:
         data: tokens of the validation images.
     """
 
-    def __init__(self, data: TrainingData, quantizer: DimensionwiseQuantizer, processes: Processes) -> None:
+    def __init__(self, data: TrainingData, quantizer: Quantizer, processes: Processes) -> None:
         self.data, self.quantizer, self.processes = data, quantizer, processes
         self.count = min(MAX_IMAGES, len(data))
         self.batches = min(BATCHES, self.count)
 
     @torch.no_grad()
     def loss(self, model: TokenBridgeTransformer) -> float:
-        """Return the mean over images of the cross-entropy per dimension, in nats. Every process must call this."""
+        """Return the mean over images of the loss for each number of a token. Every process must call this."""
         total = torch.stack([self._summed_loss(model, number) for number in range(self.batches)]).sum()
         return float(self.processes.total(total)) / self.count
 
-    def batch(self, number: int, part: slice) -> Batch:
+    def batch(self, number: int, part: slice, loss_numbers: int = 0) -> Batch:
         """Return the images ``part`` of a batch. The batch depends only on its number."""
         indices = torch.arange(number, self.count, self.batches) * len(self.data) // self.count
         random = generator("validation", number)
@@ -49,7 +49,8 @@ class Validation:
         positions = tokens.shape[1]
         order = torch.rand(len(indices), positions, generator=random)[part].argsort(dim=1)
         num_masked = torch.tensor(math.ceil(positions * (number + 0.5) / self.batches)).expand(len(tokens))
-        return Batch(tokens, self.data.labels[indices][part], order, num_masked)
+        uniforms = torch.rand(len(indices), positions, loss_numbers, generator=random)[part]
+        return Batch(tokens, self.data.labels[indices][part], order, num_masked, uniforms)
 
     def _summed_loss(self, model: TokenBridgeTransformer, number: int) -> Tensor:
         """Return the sum of the loss over this process's images, in as many parts as every other process has."""
@@ -65,7 +66,8 @@ class Validation:
         If there are none, one image is computed with weight 0, because all processes must take part.
         """
         own = part.stop - part.start
-        batch = self.batch(number, part if own else slice(0, 1)).to(self.quantizer.loc.device)
+        images = part if own else slice(0, 1)
+        batch = self.batch(number, images, model.head.loss_numbers).to(self.quantizer.loc.device)
         return batch_loss(model, self.quantizer, batch).double() * own
 
 
@@ -75,4 +77,4 @@ def held_values(model: TokenBridgeTransformer) -> int:
     It holds for a head that computes all positions at once, as it does with FSDP.
     """
     head = model.head
-    return model.positions * head.slots * max(HELD * model.config.head_width, HELD_LOGITS * head.classes)
+    return model.positions * max(HELD * head.numbers, HELD_LOGITS * head.outputs)

@@ -16,7 +16,7 @@ from tests.support.services import Server, free_ports
 from tests.support.small_model import QUANTIZER, random_model
 from tests.support.small_pipeline import build_pipeline
 from tokenbridge.infra.tracking.store import Store, connect
-from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
 
 Start = Callable[[str], subprocess.Popen[str]]
 

@@ -24,7 +24,7 @@ from tokenbridge.images.shards import write_manifest
 from tokenbridge.infra.dvc import md5_as_dvc, read_stages
 from tokenbridge.ops.exchange.export import model_facts
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
-from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
 
 FIGURES = {
     "reports/evaluate/tiny.json": {"samples": 4, "fd_efficientnet_lite0_32px": 6.25},

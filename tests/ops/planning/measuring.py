@@ -20,7 +20,7 @@ from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.memory import Memory
 from tokenbridge.ops.planning.plan import memory_model
 from tokenbridge.ops.planning.sizes import fresh_model, grid_side
-from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.training.trainer import Trainer
 

@@ -14,7 +14,7 @@ from tokenbridge.ops.planning.flops import head_flops, sample_flops, vae_flops
 from tokenbridge.ops.planning.sizes import Parameters, deepened, fresh_model, meta_model
 from tokenbridge.ops.planning.steps import step_flops, train_flops
 from tokenbridge.sampling.sampler import Draws, masked_counts, sample_tokens
-from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
 
 BLOCK = 24  # linear layers of a block, for each token and the square of the width: qkv, out, MLP
 BACKWARD = 3  # forward, gradients of inputs and of weights

@@ -28,7 +28,7 @@ from tokenbridge.infra.tracking.sync import sync_all
 from tokenbridge.ops.promotion.promote import promote
 from tokenbridge.ops.promotion.registration import registered_name
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
-from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
 
 SIDE = 8
 NAME = registered_name("shapes", "tiny")

@@ -8,11 +8,12 @@ import pytest
 from tests.support.checkout import CHECKOUT
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import compose_config, flatten, validate
-from tokenbridge.ops.runs.speed import SPEED
+from tokenbridge.ops.planning.sizes import Parameters, meta_model
+from tokenbridge.ops.runs.costs import COMPARISON, SPEED, TRAIN_GFLOP, operations
 from tokenbridge.ops.runs.studies import (
     ABLATIONS,
-    BASE,
     END,
+    MODEL,
     START,
     Study,
     experiment_names,
@@ -38,13 +39,26 @@ def settings(study: Study, name: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("study", "name"),
-    [(study, name) for study in STUDIES for name in experiment_names(CHECKOUT, study) if name != BASE],
+    [(study, name) for study in STUDIES for name in experiment_names(CHECKOUT, study) if name != study.base],
     ids=lambda part: part.name if isinstance(part, Study) else part,
 )
 def test_an_experiment_changes_something_of_the_base_and_little(study: Study, name: str) -> None:
-    base, changed = settings(study, BASE), settings(study, name)
+    base, changed = settings(study, study.base), settings(study, name)
     different = {key.removeprefix("models.tiny.") for key in changed if changed[key] != base.get(key)}
     assert 1 <= len(different) <= 4
+
+
+def test_compared_systems_have_equal_parameters_and_training() -> None:
+    """Within what docs/comparison.md says: 5 % and 3 %."""
+    costs = {}
+    for name in experiment_names(CHECKOUT, COMPARISON):
+        config = validate(compose_config([f"experiment={COMPARISON.name}/{name}", f"model={MODEL}"], CHECKOUT / "conf"))
+        recipe = config.models[MODEL].train
+        parameters = Parameters.of(meta_model(config, config.models[MODEL])).total
+        costs[name] = parameters, operations(config)[TRAIN_GFLOP] * recipe.epochs
+    for parameters, gflop in costs.values():
+        assert parameters == pytest.approx(costs[COMPARISON.base][0], rel=0.05)
+        assert gflop == pytest.approx(costs[COMPARISON.base][1], rel=0.03)
 
 
 def test_an_unknown_name_is_explained_by_the_names_with_the_base_first() -> None:

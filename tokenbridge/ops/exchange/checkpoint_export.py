@@ -5,7 +5,6 @@ from pathlib import Path
 from tokenbridge.base.arrays import MANIFEST
 from tokenbridge.base.checkpoints import Checkpoints, read_tensors
 from tokenbridge.base.files import atomic_write_text, new_folder, read_json
-from tokenbridge.base.loading import load_whole
 from tokenbridge.base.seeding import EpochOrder
 from tokenbridge.config import Config
 from tokenbridge.config.params import load_params
@@ -15,8 +14,8 @@ from tokenbridge.ops.exchange.export import ExportError
 from tokenbridge.ops.exchange.model_card import CARD
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.stages.runtime import WORK
+from tokenbridge.tokenizer.fitting import load_quantizer
 from tokenbridge.tokenizer.moments import Moments
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.training.trainer import CHECKPOINTS, build_model
 from tokenbridge.vae.autoencoder import load_vae
@@ -32,7 +31,7 @@ def export_checkpoint(root: Path, name: str, out: Path) -> None:
     """
     checkpoint, config = _newest_checkpoint(root, name), load_params(root)
     with new_folder(out) as target:
-        quantizer = load_whole(DimensionwiseQuantizer, root / "models/quantizer")
+        quantizer = load_quantizer(root / "models/quantizer")
         shapes = FreshTokens(Moments(root / "data/validation_moments"), quantizer)
         model = build_model(config.models[name], shapes, quantizer)
         averages = {f"ema/average/{key}": parameter.detach() for key, parameter in model.named_parameters()}

@@ -17,7 +17,7 @@ from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.planning.sizes import deepened, meta_vae, step_inputs
 from tokenbridge.sampling.guidance import needed_until, refreshed
-from tokenbridge.sampling.sampler import guidance_scales, masked_counts
+from tokenbridge.sampling.sampler import draw_rows, guidance_scales, masked_counts
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def features_flops(model: TokenBridgeTransformer, masked: int, wanted: int = 1) 
 
 def head_flops(model: TokenBridgeTransformer) -> int:
     """Return the head's operations for drawing the token of one position."""
-    z = torch.empty(1, model.config.width, device=model.device)
-    return counted(lambda: model.head.sample(z, lambda logits, _: logits.argmax(dim=-1)))[1]
+    z, uniforms = (torch.zeros(1, size, device=model.device) for size in (model.config.width, model.head.draw_numbers))
+    return counted(lambda: draw_rows(model, SamplingSettings(), z, uniforms)[0])[1]
 
 
 def vae_flops(config: Config) -> tuple[int, int]:

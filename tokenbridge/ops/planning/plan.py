@@ -7,6 +7,7 @@ from tokenbridge.base.checks import BF16, FP32, Precision
 from tokenbridge.config import Config
 from tokenbridge.config.operations import PlanConfig
 from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model.head import DimensionHead
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.flops import Flops, sample_flops, vae_flops
 from tokenbridge.ops.planning.memory import GIB, Memory, MemoryModel, optimizer_bytes
@@ -125,7 +126,9 @@ def plan_model(config: Config, name: str) -> Plan:
 
 def model_sizes(model: TokenBridgeTransformer) -> dict[str, Any]:
     arguments = {name: value for name, value in model.config.items() if not name.startswith("_")}
-    return arguments | {"positions": model.positions, "slots": model.head.slots, "classes": model.head.classes}
+    if isinstance(model.head, DimensionHead):
+        arguments |= {"slots": model.head.slots, "classes": model.head.classes}
+    return arguments | {"positions": model.positions}
 
 
 def fit_warnings(memory: MemoryModel, at_once: int, limit: float) -> list[str]:

@@ -20,7 +20,7 @@ from tokenbridge.config.operations import PlanConfig
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.head_loss import head_loss
 from tokenbridge.ops.planning.schedule import GIGA, UPDATE_PASSES, peak_flops
-from tokenbridge.ops.planning.sizes import FULL, Parameters, step_inputs
+from tokenbridge.ops.planning.sizes import FULL, Parameters, head_inputs, step_inputs
 from tokenbridge.ops.planning.steps import GpuNumerics
 
 
@@ -69,15 +69,15 @@ def step_kernels(model: TokenBridgeTransformer, precision: str, images: int, mas
         model: on the meta device.
         masked: positions to predict.
     """
-    values, tokens, labels, order = step_inputs(model, images)
+    values, _, labels, order = step_inputs(model, images)
     model.head.loss_by_parts = False  # which moves the same bytes, but for sums of the weights' gradients
     visible, wanted = order[:, masked:], order[:, :masked]
     encoded = torch.empty(images, model.buffer_size + visible.shape[1], model.config.width, device="meta")
-    z = torch.empty(images * masked, model.config.width, device="meta")
+    z, known, random = head_inputs(model, images * masked)
     runs: dict[str, Callable[[], Tensor]] = {
         "encoder": lambda: model.encode(values, labels, visible),
         "decoder": lambda: model.decode(encoded.requires_grad_(), visible, wanted),
-        "head": lambda: head_loss(model.head, z.requires_grad_(), tokens[:, :masked].flatten(0, 1)),
+        "head": lambda: head_loss(model.head, z.requires_grad_(), known, random),
     }
     found = {part: forward_and_backward(run, precision) for part, run in runs.items()}
     return found | {"update": [Kernel(0, UPDATE_PASSES * FULL * Parameters.of(model).total)]}

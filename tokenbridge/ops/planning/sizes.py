@@ -30,7 +30,8 @@ def fresh_model(config: Config, model: ModelConfig) -> TokenBridgeTransformer:
         grid_height=grid_side(config),
         grid_width=grid_side(config),
         dimensions=config.dimensions,
-        levels=config.quantizer.levels,
+        levels=config.quantizer.classes,
+        slots=config.quantizer.slots(config.dimensions),
         num_classes=config.data.num_classes,
         **{name: value for name, value in vars(model).items() if name not in NOT_MODEL_ARGUMENTS},
     )
@@ -76,7 +77,25 @@ def step_inputs(model: TokenBridgeTransformer, images: int) -> tuple[Tensor, Ten
     """Return values, tokens, labels and order of a training step, on the model's device; all are zeros."""
     with torch.device(model.device):
         values = torch.zeros(images, model.positions, model.config.dimensions)
-        return values, values.long(), torch.zeros(images, dtype=torch.long), values[..., 0].long()
+        return values, tokens_like(model, values), torch.zeros(images, dtype=torch.long), values[..., 0].long()
+
+
+def tokens_like(model: TokenBridgeTransformer, values: Tensor) -> Tensor:
+    """Return zero tokens [..., G] of the model's kind for values [..., C]."""
+    tokens = values[..., : model.config.slots or model.config.dimensions]
+    return tokens if model.config.levels is None else tokens.long()
+
+
+def loss_uniforms(model: TokenBridgeTransformer, images: int) -> Tensor:
+    """Return zeros in place of the random numbers of the head's loss, [N, S, R]."""
+    return torch.zeros(images, model.positions, model.head.loss_numbers, device=model.device)
+
+
+def head_inputs(model: TokenBridgeTransformer, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features, tokens and uniforms of ``rows`` positions for the head's loss; all are zeros."""
+    with torch.device(model.device):
+        tokens = tokens_like(model, torch.zeros(rows, model.config.dimensions))
+        return torch.zeros(rows, model.config.width), tokens, torch.zeros(rows, model.head.loss_numbers)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenbridge.base.device import DTYPES, autocast
 from tokenbridge.config import TrainConfig
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.model.head import DimensionHead
+from tokenbridge.model.continuous import ContinuousHead
 from tokenbridge.model.head_loss import head_loss, positions_at_once
+from tokenbridge.model.heads import Head
 from tokenbridge.model.layers import INDEX_LIMIT, scratch_numbers
 from tokenbridge.ops.planning.flops import Flops, summed
-from tokenbridge.ops.planning.sizes import FULL, deepened, step_inputs
+from tokenbridge.ops.planning.sizes import FULL, deepened, head_inputs, loss_uniforms, step_inputs
 from tokenbridge.training.batches import num_masked_positions, predicted_positions
 
 IMAGES = 4096  # enough that copies of weights add nothing to the bytes of one image
@@ -173,10 +174,10 @@ def step_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> StepBy
 
     borders = (model.decoder_in, model.head)  # the first modules of decoder and head
     hooks = [module.register_forward_pre_hook(mark) for module in borders]
-    inputs = step_inputs(model, images)
+    inputs, random = step_inputs(model, images), loss_uniforms(model, images)
     with held:
         with numerics():
-            loss = model(*inputs, step.masked, step.predicted)
+            loss = model(*inputs, step.masked, step.predicted, random)
         kept, forward, held.most = held.now, held.most, held.now
         loss.backward()
     for hook in hooks:
@@ -186,12 +187,14 @@ def step_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> StepBy
 
 
 def scratch_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> int:
-    """Return the most bytes that the fused attention of the head's backward allocates; a CPU has none."""
+    """Return the most bytes that the fused attention of the head's backward allocates; a CPU needs none."""
+    if model.device.type == "cpu" or isinstance(model.head, ContinuousHead):  # which has no attention
+        return 0
     rows = images * step.predicted
     sequences = rows if step.whole_head else min(rows, positions_at_once(model.head, model.device))
     sizes = model.config
     of_one = scratch_numbers(sizes.head_heads, model.head.slots, sizes.head_width // sizes.head_heads)
-    return 0 if model.device.type == "cpu" else FULL * min(sequences * of_one, INDEX_LIMIT)
+    return FULL * min(sequences * of_one, INDEX_LIMIT)
 
 
 def step_flops(
@@ -202,23 +205,24 @@ def step_flops(
     draft, model.draft = model.draft, None  # torch would count what follows the draft's backward as the draft's
     try:
         with FlopCounterMode(display=False) as counter:
-            model(*step_inputs(model, 1), masked, predicted).backward()
+            model(*step_inputs(model, 1), masked, predicted, loss_uniforms(model, 1)).backward()
     finally:
         model.draft = draft
     modules, root = counter.get_flop_counts(), type(model).__name__
     parts = ("decoder_in", *(f"decoder.{block}" for block in range(len(model.decoder))))
     decoder = sum(sum(modules[f"{root}.{part}"].values()) for part in parts)
-    head = sum(modules[f"{root}.head"].values())
-    of_draft = 0 if draft is None else draft_flops(model, draft, masked if predicted is None else predicted)
+    rows = masked if predicted is None else predicted
+    head = head_loss_flops(model, model.head, rows)
+    of_draft = 0 if draft is None else head_loss_flops(model, draft, rows)
     return Flops(counter.get_total_flops() - decoder - head, decoder, head + of_draft)
 
 
-def draft_flops(model: TokenBridgeTransformer, draft: DimensionHead, predicted: int) -> int:
-    """Return the operations of the draft's forward and backward, for one image."""
-    z = torch.zeros(predicted, model.config.width, device=model.device)
-    tokens = torch.zeros(predicted, model.config.dimensions, dtype=torch.long, device=model.device)
+def head_loss_flops(model: TokenBridgeTransformer, head: Head, rows: int) -> int:
+    """Return the operations of a head's forward and backward, for one image. The draft's features learn nothing."""
+    z, tokens, uniforms = head_inputs(model, rows)
+    z.requires_grad_(head is model.head)
     with FlopCounterMode(display=False) as counter:
-        head_loss(draft, z, tokens).backward()
+        head_loss(head, z, tokens, uniforms).backward()
     return counter.get_total_flops()
 
 

@@ -27,8 +27,10 @@ class Volumes:
         images, flips = train_images(config), 2 if config.encode.flip else 1
         positions = grid_side(config) ** 2
         moments = 2 * config.dimensions * positions * MOMENT
-        bits = bits_per_index(config.quantizer.levels, config.tokenize.packing)
-        tokens = packed_bytes(positions * config.dimensions, bits)
+        slots, classes = config.quantizer.slots(config.dimensions), config.quantizer.classes
+        tokens = (
+            0 if classes is None else packed_bytes(positions * slots, bits_per_index(classes, config.tokenize.packing))
+        )
         stored = images * flips * config.tokenize.samples * tokens if config.tokenize.outs else 0
         return cls(
             images=images,

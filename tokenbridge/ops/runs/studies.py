@@ -21,7 +21,6 @@ from tokenbridge.ops.runs.pipeline_run import run_in_worktree
 logger = logging.getLogger(__name__)
 
 MODEL = "tiny"
-BASE = "base"
 START, END = "<!-- table -->", "<!-- end of table -->"
 METRICS = (  # columns from reports/evaluate; on the validation images, because settings are chosen by them
     "validation_fd_efficientnet_lite0_32px",
@@ -50,11 +49,13 @@ class Study:
         name: of the folder in conf/experiment.
         page_name: of the page, its table, and the worktree in .work/.
         shown: column of the page -> column of the table, digits.
+        base: the experiment that the others are compared with.
     """
 
     name: str
     page_name: str
     shown: Mapping[str, tuple[str, int]]
+    base: str = "base"
 
     @property
     def experiments(self) -> Path:
@@ -79,7 +80,7 @@ ABLATIONS = Study("ablation", "ablations", SHOWN)
 def experiment_names(root: Path, study: Study) -> list[str]:
     """Return the name of every experiment in the folder, starting with the base that the others are compared with."""
     names = sorted(path.stem for path in (root / study.experiments).glob("*.yaml"))
-    return sorted(names, key=lambda name: name != BASE)
+    return sorted(names, key=lambda name: name != study.base)
 
 
 def run_study(root: Path, study: Study, names: Sequence[str], seeds: Sequence[int]) -> list[Row]:

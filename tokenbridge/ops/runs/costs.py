@@ -1,4 +1,4 @@
-"""What faster settings cost: quality of conf/experiment/speed, and time for each image, side by side.
+"""What quality costs: studies whose tables have the time and the operations for each image beside the quality.
 
 Quality is that of trained models (``studies``). Times do not depend on the values of weights, so they are measured on
 fresh ones: every experiment in turn, in several rounds, because other processes may use the machine too.
@@ -17,45 +17,68 @@ from tokenbridge.base.device import autocast, best_device, resolve_precision
 from tokenbridge.base.seeding import generator
 from tokenbridge.config import Config
 from tokenbridge.config.params import compose_config, validate
-from tokenbridge.ops.planning.sizes import fresh_model, grid_side, step_inputs
+from tokenbridge.ops.planning.flops import sample_flops
+from tokenbridge.ops.planning.sizes import fresh_model, grid_side, loss_uniforms, meta_model, step_inputs
+from tokenbridge.ops.planning.steps import train_flops
 from tokenbridge.ops.runs.studies import METRICS, MODEL, SHOWN, Row, Study, run_study, write_results
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.samples import draw_samples
-from tokenbridge.tokenizer.quantizer import fit_quantizer
+from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.training.batches import predicted_positions
 from tokenbridge.vae.training import build_vae
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_MS, TRAIN_MS = "sample_ms", "train_ms"  # of one image
-SPEED = Study(
-    "speed",
-    "speed",
-    {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
-    | {"sampling, ms": (SAMPLE_MS, 1), "training, ms": (TRAIN_MS, 2)},
+SAMPLE_GFLOP, TRAIN_GFLOP = "sample_gflop", "train_gflop"  # of one image
+QUALITY = {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
+TIMES = {"sampling, ms": (SAMPLE_MS, 1), "training, ms": (TRAIN_MS, 2)}
+OPERATIONS = {"sampling, GFLOP": (SAMPLE_GFLOP, 2), "training, GFLOP": (TRAIN_GFLOP, 3)}
+SPEED = Study("speed", "speed", QUALITY | TIMES)
+COMPARISON = Study(
+    "compare",
+    "comparison",
+    {name: column for name, column in SHOWN.items() if name != "validation loss"} | OPERATIONS | TIMES,
+    base="tokenbridge",
 )
-PICTURE = Path("docs/images/pareto.png")
 ROUNDS, IMAGES = 5, 20
-Times = dict[str, float]
+GIGA = 1e9
+Costs = dict[str, float]
 
 
-def run_speed(root: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
-    """Run the rows that the table lacks, then measure the times of all of its experiments if some have none."""
-    table = run_study(root, SPEED, names, seeds)
+def run_with_costs(root: Path, study: Study, names: Sequence[str], seeds: Sequence[int]) -> None:
+    """Run the rows that the table lacks, then measure the costs of all of its experiments if some have none."""
+    table = run_study(root, study, names, seeds)
     found = list(dict.fromkeys(row["experiment"] for row in table))
     if not all(row.get(SAMPLE_MS) for row in table):
-        configs = {name: _composed(root, name) for name in found}
-        times = measure(configs, lambda done: logger.info(f"speed: round {done} of {ROUNDS} of the times is measured"))
-        table = [row | times[row["experiment"]] for row in table]
-        write_results(root, SPEED, table)
-    pareto_figure(table).savefig(root / PICTURE, metadata={"Software": None})
+        configs = {name: _composed(root, study, name) for name in found}
+        times = measure(
+            configs, lambda done: logger.info(f"{study.page_name}: round {done} of {ROUNDS} of the times is measured")
+        )
+        costs = {name: times[name] | operations(config) for name, config in configs.items()}
+        table = [row | costs[row["experiment"]] for row in table]
+        write_results(root, study, table)
+    pareto_figure(table).savefig(root / picture_of(study), metadata={"Software": None})
 
 
-def _composed(root: Path, name: str) -> Config:
-    return validate(compose_config([f"experiment={SPEED.name}/{name}", f"model={MODEL}"], root / "conf"))
+def picture_of(study: Study) -> Path:
+    return Path(f"docs/images/{study.page_name}.png")
 
 
-def measure(configs: Mapping[str, Config], on_round: Callable[[int], None]) -> dict[str, Times]:
+def _composed(root: Path, study: Study, name: str) -> Config:
+    return validate(compose_config([f"experiment={study.name}/{name}", f"model={MODEL}"], root / "conf"))
+
+
+def operations(config: Config) -> Costs:
+    """Return the operations for one image, in GFLOP: of training, and of sampling without the VAE's decoder."""
+    recipe, model = config.models[MODEL].train, meta_model(config, config.models[MODEL])
+    return {
+        TRAIN_GFLOP: train_flops(model, recipe).total / GIGA,
+        SAMPLE_GFLOP: sample_flops(model, config.generate).total / GIGA,
+    }
+
+
+def measure(configs: Mapping[str, Config], on_round: Callable[[int], None]) -> dict[str, Costs]:
     """Return the milliseconds of one image, in sampling and in training: medians of rounds that take turns."""
     calls = {
         (name, what): call
@@ -94,13 +117,14 @@ def training(config: Config) -> Callable[[], object]:
     recipe, device = config.models[MODEL].train, best_device()
     model = fresh_model(config, config.models[MODEL]).to(device).train()
     values, tokens, labels, _ = step_inputs(model, IMAGES)
+    random = loss_uniforms(model, IMAGES)
     order = torch.arange(model.positions, device=device).expand(IMAGES, -1)
     masked = round(model.positions * (recipe.mask_ratio_min + 1) / 2)
     predicted = predicted_positions(masked, recipe.head_share)
 
     def step() -> None:
         with autocast(device, resolve_precision(recipe.precision, device)):
-            loss = model(values, tokens, labels, order, masked, predicted)
+            loss = model(values, tokens, labels, order, masked, predicted, random)
         loss.backward()
         model.zero_grad()
 

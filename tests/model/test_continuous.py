@@ -1,0 +1,99 @@
+"""What all heads for continuous tokens have in common: their randomness, their gradients, their types."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from tests.support.continuous import DIMENSIONS, FEATURES, normal, random, randomized
+from tokenbridge.model.continuous import ContinuousHead, to_normal
+from tokenbridge.model.diffusion_head import DiffusionHead
+from tokenbridge.model.flow_head import FlowHead
+from tokenbridge.model.mixture_head import MixtureHead
+
+SIZES = {"dimensions": DIMENSIONS, "features": FEATURES, "width": 16, "depth": 2}
+POSITIONS = 6
+each_head = pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(partial(DiffusionHead, **SIZES, steps=7, repeats=2), id="diffusion"),
+        pytest.param(partial(FlowHead, **SIZES, steps=4, repeats=2), id="flow"),
+        pytest.param(partial(MixtureHead, **SIZES, components=4), id="mixture"),
+    ],
+)
+Make = Callable[[], ContinuousHead]
+
+
+@each_head
+def test_a_position_does_not_depend_on_the_others(make: Make) -> None:
+    head, z, x = randomized(make()), normal(POSITIONS, FEATURES), normal(POSITIONS, DIMENSIONS, seed=1)
+    for_loss, for_draw = random(POSITIONS, head.loss_numbers), random(POSITIONS, head.draw_numbers)
+    drawn = head.draw(z, for_draw, 0.9)
+    assert drawn.shape == (POSITIONS, DIMENSIONS)
+    alone = [head.draw(*row, 0.9) for row in zip(z.split(1), for_draw.split(1), strict=True)]
+    torch.testing.assert_close(torch.cat(alone), drawn, rtol=1e-4, atol=1e-5)
+    losses = [head.loss(*row) for row in zip(z.split(1), x.split(1), for_loss.split(1), strict=True)]
+    torch.testing.assert_close(torch.stack(losses).sum(), head.loss(z, x, for_loss), rtol=1e-4, atol=1e-5)
+
+
+@each_head
+def test_every_number_counts_and_two_calls_agree(make: Make) -> None:
+    head, z, x = randomized(make()), normal(1, FEATURES), normal(1, DIMENSIONS, seed=1)
+    for count, function in ((head.loss_numbers, partial(head.loss, z, x)), (head.draw_numbers, draw_of(head, z))):
+        uniforms = random(1, count).clamp(0.05, 0.45)
+        before = function(uniforms)
+        assert torch.equal(function(uniforms), before)
+        for index in range(count):
+            other = uniforms.clone()
+            other[:, index] += 0.5
+            assert not torch.equal(function(other), before), index
+
+
+def draw_of(head: ContinuousHead, z: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda uniforms: head.draw(z, uniforms, 1.0)
+
+
+@each_head
+def test_the_gradient_reaches_the_features_and_every_weight(make: Make) -> None:
+    head, z = randomized(make()), normal(POSITIONS, FEATURES).requires_grad_()
+    head.loss(z, normal(POSITIONS, DIMENSIONS, seed=1), random(POSITIONS, head.loss_numbers)).backward()
+    assert (z.grad.abs().sum(dim=-1) > 0).all()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+
+
+@each_head
+def test_half_precision_around_the_head_changes_only_its_inputs(make: Make) -> None:
+    head, z, x = randomized(make()), normal(POSITIONS, FEATURES).bfloat16(), normal(POSITIONS, DIMENSIONS, seed=1)
+    for_loss, for_draw = random(POSITIONS, head.loss_numbers), random(POSITIONS, head.draw_numbers)
+    expected = head.loss(z.float(), x, for_loss), head.draw(z.float(), for_draw, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head.loss(z, x, for_loss), head.draw(z, for_draw, 1.0)
+    assert [each.dtype for each in found] == [torch.float32, torch.float32]
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    head.bfloat16()  # as FSDP gathers weights for mixed precision
+    torch.testing.assert_close(head.loss(z, x, for_loss), expected[0], rtol=0.1, atol=0)
+    assert head.draw(z, for_draw, 1.0).dtype == torch.float32
+
+
+@each_head
+def test_initialize_makes_the_head_new_again(make: Make) -> None:
+    new, used = make(), randomized(make())
+    for head in (new, used):
+        torch.manual_seed(3)
+        head.initialize()
+    weights = zip(new.parameters(), used.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in weights)
+    z = normal(POSITIONS, FEATURES)
+    assert torch.isfinite(used.draw(z, random(POSITIONS, used.draw_numbers), 1.0)).all()
+
+
+def test_normal_numbers_are_finite_and_have_the_distribution() -> None:
+    ends = to_normal(torch.tensor([0.0, 0.5, 1 - 2**-24]))
+    assert ends.dtype == torch.float32
+    assert ends.tolist() == pytest.approx([-5.2947, 0, 5.2947], abs=1e-3)
+    grid = to_normal((torch.arange(10_000) + 0.5) / 10_000)
+    assert float(grid.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(grid.std()) == pytest.approx(1, abs=1e-3)
+    assert float((grid < 1).float().mean()) == pytest.approx((1 + math.erf(math.sqrt(0.5))) / 2, abs=1e-4)

@@ -1,0 +1,52 @@
+"""What the tests of the heads for continuous tokens share."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tokenbridge.model.continuous import ContinuousHead
+
+DIMENSIONS, FEATURES = 3, 5
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Return uniform random numbers. No seed gives the stream that ``normal`` makes its numbers from."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed + 2**31))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def randomized(head: ContinuousHead) -> ContinuousHead:
+    """Return the head with random weights, of which no output is 0."""
+    for index, parameter in enumerate(head.parameters()):
+        parameter.data = 0.1 * normal(*parameter.shape, seed=index)
+    return head
+
+
+def train(
+    head: ContinuousHead, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, rate: float = 3e-3
+) -> ContinuousHead:
+    """Train with Adam, with a rate that falls to 0; ``batch`` gives the features and values of a step."""
+    optimizer = torch.optim.Adam(head.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        z, values = batch(step)
+        loss = head.loss(z, values, random(len(z), head.loss_numbers, seed=step)) / values.numel()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return head
+
+
+def spread_of_draws(sample: Callable[[Tensor], Tensor], numbers: int) -> tuple[Tensor, Tensor]:
+    """Return the exact mean and standard deviation of ``sample(uniforms)`` if it is linear in its normal noise.
+
+    The uniforms are [M, numbers], and belong to one dimension. Each row but the first has one noise of 1 and others 0.
+    """
+    noise = torch.cat([torch.zeros(1, numbers), torch.eye(numbers)])
+    found = sample(torch.special.ndtr(noise.double()))[:, 0].double()
+    return found[0], (found[1:] - found[0]).square().sum().sqrt()

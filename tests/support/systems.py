@@ -1,0 +1,28 @@
+"""The systems that are compared, small: what each changes in quantizer and model."""
+
+from dataclasses import replace
+
+import torch
+
+from tests.support.small_model import MODEL, QUANTIZER, random_model
+from tokenbridge.config import ModelConfig, QuantizerConfig
+from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.tokenizer.fitting import fit_quantizer
+from tokenbridge.tokenizer.latents import Quantizer
+
+CODEBOOK, CONTINUOUS = replace(QUANTIZER, family="codebook"), replace(QUANTIZER, family="continuous")
+SYSTEMS: dict[str, tuple[QuantizerConfig, ModelConfig]] = {
+    "codebook": (CODEBOOK, MODEL),
+    "product": (replace(CODEBOOK, codebooks=2, codewords=8), MODEL),
+    "mixture": (CONTINUOUS, replace(MODEL, head="mixture")),
+    "diffusion": (CONTINUOUS, replace(MODEL, head="diffusion")),
+    "flow": (CONTINUOUS, replace(MODEL, head="flow")),
+}
+
+
+def random_system(name: str, vae_latents: torch.Tensor) -> tuple[TokenBridgeTransformer, Quantizer]:
+    """A model of random weights, and the quantizer of its tokens."""
+    config, model = SYSTEMS[name]
+    quantizer = fit_quantizer(vae_latents, config)
+    shape = {"levels": quantizer.classes, "slots": quantizer.slots, "head": model.head}
+    return random_model(**shape), quantizer

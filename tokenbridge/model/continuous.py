@@ -1,0 +1,122 @@
+"""Heads for continuous tokens: they predict the real-valued, normalised latent x of one position from its features z.
+
+They take the place of the dimension-wise head over quantized tokens, so that both kinds of token can be compared with
+the same spatial transformer.
+
+All randomness enters as uniform random numbers. So a position's loss and draw depend only on its own features and
+numbers, and never on the rest of the batch.
+
+Shapes: M positions (of any number of images, flattened), C dimensions, Z width of the features z.
+"""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenbridge.base.device import widest_float
+from tokenbridge.model.layers import NORM_EPS
+
+LEAST_UNIFORM = 2**-24  # the smallest positive number that torch.rand gives in float32
+
+
+def to_normal(uniforms: Tensor) -> Tensor:
+    """Return the float32 standard normal numbers at which the cumulative distribution is ``uniforms``, in [0, 1).
+
+    The uniforms are first clamped to [2**-24, 1 - 2**-24]. So every result is finite, and none is beyond +-5.3. A true
+    normal number is beyond that with probability 1.2e-7.
+    """
+    exact = uniforms.to(widest_float(uniforms.device)).clamp(LEAST_UNIFORM, 1 - LEAST_UNIFORM)
+    return torch.special.ndtri(exact).float()
+
+
+def exact(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without autocast; meta tensors have none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in float32, also with weights that were cast to bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.float(), self.bias.float())
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer norm with learned scale and shift that computes in float32, also with weights cast to bfloat16."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
+class ContinuousHead(nn.Module, ABC):
+    """A head that models the density p(x | z) of one position's latent.
+
+    Everything is computed in float32, because the released diffusion head can give NaN in half precision.
+
+    Attributes:
+        blocks: the repeated blocks, which FSDP wraps and plans count.
+        loss_numbers: the uniform random numbers that the loss of one position needs.
+        draw_numbers: the uniform random numbers that one draw of a position needs.
+        numbers: the numbers in the largest activation of one position in training.
+        outputs: the numbers that the last layer gives for one position.
+    """
+
+    blocks: nn.ModuleList
+    loss_numbers: int
+    draw_numbers: int
+    numbers: int
+    outputs: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss_by_parts = True  # see head_loss.py
+
+    def loss(self, z: Tensor, values: Tensor, uniforms: Tensor) -> Tensor:
+        """Return the loss, summed over positions and dimensions: divided by M C, it is the mean per dimension.
+
+        Args:
+            z: features [M, Z].
+            values: the true latents x [M, C], float32.
+            uniforms: [M, loss_numbers] in [0, 1).
+        """
+        with exact(z.device):
+            return self._loss(z.float(), values, uniforms)
+
+    def draw(self, z: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+        """Draw latents [M, C], float32.
+
+        Args:
+            z: features [M, Z].
+            uniforms: [M, draw_numbers] in [0, 1).
+            temperature: the factor of the noise; below 1 the draws spread less.
+        """
+        with exact(z.device):
+            return self._draw(z.float(), uniforms, temperature)
+
+    @abstractmethod
+    def initialize(self) -> None:
+        """Initialize all weights."""
+
+    @abstractmethod
+    def _loss(self, z: Tensor, values: Tensor, uniforms: Tensor) -> Tensor:
+        """Return what ``loss`` does, from float32 features."""
+
+    @abstractmethod
+    def _draw(self, z: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+        """Return what ``draw`` does, from float32 features."""
+
+
+def initialize_layers(head: ContinuousHead) -> None:
+    """Initialize the layers of ``head``: Xavier uniform linears with zero biases, and norms that change nothing."""
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()

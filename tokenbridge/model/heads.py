@@ -1,0 +1,70 @@
+"""The choice of the head: the one place that knows every kind."""
+
+from collections.abc import Callable
+from typing import Any
+
+from diffusers.configuration_utils import FrozenDict
+
+from tokenbridge.base.errors import UserError
+from tokenbridge.config import CONTINUOUS_HEADS, HEADS
+from tokenbridge.model.continuous import ContinuousHead
+from tokenbridge.model.diffusion_head import DiffusionHead
+from tokenbridge.model.flow_head import FlowHead
+from tokenbridge.model.head import DimensionHead
+from tokenbridge.model.mixture_head import MixtureHead
+
+Head = DimensionHead | ContinuousHead
+
+
+def make_head(model: FrozenDict) -> Head:
+    """Return the head that a model's config describes.
+
+    Raises:
+        UserError: for an unknown head, or one that does not fit the tokens.
+    """
+    if model.head not in HEADS:
+        raise UserError(f"head is {model.head!r}: choose one of {', '.join(HEADS)}")
+    if (model.head in CONTINUOUS_HEADS) != (model.levels is None):
+        raise UserError(
+            f"head is {model.head!r} and levels is {model.levels}: {', '.join(CONTINUOUS_HEADS)} are the heads of "
+            "continuous tokens, which have no levels"
+        )
+    return _CONTINUOUS.get(model.head, dimension_head)(model)
+
+
+def make_draft(model: FrozenDict) -> DimensionHead:
+    """Return the draft of a model's config: a parallel head without dropout."""
+    return dimension_head(model, kind="parallel", depth=model.draft_depth, dropout=0.0, released_slot0=False)
+
+
+def dimension_head(model: FrozenDict, **changes: Any) -> DimensionHead:
+    settings = {
+        "dimensions": model.slots or model.dimensions,
+        "levels": model.levels,
+        "features": model.width,
+        "width": model.head_width,
+        "depth": model.head_depth,
+        "heads": model.head_heads,
+        "kind": model.head,
+        "group": model.head_group,
+        "modulation": model.head_modulation,
+        "dropout": model.dropout,
+        "released_slot0": model.released_slot0,
+    }
+    return DimensionHead(**settings | changes)
+
+
+def _sizes(model: FrozenDict) -> dict[str, int]:
+    return {
+        "dimensions": model.dimensions,
+        "features": model.width,
+        "width": model.head_width,
+        "depth": model.head_depth,
+    }
+
+
+_CONTINUOUS: dict[str, Callable[[FrozenDict], Head]] = {
+    "mixture": lambda model: MixtureHead(**_sizes(model), components=model.head_components),
+    "diffusion": lambda model: DiffusionHead(**_sizes(model), steps=model.head_steps, repeats=model.head_repeats),
+    "flow": lambda model: FlowHead(**_sizes(model), steps=model.head_steps, repeats=model.head_repeats),
+}
