@@ -12,6 +12,7 @@ from tests.support.distributed_training import BATCH, HALF, PLAIN, STEPS
 from tests.support.parallel_runs import run_processes
 from tests.support.small_data import write_moments
 from tests.support.small_model import PRECISIONS, QUANTIZER
+from tests.support.systems import CONTINUOUS
 from tokenbridge.base.checkpoints import PROGRESS, Checkpoints, read_tensors
 from tokenbridge.base.checks import BF16
 from tokenbridge.base.distributed import Processes
@@ -26,12 +27,12 @@ PROGRAM = "tests.support.distributed_training"
 CASES = {
     2: [
         *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "compiled", "fsdp_grouped"),
-        "fsdp_checkpointed_compiled",
+        *("fsdp_checkpointed_compiled", "flow", "fsdp_flow"),
         *("dropout", "bad", "dropout_interrupted", "dropout_interrupted<2"),
         *("ddp_interrupted", "fsdp_interrupted", "fsdp_interrupted<2"),
     ],
     1: [
-        *("ddp", "accumulated", "checkpointed", "grouped", "ddp_interrupted", "fsdp_interrupted"),
+        *("ddp", "accumulated", "checkpointed", "grouped", "flow", "ddp_interrupted", "fsdp_interrupted"),
         *("ddp_interrupted<2", "fsdp_interrupted<2"),
     ],
     4: ["ddp", "fsdp", "ddp_interrupted<2", "fsdp_interrupted<2", "ddp_interrupted<1", "fsdp_interrupted<1"],
@@ -41,6 +42,7 @@ if BF16 in PRECISIONS:
     CASES[2] += ["bf16", "fsdp_bf16"]
 SAME_MATHS = ["ddp/2", "ddp/4", "fsdp/2", "fsdp/4", "accumulated/1", "accumulated/2", "fsdp_accumulated/2"]
 SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2", "compiled/2", "fsdp_checkpointed_compiled/2", "fsdp_grouped/2"]
+SAME_MATHS += ["flow/2", "fsdp_flow/2"]
 RESUMED = [f"{case}_interrupted/{way}" for case in ("ddp", "fsdp") for way in ("2-1", "2-4", "1-4")]
 
 
@@ -50,7 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
     latents = torch.randn(64, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     write_moments(folder / "moments", latents)
-    fit_quantizer(latents, QUANTIZER).save_pretrained(folder / "quantizer")
+    for name, config in (("quantizer", QUANTIZER), ("continuous", CONTINUOUS)):
+        fit_quantizer(latents, config).save_pretrained(folder / name)
     for count, cases in CASES.items():
         run_processes(count, PROGRAM, str(folder), *cases)
     return folder
@@ -85,7 +88,7 @@ def check_evaluations(folder: Path, run: str, expected: str = "ddp/1") -> None:
 
 @pytest.mark.parametrize("run", SAME_MATHS)
 def test_gradients_and_losses_are_those_of_one_process(folder: Path, run: str) -> None:
-    alone = "grouped/1" if "grouped" in run else "ddp/1"
+    alone = next((f"{part}/1" for part in ("grouped", "flow") if part in run), "ddp/1")
     assert distance(tensors(folder, run, "gradients"), tensors(folder, alone, "gradients")) < 1e-5
     assert len(losses(folder, run)) == STEPS
     torch.testing.assert_close(losses(folder, run), losses(folder, alone), rtol=1e-4, atol=0)

@@ -1,7 +1,8 @@
 """A training as several processes run it, or one: ``python -m tests.support.distributed_training FOLDER CASE ...``.
 
-FOLDER has moments/ and quantizer/. What each case gives is written to FOLDER/<case>/<processes>/, or, if it goes on
-with a checkpoint of other processes, to FOLDER/<case>/<former>-<processes>/.
+FOLDER has moments/, and the quantizers quantizer/ and continuous/. What each case gives is written to
+FOLDER/<case>/<processes>/, or, if it goes on with a checkpoint of other processes, to
+FOLDER/<case>/<former>-<processes>/.
 """
 
 import json
@@ -23,12 +24,11 @@ from tests.support.small_model import LAUNCHER, MODEL, RECIPE, Silent
 from tokenbridge.base.checkpoints import Checkpoints, State, live_tensors
 from tokenbridge.base.console import log_to_console
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes, joined
-from tokenbridge.base.loading import load_whole
 from tokenbridge.config import ModelConfig
 from tokenbridge.engine.loop import InterruptedTrainingError
 from tokenbridge.engine.optim import NonFiniteError
+from tokenbridge.tokenizer.fitting import load_quantizer
 from tokenbridge.tokenizer.moments import Moments
-from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 from tokenbridge.training import trainer as training
 from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.training.parallel import gather_full
@@ -47,7 +47,7 @@ LAUNCHER_PARTS: dict[str, dict[str, Any]] = {
     "checkpointed": {"checkpoint_activations": True},
     "compiled": {"compile": True},
 }
-MODEL_PARTS: dict[str, dict[str, Any]] = {"dropout": {"dropout": 0.1}}
+MODEL_PARTS: dict[str, dict[str, Any]] = {"dropout": {"dropout": 0.1}, "flow": {"head": "flow"}}
 RECIPE_PARTS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "bad": {"label_dropout": 0.0},
@@ -82,7 +82,7 @@ class Run:
         recipe = replace(PLAIN.train, **changes(case, RECIPE_PARTS))
         self.config: ModelConfig = replace(PLAIN, **changes(case, MODEL_PARTS), train=recipe)
         self.launcher = replace(LAUNCHER, checkpoint_seconds=3600, **changes(case, LAUNCHER_PARTS))
-        self.quantizer = load_whole(DimensionwiseQuantizer, folder / "quantizer")
+        self.quantizer = load_quantizer(folder / ("continuous" if "flow" in case else "quantizer"))
         self.data = FreshTokens(Moments(folder / "moments"), self.quantizer)
         self.out = folder / case / f"{start}{processes.world}"
         self.out.mkdir(parents=True, exist_ok=True)
