@@ -66,6 +66,19 @@ def test_the_card_tells_every_fact() -> None:
         assert expected in card
 
 
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ({"levels": 64, "slots": None}, ["one of a few levels, and", "learnt the tokens by cross-entropy"]),
+        ({"levels": 1024, "slots": 1}, ["become indices into codebooks", "learnt the tokens by cross-entropy"]),
+        ({"levels": None, "head": "flow"}, ["without quantization (`head` flow)", "learnt their distribution"]),
+    ],
+)
+def test_the_kind_of_token_is_said(token: dict[str, Any], words: list[str]) -> None:
+    card = render_card(replace(FACTS, sizes=dict(FACTS.sizes) | {"transformer": {"width": 32} | token}))
+    assert all(each in card for each in words)
+
+
 def test_what_cannot_be_shown_is_named() -> None:
     missing = Report("Samples", "reports/evaluate/tiny.json", None, "`reports/evaluate/tiny.json` was missing.")
     card = render_card(
