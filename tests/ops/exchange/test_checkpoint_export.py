@@ -69,7 +69,7 @@ def checkpoint(project: Path, quantizer: DimensionwiseQuantizer) -> Path:
 def test_the_averaged_weights_so_far_are_a_pipeline(checkpoint: Path) -> None:
     readme = export("--checkpoint")
     assert f"# TokenBridge `tiny` after step {DONE} of {TOTAL}" in readme
-    assert "nats per dimension, after step 4." in readme
+    assert "(of levels: nats per dimension), after step 4." in readme
     saved: dict[str, Tensor] = {}
     for file in checkpoint.glob("*.safetensors"):
         saved |= load_file(file)

@@ -68,7 +68,7 @@ def _readme(name: str, step: int, total: int, evaluations: list[dict[str, float]
     measured = "The validation loss has not been measured yet."
     if evaluations:
         loss, at = evaluations[-1]["validation_loss"], evaluations[-1]["step"]
-        measured = f"The last validation loss is {loss:.4f} nats per dimension, after step {at:,}."
+        measured = f"The last validation loss is {loss:.4f} (of levels: nats per dimension), after step {at:,}."
     return f"""\
 # TokenBridge `{name}` after step {step:,} of {total:,}
 
