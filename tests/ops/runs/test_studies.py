@@ -16,6 +16,7 @@ from tokenbridge.ops.runs.studies import (
     MODEL,
     START,
     Study,
+    coordinate_search,
     experiment_names,
     markdown_table,
     read_table,
@@ -48,6 +49,7 @@ def test_an_experiment_changes_something_of_the_base_and_little(study: Study, na
     assert 1 <= len(different) <= 4
 
 
+@pytest.mark.pipeline  # for its time alone
 def test_compared_systems_have_equal_parameters_and_training() -> None:
     """Within what docs/comparison.md says: 5 % and 3 %."""
     costs = {}
@@ -59,6 +61,19 @@ def test_compared_systems_have_equal_parameters_and_training() -> None:
     for parameters, gflop in costs.values():
         assert parameters == pytest.approx(costs[COMPARISON.base][0], rel=0.05)
         assert gflop == pytest.approx(costs[COMPARISON.base][1], rel=0.03)
+
+
+def test_settings_are_searched_one_after_the_other() -> None:
+    tried: list[tuple[float, float]] = []
+
+    def measure(settings: dict[str, float]) -> float:
+        scale, temperature = settings["guidance_scale"], settings.get("temperature", 1.0)
+        tried.append((scale, temperature))
+        return (scale - 2) ** 2 + (temperature - 0.95) ** 2
+
+    assert coordinate_search(measure, COMPARISON.search) == {"guidance_scale": 2.0, "temperature": 0.95}
+    assert len(set(tried)) == 8
+    assert coordinate_search(measure, {}) == {}
 
 
 def test_an_unknown_name_is_explained_by_the_names_with_the_base_first() -> None:

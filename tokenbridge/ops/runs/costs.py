@@ -34,12 +34,14 @@ SAMPLE_GFLOP, TRAIN_GFLOP = "sample_gflop", "train_gflop"  # of one image
 QUALITY = {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
 TIMES = {"sampling, ms": (SAMPLE_MS, 1), "training, ms": (TRAIN_MS, 2)}
 OPERATIONS = {"sampling, GFLOP": (SAMPLE_GFLOP, 2), "training, GFLOP": (TRAIN_GFLOP, 3)}
+SAMPLING = {"guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
 SPEED = Study("speed", "speed", QUALITY | TIMES)
 COMPARISON = Study(
     "compare",
     "comparison",
-    {name: column for name, column in SHOWN.items() if name != "validation loss"} | OPERATIONS | TIMES,
+    {name: column for name, column in SHOWN.items() if name != "validation loss"} | SAMPLING | OPERATIONS | TIMES,
     base="tokenbridge",
+    search={"guidance_scale": (1.0, 1.5, 2.0, 3.0, 4.0), "temperature": (1.0, 0.9, 0.95, 1.05)},
 )
 ROUNDS, IMAGES = 5, 20
 GIGA = 1e9

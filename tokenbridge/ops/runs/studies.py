@@ -6,8 +6,9 @@ VAE and the moments are made once. A row that is already in the table is not run
 
 import csv
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tokenbridge.ops.runs.pipeline_run import run_in_worktree
 logger = logging.getLogger(__name__)
 
 MODEL = "tiny"
+SEARCH_SAMPLES = 1000  # with which settings of sampling are chosen
 START, END = "<!-- table -->", "<!-- end of table -->"
 METRICS = (  # columns from reports/evaluate; on the validation images, because settings are chosen by them
     "validation_fd_efficientnet_lite0_32px",
@@ -50,12 +52,14 @@ class Study:
         page_name: of the page, its table, and the worktree in .work/.
         shown: column of the page -> column of the table, digits.
         base: the experiment that the others are compared with.
+        search: settings of ``generate`` -> values; each experiment is sampled with those that suit it best.
     """
 
     name: str
     page_name: str
     shown: Mapping[str, tuple[str, int]]
     base: str = "base"
+    search: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def experiments(self) -> Path:
@@ -103,7 +107,7 @@ def run_study(root: Path, study: Study, names: Sequence[str], seeds: Sequence[in
     logger.info(f"{study.page_name}: {len(wanted) - len(missing)} of {len(wanted)} rows are in {study.table}")
     for position, (name, seed) in enumerate(missing, 1):
         logger.info(f"\n{study.page_name}: row {position} of {len(missing)}: {name}, seed {seed}")
-        table.append(_run_row(root, study, name, seed))
+        table.append(_run_row(root, study, name, seed, table))
         write_results(root, study, table)
     return table
 
@@ -116,20 +120,45 @@ def read_table(root: Path, study: Study) -> list[Row]:
         return [dict(row) for row in csv.DictReader(file)]
 
 
-def _run_row(root: Path, study: Study, name: str, seed: int) -> Row:
-    overrides = [f"experiment={study.name}/{name}", f"train.seed={seed}", f"model={MODEL}"]
+def _run_row(root: Path, study: Study, name: str, seed: int, table: Sequence[Row]) -> Row:
+    run = partial(_run, root, study, name, seed)
+    known = [row for row in table if row["experiment"] == name]  # of another seed
+    if known:
+        settings = {setting: float(known[0][setting]) for setting in study.search}
+    else:
+        settings = coordinate_search(
+            lambda tried: float(_evaluation(run(tried | {"samples": SEARCH_SAMPLES}))[METRICS[0]]), study.search
+        )
+    return _read_row(run(settings), name, seed) | settings
+
+
+def _run(root: Path, study: Study, name: str, seed: int, settings: Mapping[str, float]) -> Path:
+    """Run an experiment with other ``settings`` of generate, and return its folder."""
+    changes = [f"generate.{setting}={value}" for setting, value in settings.items()]
+    overrides = [f"experiment={study.name}/{name}", f"train.seed={seed}", f"model={MODEL}", *changes]
     try:
-        worktree = run_in_worktree(root, study.worktree, overrides, logger.info)
+        return run_in_worktree(root, study.worktree, overrides, logger.info)
     except StageFailedError as error:
         raise UserError(
             f"the experiment {study.name}/{name} stopped ({error}); fix it and run the same command again"
         ) from error
-    return _read_row(worktree, name, seed)
+
+
+def coordinate_search(
+    measure: Callable[[dict[str, float]], float], values: Mapping[str, Sequence[float]]
+) -> dict[str, float]:
+    """Return the values whose measure is least: of one setting after the other, with those before at their best."""
+    best: dict[str, float] = {}
+    for setting, choices in values.items():
+        measured = {value: measure(best | {setting: value}) for value in choices}
+        best[setting] = min(measured, key=lambda value: measured[value])
+        logger.info(f"{setting}: " + ", ".join(f"{value:g} gives {found:.2f}" for value, found in measured.items()))
+    return best
 
 
 def _read_row(worktree: Path, name: str, seed: int) -> Row:
     reports, config = worktree / "reports", load_params(worktree)
-    evaluation, training = read_json(reports / f"evaluate/{MODEL}.json"), read_json(reports / f"train/{MODEL}.json")
+    evaluation, training = _evaluation(worktree), read_json(reports / f"train/{MODEL}.json")
     return {
         "experiment": name,
         "seed": seed,
@@ -141,6 +170,11 @@ def _read_row(worktree: Path, name: str, seed: int) -> Row:
         **{metric: evaluation[metric] for metric in METRICS},
         "commit": git(worktree, "rev-parse", "--short", "HEAD"),
     }
+
+
+def _evaluation(worktree: Path) -> dict[str, float]:
+    evaluation: dict[str, float] = read_json(worktree / f"reports/evaluate/{MODEL}.json")
+    return evaluation
 
 
 def write_results(root: Path, study: Study, table: Sequence[Row]) -> None:
