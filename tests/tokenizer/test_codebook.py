@@ -41,7 +41,7 @@ def test_gaussian_vectors_are_quantized_as_well_as_k_means_can(books: int, words
     quantizer = quantizer_of(fit_codebooks(gaussian(VECTORS, 0), order, books, words))
     fresh = gaussian(VECTORS, 1)
     error = (quantizer.decode(quantizer.encode(fresh)) - fresh).square().mean()
-    assert float(error) == pytest.approx(DISTORTIONS[books, words], rel=0.02)
+    assert 0.96 < float(error) / DISTORTIONS[books, words] < 1.02  # some runs of k-means end a little better
 
 
 def test_every_round_brings_the_means_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
