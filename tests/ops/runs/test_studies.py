@@ -10,13 +10,13 @@ from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import compose_config, flatten, validate
 from tokenbridge.ops.planning.sizes import Parameters, meta_model
 from tokenbridge.ops.runs.costs import COMPARISON, SPEED, TRAIN_GFLOP, operations
+from tokenbridge.ops.runs.search import coordinate_search
 from tokenbridge.ops.runs.studies import (
     ABLATIONS,
     END,
     MODEL,
     START,
     Study,
-    coordinate_search,
     experiment_names,
     markdown_table,
     read_table,

@@ -6,7 +6,7 @@ VAE and the moments are made once. A row that is already in the table is not run
 
 import csv
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.config.params import load_params
 from tokenbridge.infra.git import git
 from tokenbridge.ops.runs.pipeline_run import run_in_worktree
+from tokenbridge.ops.runs.search import SampledDistance, coordinate_search
 
 logger = logging.getLogger(__name__)
 
 MODEL = "tiny"
-SEARCH_SAMPLES = 1000  # with which settings of sampling are chosen
 START, END = "<!-- table -->", "<!-- end of table -->"
 METRICS = (  # columns from reports/evaluate; on the validation images, because settings are chosen by them
     "validation_fd_efficientnet_lite0_32px",
@@ -126,9 +126,7 @@ def _run_row(root: Path, study: Study, name: str, seed: int, table: Sequence[Row
     if known:
         settings = {setting: float(known[0][setting]) for setting in study.search}
     else:
-        settings = coordinate_search(
-            lambda tried: float(_evaluation(run(tried | {"samples": SEARCH_SAMPLES}))[METRICS[0]]), study.search
-        )
+        settings = coordinate_search(SampledDistance(run({}), MODEL), study.search) if study.search else {}
     return _read_row(run(settings), name, seed) | settings
 
 
@@ -144,21 +142,9 @@ def _run(root: Path, study: Study, name: str, seed: int, settings: Mapping[str, 
         ) from error
 
 
-def coordinate_search(
-    measure: Callable[[dict[str, float]], float], values: Mapping[str, Sequence[float]]
-) -> dict[str, float]:
-    """Return the values whose measure is least: of one setting after the other, with those before at their best."""
-    best: dict[str, float] = {}
-    for setting, choices in values.items():
-        measured = {value: measure(best | {setting: value}) for value in choices}
-        best[setting] = min(measured, key=lambda value: measured[value])
-        logger.info(f"{setting}: " + ", ".join(f"{value:g} gives {found:.2f}" for value, found in measured.items()))
-    return best
-
-
 def _read_row(worktree: Path, name: str, seed: int) -> Row:
     reports, config = worktree / "reports", load_params(worktree)
-    evaluation, training = _evaluation(worktree), read_json(reports / f"train/{MODEL}.json")
+    evaluation, training = read_json(reports / f"evaluate/{MODEL}.json"), read_json(reports / f"train/{MODEL}.json")
     return {
         "experiment": name,
         "seed": seed,
@@ -170,11 +156,6 @@ def _read_row(worktree: Path, name: str, seed: int) -> Row:
         **{metric: evaluation[metric] for metric in METRICS},
         "commit": git(worktree, "rev-parse", "--short", "HEAD"),
     }
-
-
-def _evaluation(worktree: Path) -> dict[str, float]:
-    evaluation: dict[str, float] = read_json(worktree / f"reports/evaluate/{MODEL}.json")
-    return evaluation
 
 
 def write_results(root: Path, study: Study, table: Sequence[Row]) -> None:
