@@ -15,6 +15,7 @@ from tokenbridge.infra.dvc import locked_outs
 from tokenbridge.infra.git import git
 from tokenbridge.infra.tracking.registry import Registry, Version
 from tokenbridge.infra.tracking.store import connect
+from tokenbridge.ops.runs.search import SampledDistance
 
 pytestmark = pytest.mark.pipeline
 
@@ -29,6 +30,15 @@ def versions(project: Project) -> list[Version]:
 def first_runs(project: Project) -> dict[str, Run]:
     """MLflow's runs of the first execution, by stage."""
     return {stage: project.runs(stage)[0] for stage in ["pipeline", *STAGES]}
+
+
+def test_settings_of_sampling_are_measured_with_the_trained_model(project: Project) -> None:
+    project.settle()
+    measure = SampledDistance(project.root, "tiny", samples=20)
+    first = measure({"guidance_scale": 1.0})
+    assert first > 0
+    assert measure({"guidance_scale": 1.0}) == first
+    assert measure({"guidance_scale": 4.0, "temperature": 0.5}) != first
 
 
 def test_every_declared_output_is_there(project: Project) -> None:
