@@ -69,9 +69,9 @@ def test_settings_are_searched_one_after_the_other() -> None:
     def measure(settings: dict[str, float]) -> float:
         scale, temperature = settings["guidance_scale"], settings.get("temperature", 1.0)
         tried.append((scale, temperature))
-        return (scale - 2) ** 2 + (temperature - 0.9) ** 2
+        return (scale - 2) ** 2 + (temperature - 0.7) ** 2
 
-    assert coordinate_search(measure, COMPARISON.search) == {"guidance_scale": 2.0, "temperature": 0.9}
+    assert coordinate_search(measure, COMPARISON.search) == {"guidance_scale": 2.0, "temperature": 0.7}
     assert len(set(tried)) == 8
     assert coordinate_search(measure, {}) == {}
 

@@ -41,7 +41,7 @@ COMPARISON = Study(
     "comparison",
     {name: column for name, column in SHOWN.items() if name != "validation loss"} | SAMPLING | OPERATIONS | TIMES,
     base="tokenbridge",
-    search={"guidance_scale": (1.0, 1.5, 2.0, 3.0, 4.0), "temperature": (1.0, 0.8, 0.9, 1.05)},
+    search={"guidance_scale": (1.0, 1.5, 2.0, 3.0, 4.0), "temperature": (1.0, 0.85, 0.7, 0.55)},
 )
 ROUNDS, IMAGES = 5, 20
 GIGA = 1e9
