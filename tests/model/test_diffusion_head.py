@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from tests.support.continuous import normal, random, spread_of_draws, train
+from tests.support.continuous import check_recovery, normal, random, spread_of_draws
 from tokenbridge.base.errors import UserError
 from tokenbridge.model.denoising import Predict, embed_time
 from tokenbridge.model.diffusion_head import LIMIT, NOISE_STEPS, DiffusionHead, signal_share
@@ -164,22 +164,7 @@ def test_the_variance_term_trains_only_the_variance() -> None:
 
 
 def test_a_trained_head_knows_the_mean_and_the_spread() -> None:
-    head, spread = make_head(width=64, steps=50, repeats=4), 0.5
-
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        z = normal(64, 2, seed=2 * step)
-        return z, mean_of(z) + spread * normal(64, 2, seed=2 * step + 1)
-
-    train(head, batch, 700)
-    for z in torch.tensor([[0.0, 0.0], [0.5, -0.5], [-0.5, 0.8]]):
-        with torch.no_grad():
-            drawn = head.draw(z.expand(2000, 2), random(2000, head.draw_numbers), 1.0)
-        assert (drawn.mean(dim=0) - mean_of(z)).abs().max() < 0.05
-        assert (drawn.std(dim=0) / spread - 1).abs().max() < 0.1
-
-
-def mean_of(z: Tensor) -> Tensor:
-    return 0.7 * torch.tanh(z.flip(-1))
+    check_recovery(make_head(width=64, steps=50, repeats=4))
 
 
 def test_the_time_embedding_has_cosines_before_sines() -> None:

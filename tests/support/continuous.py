@@ -50,3 +50,22 @@ def spread_of_draws(sample: Callable[[Tensor], Tensor], numbers: int) -> tuple[T
     noise = torch.cat([torch.zeros(1, numbers), torch.eye(numbers)])
     found = sample(torch.special.ndtr(noise.double()))[:, 0].double()
     return found[0], (found[1:] - found[0]).square().sum().sqrt()
+
+
+def check_recovery(head: ContinuousHead) -> None:
+    """Train the head on normal latents [M, 2] whose mean depends on the features, and compare the moments of draws."""
+    spread = 0.5
+
+    def mean_of(z: Tensor) -> Tensor:
+        return 0.7 * torch.tanh(z.flip(-1))
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        z = normal(64, 2, seed=2 * step)
+        return z, mean_of(z) + spread * normal(64, 2, seed=2 * step + 1)
+
+    train(head, batch, 700)
+    for z in torch.tensor([[0.0, 0.0], [0.5, -0.5], [-0.5, 0.8]]):
+        with torch.no_grad():
+            drawn = head.draw(z.expand(2000, 2), random(2000, head.draw_numbers), 1.0)
+        assert (drawn.mean(dim=0) - mean_of(z)).abs().max() < 0.05
+        assert (drawn.std(dim=0) / spread - 1).abs().max() < 0.1
