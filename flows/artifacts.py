@@ -10,7 +10,6 @@ from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from tokenbridge.infra.tracking.store import page_of
 from tokenbridge.ops.runs.pipeline_run import PipelineRun, title
 
 THUMBNAIL = 600  # pixels; the picture is stored inside the artifact
@@ -33,7 +32,7 @@ def titled(parameter: str) -> Callable[[], str]:
 
 def link_run(run: PipelineRun) -> None:
     """The way to the run in MLflow, which has it when the pipeline has ended."""
-    if page := page_of(run.root, run.tracker.id):
+    if page := run.sync and run.sync.page:
         publish_link("mlflow-run", page, "This run in MLflow, with a run for each stage")
 
 

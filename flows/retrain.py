@@ -56,10 +56,8 @@ def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
 @failing_with_its_message
 def run_stage(stage: str, run: PipelineRun, gpu_group: str) -> State[Any]:
     """Bring one stage up to date with DVC; its state is named after what DVC did."""
-    # --wait-for-lock: dvc holds its lock while it hashes, and another stage may be starting
     with training_slot(gpu_group) if stage.startswith(TRAINING) else nullcontext():
-        run.dvc(["--wait-for-lock", "repro", "--single-item", stage], get_run_logger().info)
-    outcome = run.outcomes.get(stage, RAN)
+        outcome = run.bring_up_to_date(stage, get_run_logger().info)
     name = {RAN: "Completed", SKIPPED: "Skipped", CACHED: "Cached"}[outcome]
     return Completed(name=name, message=f"{stage}: {outcome}", data=outcome)
 

@@ -45,14 +45,21 @@ def one_thread() -> None:
 # seconds that a test of each tier may take, its fixtures included; the order in which they run. Servers of the tier
 # "cluster" need much memory, so they start when those of tests/stack have ended
 TIERS = {"pipeline": 900, "cluster": 900, "fast": 120}
-SHARING = ("stack", "pipeline")  # folders whose tests share one pipeline; they take longest
+SHARING = ("stack", "pipeline", "planning")  # folders whose tests share a pipeline, or plans; they take longest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test its time limit, and put the longest tests first."""
     for item in items:
         item.add_marker(pytest.mark.timeout(TIERS[tier_of(item)]))
-    items.sort(key=lambda item: ((*SHARING, "").index(shared_folder(item.path)), list(TIERS).index(tier_of(item))))
+    items.sort(key=place_in_order)
+
+
+def place_in_order(item: pytest.Item) -> tuple[int, bool, int]:
+    """By folder and tier. In tests/stack, those go last that wait for what tests/pipeline makes on another worker."""
+    folder = shared_folder(item.path)
+    waits = folder == "stack" and "project" in getattr(item, "fixturenames", ())
+    return (*SHARING, "").index(folder), waits, list(TIERS).index(tier_of(item))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

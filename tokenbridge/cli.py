@@ -18,15 +18,11 @@ from tokenbridge.config.types import Integer
 from tokenbridge.infra.storage import cli as storage
 from tokenbridge.ops.planning import cli as planning
 from tokenbridge.ops.promotion import cli as promotion
+from tokenbridge.ops.runs.study import STUDIES
 
 if TYPE_CHECKING:  # torch is slow to import, and most commands do not need it
     from _typeshed import DataclassInstance
 
-STUDIES = (  # command, folder of conf/experiment, page of docs/
-    ("ablations", "ablation", "ablations"),
-    ("speed", "speed", "speed"),
-    ("compare", "compare", "comparison"),
-)
 LONGEST = 300  # characters of a message about the arguments
 
 
@@ -101,13 +97,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_export(commands)
 
-    for name, folder, page in STUDIES:
-        study = commands.add_parser(name, help=f"run conf/experiment/{folder} into the table of docs/{page}.md")
-        study.add_argument("names", nargs="*", help="which; none: all")
-        study.add_argument(
+    for study in STUDIES:
+        command = commands.add_parser(study.command, help=f"run {study.experiments}/ into the table of {study.page}")
+        command.add_argument("names", nargs="*", help="which; none: all")
+        command.add_argument(
             "--seeds", type=number(Integer), nargs="+", default=[0], help="of the trainings (%(default)s)"
         )
-        study.set_defaults(command=_study, study=folder)
+        command.set_defaults(command=_study, study=study)
 
     planning.add_commands(commands)
     promotion.add_commands(commands)
@@ -291,14 +287,11 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.runs.costs import COMPARISON, SPEED, run_with_costs
-    from tokenbridge.ops.runs.studies import ABLATIONS, run_study
+    from tokenbridge.ops.runs.costs import run_with_costs
+    from tokenbridge.ops.runs.studies import run_study
 
-    if options.study == ABLATIONS.name:
-        run_study(find_project(), ABLATIONS, options.names, options.seeds)
-        return
-    study = SPEED if options.study == SPEED.name else COMPARISON
-    run_with_costs(find_project(), study, options.names, options.seeds)
+    run = run_with_costs if options.study.costs else run_study
+    run(find_project(), options.study, options.names, options.seeds)
 
 
 def _ui(_: argparse.Namespace) -> None:

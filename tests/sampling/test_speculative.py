@@ -19,7 +19,7 @@ from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.ops.planning.steps import HeldBytes
 from tokenbridge.sampling import sampler as sampling
-from tokenbridge.sampling.sampler import Draws, choose_levels, invert, level_probabilities, sample_tokens
+from tokenbridge.sampling.sampler import Draws, choose_levels, level_probabilities, sample_tokens
 from tokenbridge.sampling.speculative import UNIFORMS, sample_speculatively
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
@@ -69,7 +69,7 @@ class Drawn:
         self.law = partial(level_probabilities, temperature=temperature, top_p=top_p)
         self.head, self.draft = Tabled(head, z), Tabled(draft, z)
         many = z.expand(TOKENS, -1)
-        self.tokens = sample_speculatively(self.head, self.draft, many, self.uniforms, self.law, invert)
+        self.tokens = sample_speculatively(self.head, self.draft, many, self.uniforms, self.law)
         self.passes = self.head.rows / TOKENS
 
     def conditionals(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,7 +193,7 @@ def test_the_memory_is_bounded_whatever_is_drawn_at_once(
     z, uniforms = torch.randn(rows, 32), torch.rand(rows, UNIFORMS, 4)
     law = partial(level_probabilities, temperature=1.0, top_p=0.9)
     with torch.no_grad(), HeldBytes() as held:
-        sample_speculatively(model.head, model.draft, z, uniforms, law, invert)
+        sample_speculatively(model.head, model.draft, z, uniforms, law)
     assert held.most < 1.15 * sampling.MAX_BYTES
 
 

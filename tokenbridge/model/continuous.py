@@ -16,20 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenbridge.base.device import widest_float
 from tokenbridge.model.layers import NORM_EPS
-
-LEAST_UNIFORM = 2**-24  # the smallest positive number that torch.rand gives in float32
-
-
-def to_normal(uniforms: Tensor) -> Tensor:
-    """Return the float32 standard normal numbers at which the cumulative distribution is ``uniforms``, in [0, 1).
-
-    The uniforms are first clamped to [2**-24, 1 - 2**-24]. So every result is finite, and none is beyond +-5.3. A true
-    normal number is beyond that with probability 1.2e-7.
-    """
-    exact = uniforms.to(widest_float(uniforms.device)).clamp(LEAST_UNIFORM, 1 - LEAST_UNIFORM)
-    return torch.special.ndtri(exact).float()
 
 
 def exact(device: torch.device) -> AbstractContextManager[object]:

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenbridge.model.continuous import ContinuousHead, LayerNorm, Linear, initialize_layers, to_normal
+from tokenbridge.model.continuous import ContinuousHead, LayerNorm, Linear, initialize_layers
 from tokenbridge.model.layers import layer_norm
+from tokenbridge.model.uniforms import to_normal
 
 TIME_NUMBERS = 256  # in the sinusoidal embedding of the time
 MAX_PERIOD = 10_000

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tokenbridge.base.device import widest_float
 from tokenbridge.base.errors import UserError
-from tokenbridge.model.continuous import to_normal
 from tokenbridge.model.denoising import DenoisingHead, Predict
+from tokenbridge.model.uniforms import to_normal
 
 NOISE_STEPS = 1000
 OFFSET = 0.008  # of the cosine schedule: without it, the first steps add hardly any noise

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenbridge.base.device import widest_float
-from tokenbridge.model.continuous import ContinuousHead, Linear, exact, initialize_layers, to_normal
+from tokenbridge.model.continuous import ContinuousHead, Linear, exact, initialize_layers
+from tokenbridge.model.uniforms import to_class, to_normal
 
 LEAST_SCALE = 1e-3  # of a component, in units of the normalised latents
 MEAN_STD = 0.02  # of the new components' means
@@ -96,8 +97,7 @@ class MixtureHead(ContinuousHead):
         """Draw a component, then the latent. The temperature scales only the spread within the component."""
         log_weights, means, scales = self.mixture(z)
         which, noise = uniforms.tensor_split([1], dim=-1)
-        cumulative = log_weights.to(widest_float(z.device)).exp().cumsum(dim=-1)
-        component = (cumulative[:, :-1] <= which.to(cumulative.dtype) * cumulative[:, -1:]).sum(dim=-1)
+        component = to_class(which[:, 0], log_weights.to(widest_float(z.device)).exp())
         index = component[:, None, None].expand(-1, 1, self.dimensions)
         mean, scale = (each.gather(1, index)[:, 0] for each in (means, scales))
         return mean + temperature * scale * to_normal(noise)

@@ -27,6 +27,7 @@ from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.heads import Head
 from tokenbridge.model.layers import gather
 from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
+from tokenbridge.model.uniforms import to_class
 from tokenbridge.sampling.graphs import Function, graphed
 from tokenbridge.sampling.guidance import Guidance, needed_until, refreshed
 from tokenbridge.sampling.orders import reveal_order
@@ -118,7 +119,7 @@ def choose_levels(logits: Tensor, uniforms: Tensor, temperature: float, top_p: f
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    return invert(level_probabilities(logits, temperature, top_p), uniforms)
+    return to_class(uniforms, level_probabilities(logits, temperature, top_p))
 
 
 def level_probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -128,15 +129,6 @@ def level_probabilities(logits: Tensor, temperature: float, top_p: float) -> Ten
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(exact)
     probabilities = (logits.to(exact) / temperature).softmax(dim=-1)
     return _nucleus(probabilities, top_p) if top_p < 1 else probabilities
-
-
-def invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Return the levels [...] at which the cumulative distribution reaches ``uniforms`` [...].
-
-    The probabilities [..., B] need not sum to 1.
-    """
-    cumulative = probabilities.cumsum(dim=-1)
-    return (cumulative[..., :-1] <= uniforms.to(cumulative.dtype)[..., None] * cumulative[..., -1:]).sum(dim=-1)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -299,7 +291,7 @@ class _LevelChoice:
             return head.sample(z, self)
         assert model.draft is not None, "sample_tokens checks it"
         uniforms = self.uniforms.view(len(z), UNIFORMS, head.draw_numbers)[..., : head.slots]
-        tokens = sample_speculatively(head, model.draft, z, uniforms, self._probabilities, invert)
+        tokens = sample_speculatively(head, model.draft, z, uniforms, self._probabilities)
         if self.settings.order == "confidence":
             scores = head(z, tokens).float().log_softmax(dim=-1)
             self.confidence += scores.gather(-1, head.join(tokens)[..., None]).sum(dim=(1, 2))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tokenbridge.model.head import DimensionHead
+from tokenbridge.model.uniforms import to_class
 
 UNIFORMS = 3  # for each slot: of the draft, of the test, of the correction
 
@@ -29,7 +30,6 @@ def sample_speculatively(
     z: Tensor,
     uniforms: Tensor,
     probabilities: Callable[[Tensor], Tensor],
-    invert: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Sample tokens [M, C], in head order, with the distribution of ``head.sample``.
 
@@ -40,7 +40,6 @@ def sample_speculatively(
         z: features [M, Z].
         uniforms: [M, 3, G] in [0, 1): of the draft, of the test and of the correction of each slot.
         probabilities: turns logits [..., J] into the probabilities to draw from, up to a factor.
-        invert: draws classes [...] from probabilities [..., J], which may lack a factor, by uniforms [...].
     """
     of_draft, of_test, of_correction = uniforms.unbind(1)
 
@@ -49,7 +48,7 @@ def sample_speculatively(
         return found / found.sum(dim=-1, keepdim=True)
 
     q = law(draft(z, z.new_empty(0)))  # a parallel head ignores the tokens
-    drawn = invert(q, of_draft)
+    drawn = to_class(of_draft, q)
     slots = torch.arange(head.slots, device=z.device)
     active, start = torch.arange(len(z), device=z.device), torch.zeros(len(z), dtype=torch.long, device=z.device)
     while len(active):
@@ -61,7 +60,7 @@ def sample_speculatively(
         first = refused[rows].int().argmax(dim=1)
         active = active[rows]
         residual = (p[rows, first] - q[active, first]).clamp(min=0)
-        corrected = invert(residual, of_correction[active, first])
+        corrected = to_class(of_correction[active, first], residual)
         # without a residual p and q are equal but for rounding, and the draft is right
         drawn[active, first] = torch.where(residual.sum(dim=-1) > 0, corrected, drawn[active, first])
         unverified = first + 1 < head.slots

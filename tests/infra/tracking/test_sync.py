@@ -16,7 +16,7 @@ from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.pending import Spool, find_spools
 from tokenbridge.infra.tracking.registry import Registry
 from tokenbridge.infra.tracking.spool import Tracker
-from tokenbridge.infra.tracking.store import Store, connect
+from tokenbridge.infra.tracking.store import Store, connect, page_of
 from tokenbridge.infra.tracking.sync import main, sync_all
 
 WRITER = """
@@ -367,7 +367,8 @@ def test_a_spool_of_version_0_1_is_delivered(root: Path, store: Store) -> None:
 
 def test_live_sync_sends_while_the_block_runs(root: Path, store: Store) -> None:
     tracker = open_tracker(root)
-    with LiveSync(root, interval=0.1):
+    with LiveSync(root, interval=0.1) as live:
+        live.linked = tracker.id
         tracker.metrics({"loss": 1.0})
         deadline = time.monotonic() + 20
         while Spool(tracker.folder).has_news() and time.monotonic() < deadline:
@@ -375,6 +376,7 @@ def test_live_sync_sends_while_the_block_runs(root: Path, store: Store) -> None:
         assert history(store, run_of(store, tracker), "loss") == [(0, 1.0)]
         tracker.finish()
     assert find_spools(root) == []
+    assert live.page == page_of(root, tracker.id) is not None
 
 
 def test_the_command_line_reports_what_it_sent(

@@ -6,13 +6,15 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.support.checkout import CHECKOUT
 from tokenbridge.base.subprocesses import StageFailedError
-from tokenbridge.infra.dvc import LOCK_FILE
-from tokenbridge.ops.runs.pipeline_run import pipeline_run
+from tokenbridge.infra.dvc import LOCK_FILE, RAN, SKIPPED
+from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.ops.runs.pipeline_run import PipelineRun, pipeline_run
 
 
 def test_a_failure_is_raised_once_even_if_its_cause_prevents_the_record(
@@ -21,10 +23,35 @@ def test_a_failure_is_raised_once_even_if_its_cause_prevents_the_record(
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(CHECKOUT / name, tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
-    monkeypatch.setattr("tokenbridge.ops.runs.pipeline_run.LiveSync", lambda *_, **__: nullcontext())  # nothing is sent
+    # nothing is sent
+    monkeypatch.setattr("tokenbridge.ops.runs.pipeline_run.LiveSync", lambda *_, **__: nullcontext(SimpleNamespace()))
     with pytest.raises(StageFailedError, match="as dvc says") as caught, pipeline_run(tmp_path):
         (tmp_path / LOCK_FILE).write_text("<<<<<<< a conflict")
         raise StageFailedError("as dvc says")
     assert len(caught.value.__notes__) == 1
     (events,) = (tmp_path / ".spool").glob("*-pipeline-*/events.jsonl")
     assert json.loads(events.read_text().splitlines()[-1])["status"] == "FAILED"
+
+
+TWO_STAGES = """
+stages:
+  first: {cmd: cp source first, deps: [source], outs: [first]}
+  second: {cmd: cat first more > second, deps: [first, more], outs: [second]}
+"""
+
+
+def test_dvc_is_started_for_the_stages_alone_that_may_have_to_run(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text(TWO_STAGES)
+    for name in ("source", "more"):
+        (tmp_path / name).write_text(name)
+    for command in (("init", "--no-scm", "--quiet"), ("repro", "--quiet")):
+        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, check=True)
+    (tmp_path / "more").write_text(" and more")
+    lines: list[str] = []
+    run = PipelineRun(tmp_path, Tracker.open("test", "key", tmp_path, system_interval=0))
+    assert run.bring_up_to_date("first", lines.append) == SKIPPED
+    assert lines == ["Stage 'first' didn't change, skipping"]
+    assert run.bring_up_to_date("second", lines.append) == RAN
+    assert "Running stage 'second':" in lines
+    assert (tmp_path / "second").read_text() == "source and more"
+    assert run.bring_up_to_date("second", lines.append) == RAN  # it ran in this run

@@ -9,22 +9,19 @@ from tests.support.checkout import CHECKOUT
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import compose_config, flatten, validate
 from tokenbridge.ops.planning.sizes import Parameters, meta_model
-from tokenbridge.ops.runs.costs import COMPARISON, SPEED, TRAIN_GFLOP, operations
+from tokenbridge.ops.runs.costs import operations
 from tokenbridge.ops.runs.search import coordinate_search
 from tokenbridge.ops.runs.studies import (
-    ABLATIONS,
     END,
-    MODEL,
     START,
-    Study,
     experiment_names,
     markdown_table,
     read_table,
     run_study,
     write_results,
 )
+from tokenbridge.ops.runs.study import ABLATIONS, COMPARISON, MODEL, SPEED, TRAIN_GFLOP, Study
 
-STUDIES = (ABLATIONS, SPEED)
 RESULT = {
     "parameters": 2358816,
     "validation_fd_efficientnet_lite0_32px": 9.25,
@@ -40,7 +37,7 @@ def settings(study: Study, name: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("study", "name"),
-    [(study, name) for study in STUDIES for name in experiment_names(CHECKOUT, study) if name != study.base],
+    [(study, name) for study in (ABLATIONS, SPEED) for name in experiment_names(CHECKOUT, study) if name != study.base],
     ids=lambda part: part.name if isinstance(part, Study) else part,
 )
 def test_an_experiment_changes_something_of_the_base_and_little(study: Study, name: str) -> None:

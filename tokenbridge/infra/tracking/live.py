@@ -1,6 +1,7 @@
 """Send spools to MLflow while a run goes on."""
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +14,7 @@ from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
 from tokenbridge.infra.tracking.uri import tracking_uri
 
 RETRY_SECONDS = 60.0  # between attempts while MLflow does not answer
+PAGE = "tokenbridge.infra.tracking.store:page_of"
 LAST_WAIT_SECONDS = 600.0  # for another process that is syncing; after that the rest is left to it
 
 
@@ -23,7 +25,14 @@ class LiveSync:
 
     Args:
         process: sends them, and ends with the block; None: a new one.
+
+    Attributes:
+        linked: the spool whose run's address is wanted; None: no address.
+        page: that address, when the block has ended and MLflow has the run.
     """
+
+    linked: str | None = None
+    page: str | None = None
 
     def __init__(self, root: Path, interval: float = 5.0, process: MLflowProcess | None = None) -> None:
         self.root, self.interval, self.process = root.absolute(), interval, process or MLflowProcess()
@@ -40,6 +49,9 @@ class LiveSync:
             self.stopping.set()
             self.thread.join()
             self.sync(wait=LAST_WAIT_SECONDS)
+            if self.linked:
+                with suppress(WorkFailedError):
+                    self.page = self.process.call(PAGE, self.root, self.linked)
 
     def run(self) -> None:
         self.sync()  # at once, because the first connection to a store takes longest

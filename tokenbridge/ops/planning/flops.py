@@ -5,7 +5,7 @@ Attention counts in full, although a fused causal kernel does only half of the h
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -62,6 +62,7 @@ def sample_flops(model: TokenBridgeTransformer, settings: SamplingSettings) -> F
     return Flops(features.encoder, features.decoder + further, sum(drawn) * head)
 
 
+@cache
 def features_flops(model: TokenBridgeTransformer, masked: int, wanted: int = 1) -> Flops:
     """Return the operations of encoder and decoder for one image, for the features of ``wanted`` masked positions."""
     values, _, labels, order = step_inputs(model, 1)
@@ -70,6 +71,7 @@ def features_flops(model: TokenBridgeTransformer, masked: int, wanted: int = 1) 
     return Flops(encoder, decoder, 0)
 
 
+@cache
 def head_flops(model: TokenBridgeTransformer) -> int:
     """Return the head's operations for drawing the token of one position."""
     z, uniforms = (torch.zeros(1, size, device=model.device) for size in (model.config.width, model.head.draw_numbers))

@@ -26,21 +26,29 @@ def grid_side(config: Config) -> int:
 
 def fresh_model(config: Config, model: ModelConfig) -> TokenBridgeTransformer:
     """Build the model that a training of ``model`` starts with, on torch's current device."""
-    return TokenBridgeTransformer(
-        grid_height=grid_side(config),
-        grid_width=grid_side(config),
-        dimensions=config.dimensions,
-        levels=config.quantizer.classes,
-        slots=config.quantizer.slots(config.dimensions),
-        num_classes=config.data.num_classes,
-        **{name: value for name, value in vars(model).items() if name not in NOT_MODEL_ARGUMENTS},
-    )
+    return TokenBridgeTransformer(**model_arguments(config, model))
+
+
+def model_arguments(config: Config, model: ModelConfig) -> dict[str, Any]:
+    return {name: value for name, value in vars(model).items() if name not in NOT_MODEL_ARGUMENTS} | {
+        "grid_height": grid_side(config),
+        "grid_width": grid_side(config),
+        "dimensions": config.dimensions,
+        "levels": config.quantizer.classes,
+        "slots": config.quantizer.slots(config.dimensions),
+        "num_classes": config.data.num_classes,
+    }
 
 
 def meta_model(config: Config, model: ModelConfig) -> TokenBridgeTransformer:
-    """Build the same model on the meta device, without its weights."""
+    """Return the same model on the meta device, without its weights. Equal settings share one, and what it costs."""
+    return _meta_model(**model_arguments(config, model))
+
+
+@cache
+def _meta_model(**arguments: Any) -> TokenBridgeTransformer:
     with torch.device("meta"):
-        return fresh_model(config, model)
+        return TokenBridgeTransformer(**arguments)
 
 
 def meta_vae(config: Config) -> AutoencoderKL:

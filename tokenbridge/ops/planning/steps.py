@@ -157,6 +157,7 @@ def measured(model: TokenBridgeTransformer, step: Step, images: int) -> NDArray[
 
 def step_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> StepBytes:
     """Run forward and backward of ``model`` as it is."""
+    model.zero_grad()  # an earlier run's gradients would not be allocated again
     held = HeldBytes()
     marks: dict[nn.Module, int] = {}
 
@@ -197,6 +198,7 @@ def scratch_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> int
     return FULL * min(sequences * of_one, INDEX_LIMIT)
 
 
+@cache
 def step_flops(
     model: TokenBridgeTransformer, masked: int, checkpointed: bool = False, predicted: int | None = None
 ) -> Flops:

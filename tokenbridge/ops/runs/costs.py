@@ -20,7 +20,8 @@ from tokenbridge.config.params import compose_config, validate
 from tokenbridge.ops.planning.flops import sample_flops
 from tokenbridge.ops.planning.sizes import fresh_model, grid_side, loss_uniforms, meta_model, step_inputs
 from tokenbridge.ops.planning.steps import train_flops
-from tokenbridge.ops.runs.studies import METRICS, MODEL, SHOWN, Row, Study, run_study, write_results
+from tokenbridge.ops.runs.studies import Row, run_study, write_results
+from tokenbridge.ops.runs.study import METRICS, MODEL, SAMPLE_GFLOP, SAMPLE_MS, TRAIN_GFLOP, TRAIN_MS, Study
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.samples import draw_samples
 from tokenbridge.tokenizer.fitting import fit_quantizer
@@ -29,20 +30,6 @@ from tokenbridge.vae.training import build_vae
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_MS, TRAIN_MS = "sample_ms", "train_ms"  # of one image
-SAMPLE_GFLOP, TRAIN_GFLOP = "sample_gflop", "train_gflop"  # of one image
-QUALITY = {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
-TIMES = {"sampling, ms": (SAMPLE_MS, 1), "training, ms": (TRAIN_MS, 2)}
-OPERATIONS = {"sampling, GFLOP": (SAMPLE_GFLOP, 2), "training, GFLOP": (TRAIN_GFLOP, 3)}
-SAMPLING = {"guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
-SPEED = Study("speed", "speed", QUALITY | TIMES)
-COMPARISON = Study(
-    "compare",
-    "comparison",
-    {name: column for name, column in SHOWN.items() if name != "validation loss"} | SAMPLING | OPERATIONS | TIMES,
-    base="tokenbridge",
-    search={"guidance_scale": (1.0, 1.5, 2.0, 3.0, 4.0), "temperature": (1.0, 0.85, 0.7, 0.55)},
-)
 ROUNDS, IMAGES = 5, 20
 GIGA = 1e9
 Costs = dict[str, float]

@@ -71,6 +71,7 @@ class PipelineRun:
     outcomes: dict[str, str] = field(default_factory=dict)  # stage -> ran | skipped | cached | failed
     source_state: str | None = None  # of the images' source; None until it was read
     forecast: Forecast | None = None  # None before the first command
+    sync: LiveSync | None = None  # its ``page`` is the run's address, when the run has ended
     config: Config | None = None  # its precision is checked before a stage runs; None: settings of another version
     _command: Command | None = None  # the last dvc command
     _ended: bool = False
@@ -116,6 +117,22 @@ class PipelineRun:
             self.dvc(["repro"], on_line)
         else:
             self.outcomes = dict.fromkeys(self._stages, SKIPPED)
+
+    def bring_up_to_date(self, stage: str, on_line: Callable[[str], None]) -> str:
+        """Run one stage if it is stale, and return its outcome. The stages that it needs must be up to date.
+
+        If nothing that the stage depends on has changed, dvc is not started, because that takes a second.
+
+        Raises:
+            StageFailedError: if the stage fails.
+        """
+        coming = self.forecast or self._expect(self._pipeline[1], on_line)
+        if stage in coming.left:
+            # --wait-for-lock: dvc holds its lock while it hashes, and another stage may be starting
+            self.dvc(["--wait-for-lock", "repro", "--single-item", stage], on_line)
+            return self.outcomes.setdefault(stage, RAN)
+        on_line(f"Stage '{stage}' didn't change, skipping")
+        return self.outcomes.setdefault(stage, SKIPPED)
 
     def end(self) -> None:
         """Let no further command start, and stop one that another thread left running, as in a cancelled flow."""
@@ -221,14 +238,15 @@ def pipeline_run(
     with (
         mlflow or MLflowProcess(REGISTRATION) as process,
         _prepared(root, overrides) as config,
-        LiveSync(root, process=process),
+        LiveSync(root, process=process) as sync,
     ):
         key, name = sha256_file(root / PARAMS_FILE), title(recorded.PIPELINE, overrides)
         with Tracker.open(recorded.PIPELINE, key, root, name=name) as tracker:
             names = {"data": config.data.name, "models": ", ".join(config.models)}
             tracker.params({"overrides": " ".join(overrides)} | names)
             _record_origin(tracker, root)
-            run = PipelineRun(root, tracker, config=config)
+            sync.linked = tracker.id
+            run = PipelineRun(root, tracker, sync=sync, config=config)
             with at_end(lambda: _record(run, process)):
                 for out in expose_damaged(root):
                     logger.info(f"{out} is not what {LOCK_FILE} records: it is restored or made again")

@@ -7,7 +7,6 @@ VAE and the moments are made once. A row that is already in the table is not run
 import csv
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,66 +18,12 @@ from tokenbridge.config.params import load_params
 from tokenbridge.infra.git import git
 from tokenbridge.ops.runs.pipeline_run import run_in_worktree
 from tokenbridge.ops.runs.search import SampledDistance, coordinate_search
+from tokenbridge.ops.runs.study import METRICS, MODEL, Study
 
 logger = logging.getLogger(__name__)
 
-MODEL = "tiny"
 START, END = "<!-- table -->", "<!-- end of table -->"
-METRICS = (  # columns from reports/evaluate; on the validation images, because settings are chosen by them
-    "validation_fd_efficientnet_lite0_32px",
-    "validation_kid_efficientnet_lite0_32px",
-    "validation_precision_efficientnet_lite0_32px",
-    "validation_recall_efficientnet_lite0_32px",
-    "class_accuracy",
-)
-SHOWN = {  # column of the page -> column of the table, digits
-    "seeds": ("seed", 0),
-    "validation loss": ("validation_loss", 3),
-    "Fréchet distance": (METRICS[0], 2),
-    "class accuracy": ("class_accuracy", 3),
-    "precision": (METRICS[2], 2),
-    "recall": (METRICS[3], 2),
-    "parameters": ("parameters", 0),
-}
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Study:
-    """A set of experiments with their page under docs/.
-
-    Attributes:
-        name: of the folder in conf/experiment.
-        page_name: of the page, its table, and the worktree in .work/.
-        shown: column of the page -> column of the table, digits.
-        base: the experiment that the others are compared with.
-        search: settings of ``generate`` -> values; each experiment is sampled with those that suit it best.
-    """
-
-    name: str
-    page_name: str
-    shown: Mapping[str, tuple[str, int]]
-    base: str = "base"
-    search: Mapping[str, Sequence[float]] = field(default_factory=dict)
-
-    @property
-    def experiments(self) -> Path:
-        return Path("conf/experiment", self.name)
-
-    @property
-    def table(self) -> Path:
-        return Path("docs", f"{self.page_name}.csv")
-
-    @property
-    def page(self) -> Path:
-        return Path("docs", f"{self.page_name}.md")
-
-    @property
-    def worktree(self) -> Path:
-        return Path(".work", self.page_name)
-
-
-ABLATIONS = Study("ablation", "ablations", SHOWN)
 
 
 def experiment_names(root: Path, study: Study) -> list[str]:

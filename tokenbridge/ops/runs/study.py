@@ -1,0 +1,82 @@
+"""The studies: which experiments each compares, and what its page shows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MODEL = "tiny"
+METRICS = (  # columns from reports/evaluate; on the validation images, because settings are chosen by them
+    "validation_fd_efficientnet_lite0_32px",
+    "validation_kid_efficientnet_lite0_32px",
+    "validation_precision_efficientnet_lite0_32px",
+    "validation_recall_efficientnet_lite0_32px",
+    "class_accuracy",
+)
+SHOWN = {  # column of the page -> column of the table, digits
+    "seeds": ("seed", 0),
+    "validation loss": ("validation_loss", 3),
+    "Fréchet distance": (METRICS[0], 2),
+    "class accuracy": ("class_accuracy", 3),
+    "precision": (METRICS[2], 2),
+    "recall": (METRICS[3], 2),
+    "parameters": ("parameters", 0),
+}
+SAMPLE_MS, TRAIN_MS = "sample_ms", "train_ms"  # of one image
+SAMPLE_GFLOP, TRAIN_GFLOP = "sample_gflop", "train_gflop"  # of one image
+QUALITY = {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
+TIMES = {"sampling, ms": (SAMPLE_MS, 1), "training, ms": (TRAIN_MS, 2)}
+OPERATIONS = {"sampling, GFLOP": (SAMPLE_GFLOP, 2), "training, GFLOP": (TRAIN_GFLOP, 3)}
+SAMPLING = {"guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A set of experiments with their page under docs/.
+
+    Attributes:
+        command: of ``tokenbridge``.
+        name: of the folder in conf/experiment.
+        page_name: of the page, its table, and the worktree in .work/.
+        shown: column of the page -> column of the table, digits.
+        base: the experiment that the others are compared with.
+        search: settings of ``generate`` -> values; each experiment is sampled with those that suit it best.
+        costs: whether times and operations are measured too.
+    """
+
+    command: str
+    name: str
+    page_name: str
+    shown: Mapping[str, tuple[str, int]]
+    base: str = "base"
+    search: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    costs: bool = False
+
+    @property
+    def experiments(self) -> Path:
+        return Path("conf/experiment", self.name)
+
+    @property
+    def table(self) -> Path:
+        return Path("docs", f"{self.page_name}.csv")
+
+    @property
+    def page(self) -> Path:
+        return Path("docs", f"{self.page_name}.md")
+
+    @property
+    def worktree(self) -> Path:
+        return Path(".work", self.page_name)
+
+
+ABLATIONS = Study("ablations", "ablation", "ablations", SHOWN)
+SPEED = Study("speed", "speed", "speed", QUALITY | TIMES, costs=True)
+COMPARISON = Study(
+    "compare",
+    "compare",
+    "comparison",
+    {name: column for name, column in SHOWN.items() if name != "validation loss"} | SAMPLING | OPERATIONS | TIMES,
+    base="tokenbridge",
+    search={"guidance_scale": (1.0, 1.5, 2.0, 3.0, 4.0), "temperature": (1.0, 0.85, 0.7, 0.55)},
+    costs=True,
+)
+STUDIES = (ABLATIONS, SPEED, COMPARISON)
