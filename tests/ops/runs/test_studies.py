@@ -9,7 +9,7 @@ from tests.support.checkout import CHECKOUT
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import compose_config, flatten, validate
 from tokenbridge.ops.planning.sizes import Parameters, meta_model
-from tokenbridge.ops.runs.costs import operations
+from tokenbridge.ops.runs.costs import bits, operations
 from tokenbridge.ops.runs.search import coordinate_search
 from tokenbridge.ops.runs.studies import (
     END,
@@ -58,6 +58,15 @@ def test_compared_systems_have_equal_parameters_and_training() -> None:
     for parameters, gflop in costs.values():
         assert parameters == pytest.approx(costs[COMPARISON.base][0], rel=0.05)
         assert gflop == pytest.approx(costs[COMPARISON.base][1], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("tokenbridge", 16 * 8 * 6), ("kmeans_masked", 16 * 10), ("product_masked", 16 * 4 * 8), ("flow_like", None)],
+)
+def test_bits_are_those_of_equally_long_numbers(name: str, expected: float | None) -> None:
+    config = validate(compose_config([f"experiment={COMPARISON.name}/{name}", f"model={MODEL}"], CHECKOUT / "conf"))
+    assert bits(config).get("bits") == expected
 
 
 def test_settings_are_searched_one_after_the_other() -> None:

@@ -5,6 +5,7 @@ fresh ones: every experiment in turn, in several rounds, because other processes
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -21,7 +22,7 @@ from tokenbridge.ops.planning.flops import sample_flops
 from tokenbridge.ops.planning.sizes import fresh_model, grid_side, loss_uniforms, meta_model, step_inputs
 from tokenbridge.ops.planning.steps import train_flops
 from tokenbridge.ops.runs.studies import Row, run_study, write_results
-from tokenbridge.ops.runs.study import METRICS, MODEL, SAMPLE_GFLOP, SAMPLE_MS, TRAIN_GFLOP, TRAIN_MS, Study
+from tokenbridge.ops.runs.study import BITS, METRICS, MODEL, SAMPLE_GFLOP, SAMPLE_MS, TRAIN_GFLOP, TRAIN_MS, Study
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.samples import draw_samples
 from tokenbridge.tokenizer.fitting import fit_quantizer
@@ -44,7 +45,7 @@ def run_with_costs(root: Path, study: Study, names: Sequence[str], seeds: Sequen
         times = measure(
             configs, lambda done: logger.info(f"{study.page_name}: round {done} of {ROUNDS} of the times is measured")
         )
-        costs = {name: times[name] | operations(config) for name, config in configs.items()}
+        costs = {name: times[name] | operations(config) | bits(config) for name, config in configs.items()}
         table = [row | costs[row["experiment"]] for row in table]
         write_results(root, study, table)
     pareto_figure(table).savefig(root / picture_of(study), metadata={"Software": None})
@@ -65,6 +66,13 @@ def operations(config: Config) -> Costs:
         TRAIN_GFLOP: train_flops(model, recipe).total / GIGA,
         SAMPLE_GFLOP: sample_flops(model, config.generate).total / GIGA,
     }
+
+
+def bits(config: Config) -> Costs:
+    """Return the bits of the tokens of one image, with equally many for each value; none if tokens are continuous."""
+    classes = config.quantizer.classes
+    slots = grid_side(config) ** 2 * config.quantizer.slots(config.dimensions)
+    return {} if classes is None else {BITS: slots * math.log2(classes)}
 
 
 def measure(configs: Mapping[str, Config], on_round: Callable[[int], None]) -> dict[str, Costs]:

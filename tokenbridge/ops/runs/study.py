@@ -23,10 +23,11 @@ SHOWN = {  # column of the page -> column of the table, digits
 }
 SAMPLE_MS, TRAIN_MS = "sample_ms", "train_ms"  # of one image
 SAMPLE_GFLOP, TRAIN_GFLOP = "sample_gflop", "train_gflop"  # of one image
+BITS = "bits"  # of the tokens of one image, without entropy coding; continuous tokens have none
 QUALITY = {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
 TIMES = {"sampling, ms": (SAMPLE_MS, 1), "training, ms": (TRAIN_MS, 2)}
 OPERATIONS = {"sampling, GFLOP": (SAMPLE_GFLOP, 2), "training, GFLOP": (TRAIN_GFLOP, 3)}
-SAMPLING = {"guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
+SAMPLING = {"bits": (BITS, 0), "guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
 
 
 @dataclass(frozen=True)
