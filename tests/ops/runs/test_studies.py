@@ -103,6 +103,7 @@ def test_the_table_shows_seeds_beside_each_other(tmp_path: Path) -> None:
     assert [row["seed"] for row in read_table(tmp_path, SPEED)] == ["0", "1"]
 
 
-def test_the_page_shows_the_committed_results() -> None:
-    table = (CHECKOUT / ABLATIONS.page).read_text().split(START)[1].split(END)[0]
-    assert table.strip() == markdown_table(CHECKOUT, ABLATIONS, read_table(CHECKOUT, ABLATIONS))
+@pytest.mark.parametrize("study", [ABLATIONS, COMPARISON], ids=lambda study: study.page_name)
+def test_the_page_shows_the_committed_results(study: Study) -> None:
+    table = (CHECKOUT / study.page).read_text().split(START)[1].split(END)[0]
+    assert table.strip() == markdown_table(CHECKOUT, study, read_table(CHECKOUT, study))
