@@ -56,10 +56,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def place_in_order(item: pytest.Item) -> tuple[int, bool, int]:
-    """By folder and tier. In tests/stack, those go last that wait for what tests/pipeline makes on another worker."""
-    folder = shared_folder(item.path)
-    waits = folder == "stack" and "project" in getattr(item, "fixturenames", ())
-    return (*SHARING, "").index(folder), waits, list(TIERS).index(tier_of(item))
+    """By folder and tier. In tests/stack, those go first that need neither the common stack nor tests/pipeline's outs.
+
+    So the worker has something to do while tests/pipeline makes its outs on another one.
+    """
+    folder, uses = shared_folder(item.path), set(getattr(item, "fixturenames", ()))
+    later = folder == "stack" and bool(uses & {"stack", "project"})
+    return (*SHARING, "").index(folder), later, list(TIERS).index(tier_of(item))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
