@@ -7,6 +7,7 @@ the next.
 """
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,7 @@ def step_kernels(model: TokenBridgeTransformer, precision: str, images: int, mas
         masked: positions to predict.
     """
     values, _, labels, order = step_inputs(model, images)
+    model = deepcopy(model)  # plans of equal settings share theirs, and this one is changed
     model.head.loss_by_parts = False  # which moves the same bytes, but for sums of the weights' gradients
     visible, wanted = order[:, masked:], order[:, :masked]
     encoded = torch.empty(images, model.buffer_size + visible.shape[1], model.config.width, device="meta")

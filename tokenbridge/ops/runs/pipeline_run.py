@@ -85,7 +85,7 @@ class PipelineRun:
         Raises:
             StageFailedError: if the command fails.
         """
-        coming = self.forecast or self._expect(self._pipeline[1], on_line)
+        coming = self._coming(on_line)
 
         def note(line: str) -> None:
             on_line(line)
@@ -113,7 +113,7 @@ class PipelineRun:
         Raises:
             StageFailedError: if a stage fails.
         """
-        if self.forecast or self._expect(self._pipeline[1], on_line).left:
+        if self._coming(on_line).left:
             self.dvc(["repro"], on_line)
         else:
             self.outcomes = dict.fromkeys(self._stages, SKIPPED)
@@ -126,7 +126,7 @@ class PipelineRun:
         Raises:
             StageFailedError: if the stage fails.
         """
-        coming = self.forecast or self._expect(self._pipeline[1], on_line)
+        coming = self._coming(on_line)
         if stage in coming.left:
             # --wait-for-lock: dvc holds its lock while it hashes, and another stage may be starting
             self.dvc(["--wait-for-lock", "repro", "--single-item", stage], on_line)
@@ -157,6 +157,10 @@ class PipelineRun:
             self._expect(list(self._stages), on_line)
             self.dvc(["--wait-for-lock", "repro", "--force", "--single-item", FETCH], on_line)
         self.source_state = state
+
+    def _coming(self, on_line: Callable[[str], None]) -> Forecast:
+        """Return the forecast of the stages that may still have to run; the first call makes it."""
+        return self.forecast or self._expect(self._pipeline[1], on_line)
 
     def _expect(self, names: Sequence[str], on_line: Callable[[str], None]) -> Forecast:
         """Forecast these stages, after a check of their precision and of what DVC may restore in their place."""

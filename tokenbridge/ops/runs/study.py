@@ -27,7 +27,8 @@ BITS = "bits"  # of the tokens of one image, without entropy coding; continuous 
 QUALITY = {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
 TIMES = {"sampling, ms": (SAMPLE_MS, 1), "training, ms": (TRAIN_MS, 2)}
 OPERATIONS = {"sampling, GFLOP": (SAMPLE_GFLOP, 2), "training, GFLOP": (TRAIN_GFLOP, 3)}
-SAMPLING = {"bits": (BITS, 0), "guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
+CHOSEN = {"guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
+COMPARED = {name: column for name, column in SHOWN.items() if name != "validation loss"} | {"bits": (BITS, 0)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ COMPARISON = Study(
     "compare",
     "compare",
     "comparison",
-    {name: column for name, column in SHOWN.items() if name != "validation loss"} | SAMPLING | OPERATIONS | TIMES,
+    COMPARED | CHOSEN | OPERATIONS | TIMES,
     base="tokenbridge",
     search={"guidance_scale": (1.0, 1.5, 2.0, 3.0, 4.0), "temperature": (1.0, 0.85, 0.7, 0.55)},
     costs=True,
