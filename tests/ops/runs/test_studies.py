@@ -20,7 +20,7 @@ from tokenbridge.ops.runs.studies import (
     run_study,
     write_results,
 )
-from tokenbridge.ops.runs.study import ABLATIONS, COMPARISON, MODEL, SPEED, TRAIN_GFLOP, Study
+from tokenbridge.ops.runs.study import ABLATIONS, COMPARISON, FULL_COMPARISON, MODEL, SPEED, TRAIN_GFLOP, Study
 
 RESULT = {
     "parameters": 2358816,
@@ -47,17 +47,18 @@ def test_an_experiment_changes_something_of_the_base_and_little(study: Study, na
 
 
 @pytest.mark.pipeline  # for its time alone
-def test_compared_systems_have_equal_parameters_and_training() -> None:
+@pytest.mark.parametrize("study", [COMPARISON, FULL_COMPARISON], ids=lambda study: study.page_name)
+def test_compared_systems_have_equal_parameters_and_training(study: Study) -> None:
     """Within what docs/comparison.md says: 5 % and 3 %."""
     costs = {}
-    for name in experiment_names(CHECKOUT, COMPARISON):
-        config = validate(compose_config([f"experiment={COMPARISON.name}/{name}", f"model={MODEL}"], CHECKOUT / "conf"))
+    for name in experiment_names(CHECKOUT, study):
+        config = validate(compose_config([f"experiment={study.name}/{name}", f"model={MODEL}"], CHECKOUT / "conf"))
         recipe = config.models[MODEL].train
         parameters = Parameters.of(meta_model(config, config.models[MODEL])).total
         costs[name] = parameters, operations(config)[TRAIN_GFLOP] * recipe.epochs
     for parameters, gflop in costs.values():
-        assert parameters == pytest.approx(costs[COMPARISON.base][0], rel=0.05)
-        assert gflop == pytest.approx(costs[COMPARISON.base][1], rel=0.03)
+        assert parameters == pytest.approx(costs[study.base][0], rel=0.05)
+        assert gflop == pytest.approx(costs[study.base][1], rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_the_table_shows_seeds_beside_each_other(tmp_path: Path) -> None:
     assert [row["seed"] for row in read_table(tmp_path, SPEED)] == ["0", "1"]
 
 
-@pytest.mark.parametrize("study", [ABLATIONS, COMPARISON], ids=lambda study: study.page_name)
+@pytest.mark.parametrize("study", [ABLATIONS, COMPARISON, FULL_COMPARISON], ids=lambda study: study.page_name)
 def test_the_page_shows_the_committed_results(study: Study) -> None:
     table = (CHECKOUT / study.page).read_text().split(START)[1].split(END)[0]
     assert table.strip() == markdown_table(CHECKOUT, study, read_table(CHECKOUT, study))

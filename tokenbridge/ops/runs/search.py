@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tokenbridge.base.device import best_device, resolve_precision
+from tokenbridge.config import GenerateConfig
 from tokenbridge.config.params import load_params
 from tokenbridge.evaluation.features import ImageTensorDataset, ShardImageDataset
 from tokenbridge.evaluation.inception import Statistics
@@ -53,11 +54,17 @@ class SampledDistance:
         self.pipeline.precision = self.config.generate.precision
         evaluate = self.config.evaluate
         self.network = lite0(evaluate, resolve_precision(evaluate.precision, device))
+        self.measured: dict[GenerateConfig, float] = {}
         self.reference = self._statistics(ShardImageDataset(ImageShards(folder / "data/images", VALIDATION)))
 
     def __call__(self, settings: Mapping[str, float]) -> float:
         changed: dict[str, Any] = dict(settings)
         generate = replace(self.config.generate, **changed)
+        if generate not in self.measured:
+            self.measured[generate] = self._measure(generate)
+        return self.measured[generate]
+
+    def _measure(self, generate: GenerateConfig) -> float:
         parts = torch.arange(self.samples).split(self.config.launcher.batch_size)
         images = [draw_samples(self.pipeline, part.tolist(), self.config.seed, generate) for part in parts]
         return distance(self._statistics(ImageTensorDataset(np.concatenate(images))), self.reference)

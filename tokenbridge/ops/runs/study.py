@@ -1,7 +1,7 @@
 """The studies: which experiments each compares, and what its page shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 MODEL = "tiny"
@@ -78,7 +78,8 @@ COMPARISON = Study(
     "comparison",
     COMPARED | CHOSEN | OPERATIONS | TIMES,
     base="tokenbridge",
-    search={"guidance_scale": (1.0, 1.5, 2.0, 3.0, 4.0), "temperature": (1.0, 0.85, 0.7, 0.55)},
+    search={"guidance_scale": (1.5, 2.0, 3.0, 4.0), "temperature": (1.0, 0.85, 0.7, 0.55, 0.4)},
     costs=True,
 )
-STUDIES = (ABLATIONS, SPEED, COMPARISON)
+FULL_COMPARISON = replace(COMPARISON, command="compare-full", name="compare/full", page_name="comparison_full")
+STUDIES = (ABLATIONS, SPEED, COMPARISON, FULL_COMPARISON)
