@@ -54,15 +54,15 @@ class SampledDistance:
         self.pipeline.precision = self.config.generate.precision
         evaluate = self.config.evaluate
         self.network = lite0(evaluate, resolve_precision(evaluate.precision, device))
-        self.measured: dict[GenerateConfig, float] = {}
+        self.measured: dict[str, float] = {}  # by the settings as text
         self.reference = self._statistics(ShardImageDataset(ImageShards(folder / "data/images", VALIDATION)))
 
     def __call__(self, settings: Mapping[str, float]) -> float:
         changed: dict[str, Any] = dict(settings)
         generate = replace(self.config.generate, **changed)
-        if generate not in self.measured:
-            self.measured[generate] = self._measure(generate)
-        return self.measured[generate]
+        if str(generate) not in self.measured:
+            self.measured[str(generate)] = self._measure(generate)
+        return self.measured[str(generate)]
 
     def _measure(self, generate: GenerateConfig) -> float:
         parts = torch.arange(self.samples).split(self.config.launcher.batch_size)
