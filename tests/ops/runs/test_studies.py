@@ -70,17 +70,18 @@ def test_bits_are_those_of_equally_long_numbers(name: str, expected: float | Non
     assert bits(config).get("bits") == expected
 
 
-def test_settings_are_searched_one_after_the_other() -> None:
+def test_settings_are_searched_one_after_the_other_and_none_twice() -> None:
     tried: list[tuple[float, float]] = []
 
     def measure(settings: dict[str, float]) -> float:
-        scale, temperature = settings["guidance_scale"], settings.get("temperature", 1.0)
+        scale, temperature = settings["guidance_scale"], settings["temperature"]
         tried.append((scale, temperature))
         return (scale - 2) ** 2 + (temperature - 0.7) ** 2
 
-    assert coordinate_search(measure, COMPARISON.search) == {"guidance_scale": 2.0, "temperature": 0.7}
-    assert len(set(tried)) == 8
-    assert coordinate_search(measure, {}) == {}
+    start = {"guidance_scale": 3.0, "temperature": 1.0}
+    assert coordinate_search(measure, COMPARISON.search, start) == {"guidance_scale": 2.0, "temperature": 0.7}
+    assert len(tried) == len(set(tried)) == 8
+    assert coordinate_search(measure, {}, {}) == {}
 
 
 def test_an_unknown_name_is_explained_by_the_names_with_the_base_first() -> None:

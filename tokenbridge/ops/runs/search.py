@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tokenbridge.base.device import best_device, resolve_precision
-from tokenbridge.config import GenerateConfig
 from tokenbridge.config.params import load_params
 from tokenbridge.evaluation.features import ImageTensorDataset, ShardImageDataset
 from tokenbridge.evaluation.inception import Statistics
@@ -29,12 +28,24 @@ SAMPLES = 1000  # that are drawn with each choice of settings
 
 
 def coordinate_search(
-    measure: Callable[[dict[str, float]], float], values: Mapping[str, Sequence[float]]
+    measure: Callable[[dict[str, float]], float], values: Mapping[str, Sequence[float]], start: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return the values whose measure is least: of one setting after the other, with those before at their best."""
-    best: dict[str, float] = {}
+    """Return the values whose measure is least: of one setting after the other, with the others at their best so far.
+
+    Nothing is measured twice.
+
+    Args:
+        start: the first value of each setting.
+    """
+    best, known = dict(start), dict[tuple[float, ...], float]()
     for setting, choices in values.items():
-        measured = {value: measure(best | {setting: value}) for value in choices}
+        measured = {}
+        for value in choices:
+            tried = best | {setting: value}
+            key = tuple(tried.values())
+            if key not in known:
+                known[key] = measure(tried)
+            measured[value] = known[key]
         best[setting] = min(measured, key=lambda value: measured[value])
         logger.info(f"{setting}: " + ", ".join(f"{value:g} gives {found:.2f}" for value, found in measured.items()))
     return best
@@ -54,17 +65,11 @@ class SampledDistance:
         self.pipeline.precision = self.config.generate.precision
         evaluate = self.config.evaluate
         self.network = lite0(evaluate, resolve_precision(evaluate.precision, device))
-        self.measured: dict[str, float] = {}  # by the settings as text
         self.reference = self._statistics(ShardImageDataset(ImageShards(folder / "data/images", VALIDATION)))
 
     def __call__(self, settings: Mapping[str, float]) -> float:
         changed: dict[str, Any] = dict(settings)
         generate = replace(self.config.generate, **changed)
-        if str(generate) not in self.measured:
-            self.measured[str(generate)] = self._measure(generate)
-        return self.measured[str(generate)]
-
-    def _measure(self, generate: GenerateConfig) -> float:
         parts = torch.arange(self.samples).split(self.config.launcher.batch_size)
         images = [draw_samples(self.pipeline, part.tolist(), self.config.seed, generate) for part in parts]
         return distance(self._statistics(ImageTensorDataset(np.concatenate(images))), self.reference)

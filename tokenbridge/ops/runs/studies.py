@@ -68,10 +68,13 @@ def read_table(root: Path, study: Study) -> list[Row]:
 def _run_row(root: Path, study: Study, name: str, seed: int, table: Sequence[Row]) -> Row:
     run = partial(_run, root, study, name, seed)
     known = [row for row in table if row["experiment"] == name]  # of another seed
+    settings: dict[str, float] = {}
     if known:
         settings = {setting: float(known[0][setting]) for setting in study.search}
-    else:
-        settings = coordinate_search(SampledDistance(run({}), MODEL), study.search) if study.search else {}
+    elif study.search:
+        measure = SampledDistance(run({}), MODEL)
+        start = {setting: getattr(measure.config.generate, setting) for setting in study.search}
+        settings = coordinate_search(measure, study.search, start)
     return _read_row(run(settings), name, seed) | settings
 
 
