@@ -25,7 +25,7 @@ from dvc.env import DVC_ROOT
 from dvc.exceptions import DvcException
 from dvc.fs import LocalFileSystem
 from dvc.lock import make_lock
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from dvc_data.hashfile.build import build
@@ -131,21 +131,33 @@ def read_pipeline(root: Path) -> tuple[dict[str, StageSpec], list[str]]:
     Every stage may if DVC cannot report its status, for example because another dvc command is running.
     """
     with opened(root) as repo:
-        return _specs(repo), _stale(repo)
+        try:
+            with lock_repo(repo):  # else DVC would read its files again for the status
+                return _specs(repo), _stale(repo)
+        except DvcException:
+            specs = _specs(repo)
+            return specs, list(specs)
 
 
 def _specs(repo: Repo) -> dict[str, StageSpec]:
     graph, locked = repo.index.graph, locked_outs(Path(repo.root_dir))
-    return {stage.name: _spec(stage, graph, locked) for stage in nx.dfs_postorder_nodes(graph)}
+    stages = list(nx.dfs_postorder_nodes(graph))
+    declared = [name for stage in stages for dep in _params(stage) for name in dep.params]
+    values = ParamsDependency(
+        None, str(Path(repo.root_dir, PARAMS_FILE)), declared, repo
+    ).read_params()  # of all: each call parses the file
+    return {stage.name: _spec(stage, graph, locked, values) for stage in stages}
 
 
-def _spec(stage: Any, graph: Any, locked: dict[str, str]) -> StageSpec:
-    params: dict[str, Any] = {}
+def _params(stage: Any) -> list[ParamsDependency]:
+    return [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+
+
+def _spec(stage: Any, graph: Any, locked: dict[str, str], values: dict[str, Any]) -> StageSpec:
+    params = {name: values[name] for dep in _params(stage) for name in dep.params if name in values}
     deps: dict[str, str] = {}
     for dep in stage.deps:
-        if isinstance(dep, ParamsDependency):
-            params |= dep.read_params()
-        else:
+        if not isinstance(dep, ParamsDependency):
             here = locked.get(dep.def_path) or (dep.get_hash().value if dep.exists else "absent")
             deps[dep.def_path] = here
     needed = sorted(other.name for other in graph.successors(stage))
@@ -155,10 +167,7 @@ def _spec(stage: Any, graph: Any, locked: dict[str, str]) -> StageSpec:
 def _stale(repo: Repo) -> list[str]:
     graph = repo.index.graph
     order = list(nx.dfs_postorder_nodes(graph))
-    try:
-        status = repo.status()
-    except DvcException:
-        return [stage.name for stage in order]
+    status = repo.status()
     changed = {stage for stage in order if stage.addressing in status}
     return [stage.name for stage in order if changed & {stage, *nx.descendants(graph, stage)}]
 
