@@ -30,6 +30,8 @@ from tokenbridge.engine.optim import NonFiniteError
 from tokenbridge.tokenizer.fitting import load_quantizer
 from tokenbridge.tokenizer.moments import Moments
 from tokenbridge.training import trainer as training
+from tokenbridge.training import validation
+from tokenbridge.training.batches import Batch
 from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.training.parallel import gather_full
 from tokenbridge.training.trainer import CHECKPOINTS, Trainer, train
@@ -37,6 +39,7 @@ from tokenbridge.training.trainer import CHECKPOINTS, Trainer, train
 STEPS = 20
 BATCH = 10  # four processes have 2, 3, 2 and 3 of it
 BAD_PLACE = 7  # in the first batch; the second of two processes has it
+EVALUATED_BATCHES = 3  # of 21 or 22 images; each number of masked positions is compiled anew
 HALF = 8  # steps of a training that is interrupted
 PLAIN = replace(MODEL, train=replace(RECIPE, batch_size=BATCH, epochs=STEPS * BATCH / 64))
 
@@ -65,6 +68,20 @@ class Watched(Checkpoints):
     def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
         write(self.folder.parent / "saved.safetensors", live_tensors(state), self.processes)
         super().save(step, state, progress)
+
+
+class FirstStepWatched(Trainer):
+    """A training that also writes the gradients of its first step, before they are clipped."""
+
+    watched = False
+
+    def accumulate_gradients(self, batch: Batch) -> Tensor:
+        loss = super().accumulate_gradients(batch)
+        if not self.watched:
+            gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+            write(self.folder / "gradients.safetensors", gradients, self.processes)
+        self.watched = True
+        return loss
 
 
 def write(path: Path, tensors: dict[str, Tensor], processes: Processes) -> None:
@@ -114,20 +131,11 @@ class Run:
             (self.out / "evaluations.json").write_text(json.dumps(evaluations))
             save_file(dict(model.state_dict()), self.out / "weights.safetensors")
 
-    def write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        write(self.out / f"{name}.safetensors", tensors, self.processes)
-
-    def gradients(self) -> None:
-        """Write the gradients of the first step."""
-        trainer = self.trainer()
-        trainer.accumulate_gradients(trainer.draw(0))
-        self.write("gradients", {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
-
     def loaded(self) -> None:
         """Write all that a new training has after it loaded the checkpoint."""
         trainer = self.trainer()
         assert Checkpoints(self.out / CHECKPOINTS, self.processes).load(trainer.state) is not None
-        self.write("loaded", live_tensors(trainer.state))
+        write(self.out / "loaded.safetensors", live_tensors(trainer.state), self.processes)
 
     def bad(self) -> None:
         """A first step whose loss is not finite, because of one image; write each process's error message."""
@@ -147,6 +155,8 @@ def main(folder: Path, cases: list[str]) -> None:
     eager = partialmethod(nn.Module.compile, backend="aot_eager")
     with (
         patch.object(training, "Checkpoints", Watched),
+        patch.object(training, "Trainer", FirstStepWatched),
+        patch.object(validation, "BATCHES", EVALUATED_BATCHES),
         patch.object(nn.Module, "compile", eager),
         joined() if "RANK" in os.environ else nullcontext(SINGLE_PROCESS) as processes,
     ):
@@ -162,7 +172,6 @@ def main(folder: Path, cases: list[str]) -> None:
                 with suppress(InterruptedTrainingError):
                     run.train(HALF)
             else:
-                run.gradients()
                 run.train()
 
 
