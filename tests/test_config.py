@@ -127,6 +127,15 @@ def test_every_launcher_is_valid(path: Path) -> None:
             "quantizer=codebook tokens=packed",
             "tokenize stores indices of a byte at most, and quantizer.family=codebook",
         ),
+        (
+            "quantizer=e8 vae.dimensions=12",
+            "quantizer.family=e8 needs a multiple of 8 dimensions, and a token has 12",
+        ),
+        (
+            "quantizer=entropy_coded quantizer.distortion=1e-4",
+            "distortion is 0.0001, which makes 289 levels in +-5: 3 to 256 can be handled, so change distortion",
+        ),
+        ("quantizer=e8 quantizer.distortion=10", "distortion is 10, which makes 1 levels in +-5: 3 to 256"),
         ("storage.endpoint='http://['", "storage: Invalid IPv6 URL"),
         ("data.root=${data.root}", "Recursive interpolation"),
         ("train.epochs", "'train.epochs' cannot be read: write setting=value, such as train.epochs=2"),

@@ -41,6 +41,24 @@ def test_each_study_changes_one_setting_that_is_used_and_holds_the_configured_qu
     assert title(without_range) == title(replace(without_range, range=2.0)) == "lloyd_max, 8 levels"
 
 
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("codebook", "1 x 16 codewords"),
+        ("residual", "residual, 1 x 16 codewords"),
+        ("entropy_coded", "entropy_coded, distortion 0.1, +-5"),
+        ("e8", "e8, distortion 0.1, +-5"),
+    ],
+)
+def test_families_without_a_given_number_of_levels_are_compared_with_others_alone(family: str, name: str) -> None:
+    config = replace(QUANTIZER, family=family)
+    studies = study_variants(config, STUDY)
+    assert {study: [each.family for each in variants] for study, variants in studies.items()} == {
+        "family": sorted([family, "lloyd_max", "gaussian"])
+    }
+    assert title(config) == title(replace(config, levels=4)) == name
+
+
 def test_the_table_has_each_variant_once() -> None:
     studies = study_variants(QUANTIZER, STUDY)
     variants = [variant for each in studies.values() for variant in each]

@@ -34,6 +34,7 @@ QUANTIZER = QuantizerConfig(
     family="gaussian",
     levels=8,
     range=5.0,
+    distortion=0.1,
     codebooks=1,
     codewords=16,
     statistics="per_dimension",

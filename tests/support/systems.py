@@ -14,6 +14,8 @@ CODEBOOK, CONTINUOUS = replace(QUANTIZER, family="codebook"), replace(QUANTIZER,
 SYSTEMS: dict[str, tuple[QuantizerConfig, ModelConfig]] = {
     "codebook": (CODEBOOK, MODEL),
     "product": (replace(CODEBOOK, codebooks=2, codewords=8), MODEL),
+    "residual": (replace(CODEBOOK, family="residual", codebooks=3), MODEL),
+    "entropy_coded": (replace(QUANTIZER, family="entropy_coded"), MODEL),
     "mixture": (CONTINUOUS, replace(MODEL, head="mixture")),
     "diffusion": (CONTINUOUS, replace(MODEL, head="diffusion")),
     "flow": (CONTINUOUS, replace(MODEL, head="flow")),

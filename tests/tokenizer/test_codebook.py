@@ -91,7 +91,7 @@ def test_the_report_counts_the_bits_of_each_index_once(vae_latents: Tensor) -> N
         assert "saturation" not in rows[0]
 
 
-@pytest.mark.parametrize("family", ["codebook", "continuous", "gaussian"])
+@pytest.mark.parametrize("family", ["codebook", "residual", "continuous", "gaussian", "entropy_coded"])
 def test_every_family_is_saved_and_loaded(family: str, vae_latents: Tensor, tmp_path: Path) -> None:
     config: QuantizerConfig = replace(CODEBOOK, family=family)
     quantizer = fit_quantizer(vae_latents, config)

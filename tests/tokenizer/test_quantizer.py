@@ -140,10 +140,11 @@ def test_a_constant_dimension_is_refused(vae_latents: Tensor) -> None:
         fit_quantizer(vae_latents, QUANTIZER)
 
 
-@pytest.mark.parametrize("family", ["gaussian", "uniform", "lloyd_max"])
+@pytest.mark.parametrize("family", ["gaussian", "uniform", "lloyd_max", "entropy_coded"])
 def test_every_family_survives_its_tokens(family: str, vae_latents: Tensor) -> None:
-    quantizer = fit_quantizer(vae_latents, replace(QUANTIZER, family=family))
-    assert quantizer.levels.shape == (4, 8)
+    config = replace(QUANTIZER, family=family)
+    quantizer = fit_quantizer(vae_latents, config)
+    assert quantizer.levels.shape == (4, config.classes)
     latents = quantizer.normalize(vae_latents)
     tokens = quantizer.encode(to_sequence(latents))
     assert torch.equal(quantizer.encode(quantizer.decode(tokens)), tokens)
@@ -191,6 +192,33 @@ def test_the_report_on_normal_data_tells_the_published_numbers(
     assert row["sqnr_db"] == pytest.approx(sqnr_db, abs=0.1)
     assert row["entropy_bits"] == pytest.approx(entropy, abs=0.03)
     assert row["bits_above_bound"] == pytest.approx(above_bound, abs=0.025)
+
+
+# distortion; step, levels within +-5 and entropy on N(0, 1)
+ENTROPY_CODED = [
+    (0.00066, 0.0890, 113, 5.538),
+    (0.002, 0.1549, 65, 4.739),
+    (0.01, 0.3464, 29, 3.584),
+    (0.03, 0.600, 17, 2.805),
+    (0.1, 1.095, 11, 1.984),
+]
+
+
+@pytest.mark.parametrize(("distortion", "step", "levels", "entropy"), ENTROPY_CODED)
+def test_equal_steps_have_the_wanted_error_and_the_known_entropy(
+    distortion: float, step: float, levels: int, entropy: float
+) -> None:
+    config = replace(
+        QUANTIZER, family="entropy_coded", distortion=distortion, statistics="fixed", order="natural", levels=2
+    )
+    normal = torch.special.ndtri((torch.arange(1_000_000).double() + 0.5) / 1_000_000).float().reshape(-1, 1, 1, 1)
+    quantizer = fit_quantizer(normal, config)
+    (row,) = quantizer_report(quantizer, normal)
+    assert quantizer.classes == config.classes == levels
+    assert quantizer.values.diff(dim=1) == pytest.approx(step, rel=0.001)
+    assert row["mse"] == pytest.approx(distortion, rel=0.001)
+    assert row["entropy_bits"] == pytest.approx(entropy, rel=0.001)
+    assert row["bits_above_bound"] == pytest.approx(entropy + math.log2(distortion) / 2, abs=0.001)
 
 
 def test_no_rate_is_needed_where_the_error_is_the_variance() -> None:

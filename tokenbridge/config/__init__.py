@@ -25,8 +25,11 @@ from tokenbridge.config.model import (
 )
 from tokenbridge.config.operations import PlanConfig, PromotionConfig, StorageConfig
 from tokenbridge.config.tokenizer import (
+    CODEBOOK_FAMILIES,
+    E8_DIMENSIONS,
     LEVEL_FAMILIES,
     NORM_GROUPS,
+    SECOND_MOMENTS,
     EncodeConfig,
     QuantizerConfig,
     ReconstructConfig,
@@ -94,8 +97,11 @@ class Config(Settings):
             "(vae.dimensions times quantizer.patch_size squared)": order is not None
             and (len(order) != dimensions or sorted(order) != list(range(dimensions))),
             f"quantizer.codebooks is {quantizer.codebooks}: must divide the {dimensions} dimensions of a token": (
-                dimensions % slots != 0
+                quantizer.family == "codebook" and dimensions % slots != 0
             ),
+            f"quantizer.family=e8 needs a multiple of {E8_DIMENSIONS} dimensions, and a token has {dimensions}: choose "
+            "another family, vae.dimensions or quantizer.patch_size": quantizer.family == "e8"
+            and dimensions % E8_DIMENSIONS != 0,
             f"tokenize stores indices of a byte at most, and quantizer.family={quantizer.family} has others: train on "
             "moments (tokens=none)": bool(self.tokenize.outs) and (classes is None or classes > 2**8),
         }

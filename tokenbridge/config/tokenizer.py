@@ -1,5 +1,6 @@
 """Settings of the steps from images to tokens: VAE, moments, quantizer."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -20,10 +21,17 @@ from tokenbridge.config.types import (
 
 NORM_GROUPS = 8  # in each norm of the trained VAE and its discriminator
 
-QuantizerFamily = Literal["gaussian", "uniform", "lloyd_max", "codebook", "continuous"]
-LEVEL_FAMILIES = ("gaussian", "uniform", "lloyd_max")  # the dimension-wise ones
+QuantizerFamily = Literal[
+    "gaussian", "uniform", "lloyd_max", "entropy_coded", "e8", "codebook", "residual", "continuous"
+]
+LEVEL_FAMILIES = ("gaussian", "uniform", "lloyd_max")  # the dimension-wise ones of a given number of levels
+CODEBOOK_FAMILIES = ("codebook", "residual")
+# squared error for each dimension, where cells have the volume 1: of integers, and of E8 (Conway and Sloane 1982)
+SECOND_MOMENTS = {"entropy_coded": 1 / 12, "e8": 929 / 12960}
+E8_DIMENSIONS = 8
+MAX_LEVELS = 256
 Packing = Literal["bits", "uint8"]
-Levels = Annotated[Integer, Field(ge=2, le=256)]
+Levels = Annotated[Integer, Field(ge=2, le=MAX_LEVELS)]
 NormWidth = Annotated[Positive, Field(multiple_of=NORM_GROUPS)]
 
 
@@ -76,14 +84,17 @@ class QuantizerConfig(Settings):
 
     Attributes:
         family: dimension-wise ``gaussian`` (the released one), ``uniform`` or ``lloyd_max`` (fitted to the data);
-            ``codebook``: vectors fitted by k-means; ``continuous``: none, tokens are the latents themselves.
+            ``entropy_coded``: equal steps that give a wanted error; ``e8``: likewise, a lattice of 8 dimensions;
+            ``codebook``: vectors fitted by k-means; ``residual``: each codebook codes what the earlier ones left;
+            ``continuous``: none, tokens are the latents themselves.
     """
 
     family: QuantizerFamily
     levels: Levels  # B, of the dimension-wise families
-    codebooks: Positive  # G, of the family codebook: each covers C / G dimensions; 1: one index for a whole token
+    codebooks: Positive  # of codebook: G, each covers C / G dimensions; of residual: R, each covers all
     codewords: Annotated[Integer, Field(ge=2, le=65536)]  # V, in each codebook
-    range: PositiveNumber  # of gaussian and uniform: the levels cover normalised latents in [-range, range]
+    range: PositiveNumber  # of all but lloyd_max and codebooks: levels cover normalised latents in [-range, range]
+    distortion: PositiveNumber  # D, of entropy_coded and e8: the wanted squared error of normalised latents
     statistics: Literal["per_dimension", "global", "fixed"]  # how loc and scale are found
     fixed_loc: Number  # used by statistics=fixed only, in the VAE's own units
     fixed_scale: PositiveNumber
@@ -95,17 +106,39 @@ class QuantizerConfig(Settings):
     def __post_init__(self) -> None:
         misplaced = (self.order == "given") != (self.given_order is not None)
         refuse({f"given_order is {self.given_order}: give a list exactly if quantizer.order is 'given'": misplaced})
+        if self.family in SECOND_MOMENTS:
+            levels = 2 * self.reach + 1
+            refuse(
+                {
+                    f"distortion is {self.distortion:g}, which makes {levels:,} levels in +-{self.range:g}: 3 to "
+                    f"{MAX_LEVELS} can be handled, so change distortion or range": not 3 <= levels <= MAX_LEVELS
+                }
+            )
+
+    @property
+    def step(self) -> float:
+        """The scale of the integers or of E8 at which the squared error of a smooth density is the distortion."""
+        return math.sqrt(self.distortion / SECOND_MOMENTS[self.family])
+
+    @property
+    def reach(self) -> int:
+        """n: steps from -n to n have cells that cover [-range, range]."""
+        return math.ceil(self.range / self.step - 0.5)
 
     def slots(self, dimensions: int) -> int:
         """Return G, the numbers of a token with so many dimensions."""
-        return self.codebooks if self.family == "codebook" else dimensions
+        if self.family == "e8":
+            return dimensions + dimensions // E8_DIMENSIONS
+        return self.codebooks if self.family in CODEBOOK_FAMILIES else dimensions
 
     @property
     def classes(self) -> int | None:
         """The number of values of a slot; None: any real number."""
         if self.family == "continuous":
             return None
-        return self.codewords if self.family == "codebook" else self.levels
+        if self.family in SECOND_MOMENTS:
+            return 2 * self.reach + 1
+        return self.codewords if self.family in CODEBOOK_FAMILIES else self.levels
 
 
 class ReconstructConfig(Settings):

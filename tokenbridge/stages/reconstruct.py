@@ -15,7 +15,7 @@ from tokenbridge.base.figures import study_figure
 from tokenbridge.base.files import write_csv, write_json
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.progress import Progress
-from tokenbridge.config import LEVEL_FAMILIES, QuantizerConfig, ReconstructConfig
+from tokenbridge.config import CODEBOOK_FAMILIES, LEVEL_FAMILIES, SECOND_MOMENTS, QuantizerConfig, ReconstructConfig
 from tokenbridge.evaluation.features import ImageTensorDataset, ShardImageDataset
 from tokenbridge.evaluation.inception import Statistics
 from tokenbridge.evaluation.metrics import distance, statistics
@@ -92,8 +92,11 @@ def title(variant: QuantizerConfig) -> str:
     """Return a readable name of a variant. Variants that quantize in the same way have the same name."""
     if variant.family == CONTINUOUS:
         return CONTINUOUS
-    if variant.family == "codebook":
-        return f"{variant.codebooks} x {variant.codewords} codewords"
+    if variant.family in CODEBOOK_FAMILIES:
+        kind = "" if variant.family == "codebook" else f"{variant.family}, "
+        return f"{kind}{variant.codebooks} x {variant.codewords} codewords"
+    if variant.family in SECOND_MOMENTS:
+        return f"{variant.family}, distortion {variant.distortion:g}, +-{variant.range:g}"
     reach = f", +-{variant.range:g}" if variant.family in FIXED_FAMILIES else ""
     return f"{variant.family}, {variant.levels} levels{reach}"
 

@@ -59,6 +59,11 @@ class CodebookQuantizer(Quantizer):
     def values(self) -> Tensor:
         return self.codebooks.transpose(1, 2).flatten(0, 1)[self.dimension_order.argsort()]
 
+    @property
+    def told(self) -> Tensor:
+        covered = torch.eye(self.slots).repeat_interleave(self.codebooks.shape[2], 1)
+        return covered[:, self.dimension_order.argsort()]
+
     def encode(self, latents: Tensor) -> Tensor:
         """Return the indices of the nearest codewords, int64 [..., G], of latents [..., C].
 

@@ -23,10 +23,18 @@ from tokenbridge.tokenizer.latents import (
     to_patches,
     to_sequence,
 )
-from tokenbridge.tokenizer.levels import FIXED_FAMILIES, lloyd_max_levels
+from tokenbridge.tokenizer.lattice import E8Quantizer
+from tokenbridge.tokenizer.levels import FIXED_FAMILIES, lloyd_max_levels, uniform_levels
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
+from tokenbridge.tokenizer.residual import ResidualQuantizer, fit_stages
 
-KINDS: tuple[type[Quantizer], ...] = (DimensionwiseQuantizer, CodebookQuantizer, ContinuousLatents)
+KINDS: tuple[type[Quantizer], ...] = (
+    DimensionwiseQuantizer,
+    CodebookQuantizer,
+    ResidualQuantizer,
+    E8Quantizer,
+    ContinuousLatents,
+)
 
 
 def fit_quantizer(vae_latents: Tensor, config: QuantizerConfig) -> Quantizer:
@@ -48,9 +56,14 @@ def fit_quantizer(vae_latents: Tensor, config: QuantizerConfig) -> Quantizer:
         empty = CodebookQuantizer(num_codebooks=config.codebooks, num_codewords=config.codewords, **shape)
         books = fit_codebooks(to_sequence(latents).flatten(0, 1), order, config.codebooks, config.codewords)
         return empty.filled(fitted | {"codebooks": books})
-    return DimensionwiseQuantizer(num_levels=config.levels, **shape).filled(
-        fitted | {"levels": _levels(latents, config)}
-    )
+    if config.family == "residual":
+        stages = ResidualQuantizer(num_codebooks=config.codebooks, num_codewords=config.codewords, **shape)
+        books = fit_stages(to_sequence(latents).flatten(0, 1), config.codebooks, config.codewords)
+        return stages.filled(fitted | {"codebooks": books})
+    if config.family == "e8":
+        return E8Quantizer(step=config.step, reach=config.reach, **shape).filled(fitted)
+    levels = _levels(latents, config)
+    return DimensionwiseQuantizer(num_levels=levels.shape[1], **shape).filled(fitted | {"levels": levels})
 
 
 def load_quantizer(folder: Path, **options: Any) -> Quantizer:
@@ -74,6 +87,9 @@ def load_quantizer(folder: Path, **options: Any) -> Quantizer:
 def _levels(latents: Tensor, config: QuantizerConfig) -> Tensor:
     if config.family in FIXED_FAMILIES:
         return FIXED_FAMILIES[config.family](config.levels, config.range).expand(latents.shape[1], -1)
+    if config.family == "entropy_coded":
+        levels = uniform_levels(2 * config.reach + 1, (config.reach + 0.5) * config.step)
+        return levels.expand(latents.shape[1], -1)
     return lloyd_max_levels(latents.transpose(0, 1).flatten(1), config.levels)
 
 
@@ -86,7 +102,7 @@ def quantizer_report(quantizer: Quantizer, vae_latents: Tensor) -> list[dict[str
         mse: the squared error of normalised latents.
     Not of continuous latents:
         sqnr_db: signal over quantization noise, in dB.
-        entropy_bits: the entropy of the index. The dimensions of a codebook share that of its index equally.
+        entropy_bits: the entropy of the index. The dimensions that an index tells about share its entropy equally.
         bits_above_bound: entropy_bits - R(D), with R(D) = max(0, log2(variance / mse) / 2). R(D) is the rate that a
             Gaussian source needs at that mse. No source of equal variance needs more, so these bits do not reduce
             the mse. It can be negative for codebooks, because dependent dimensions need fewer bits together.
@@ -119,8 +135,7 @@ def quantizer_report(quantizer: Quantizer, vae_latents: Tensor) -> list[dict[str
 
 def entropy_bits(quantizer: Quantizer, tokens: Tensor) -> Tensor:
     """Return the entropy of the indices of tokens [M, G], shared equally by the dimensions [C] of each slot."""
-    dimensions = quantizer.config.dimensions
     used = [slot.bincount(minlength=quantizer.classes or 0).double() / len(slot) for slot in tokens.unbind(-1)]
     bits = torch.stack([torch.special.entr(shares).sum() / math.log(2) for shares in used])
-    each = bits.repeat_interleave(dimensions // quantizer.slots) * quantizer.slots / dimensions
-    return each if quantizer.slots == dimensions else each[quantizer.dimension_order.argsort()]
+    told = quantizer.told.double()
+    return (bits / told.sum(1)) @ told

@@ -46,7 +46,12 @@ class Quantizer(ModelMixin, ConfigMixin, ABC):
     @property
     @abstractmethod
     def values(self) -> Tensor:
-        """The values that the latents of each dimension can take, [C, V]; without columns: all."""
+        """The values that the latents of each dimension can take, [C, V]; without columns: all, or too many to list."""
+
+    @property
+    def told(self) -> Tensor:
+        """Which dimensions a slot tells about, [G, C]: 1 or 0. A subclass whose slots are no dimensions says it."""
+        return torch.eye(self.slots)
 
     @abstractmethod
     def encode(self, latents: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def test_the_card_tells_every_fact() -> None:
     ("token", "words"),
     [
         ({"levels": 64, "slots": None}, ["one of a few levels, and", "learnt the tokens by cross-entropy"]),
-        ({"levels": 1024, "slots": 1}, ["become indices into codebooks", "learnt the tokens by cross-entropy"]),
+        ({"levels": 1024, "slots": 1}, ["become indices of vectors", "learnt the tokens by cross-entropy"]),
         ({"levels": None, "head": "flow"}, ["without quantization (`head` flow)", "learnt their distribution"]),
     ],
 )

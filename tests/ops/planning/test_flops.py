@@ -56,6 +56,13 @@ def test_a_step_costs_what_the_closed_form_says(config: Config) -> None:
     assert found.head == pytest.approx(masked * head_form(model), rel=1e-3)
 
 
+def test_a_token_may_have_more_slots_than_dimensions() -> None:
+    model = built(composed("model=tiny", "quantizer=e8"))
+    assert (model.head.slots, model.config.dimensions) == (9, 8)
+    found = deepened(model, lambda one: step_flops(one, 13))
+    assert found.head == pytest.approx(13 * head_form(model), rel=1e-3)
+
+
 def test_a_draft_adds_to_the_head_alone() -> None:
     """It has the head's sizes, but no gradient of its input."""
     plain, drafted = (built(composed(*TINY, f"models.tiny.draft_depth={depth}")) for depth in ("null", 2))

@@ -1,5 +1,6 @@
 """Studies: experiments that compose, and a page whose table is the results'."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -63,7 +64,15 @@ def test_compared_systems_have_equal_parameters_and_training(study: Study) -> No
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("tokenbridge", 16 * 8 * 6), ("kmeans_masked", 16 * 10), ("product_masked", 16 * 4 * 8), ("flow_like", None)],
+    [
+        ("tokenbridge", 16 * 8 * 6),
+        ("kmeans_masked", 16 * 10),
+        ("product_masked", 16 * 4 * 8),
+        ("residual_masked", 16 * 3 * 8),
+        ("entropy_coded", pytest.approx(16 * 8 * math.log2(113))),
+        ("e8_masked", pytest.approx(16 * 9 * math.log2(105))),
+        ("flow_like", None),
+    ],
 )
 def test_bits_are_those_of_equally_long_numbers(name: str, expected: float | None) -> None:
     config = validate(compose_config([f"experiment={COMPARISON.name}/{name}", f"model={MODEL}"], CHECKOUT / "conf"))

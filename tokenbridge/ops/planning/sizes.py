@@ -90,8 +90,10 @@ def step_inputs(model: TokenBridgeTransformer, images: int) -> tuple[Tensor, Ten
 
 def tokens_like(model: TokenBridgeTransformer, values: Tensor) -> Tensor:
     """Return zero tokens [..., G] of the model's kind for values [..., C]."""
-    tokens = values[..., : model.config.slots or model.config.dimensions]
-    return tokens if model.config.levels is None else tokens.long()
+    if model.config.levels is None:
+        return values
+    slots = model.config.slots or model.config.dimensions
+    return values.new_zeros(*values.shape[:-1], slots, dtype=torch.long)
 
 
 def loss_uniforms(model: TokenBridgeTransformer, images: int) -> Tensor:
