@@ -15,8 +15,9 @@ from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.head import DimensionHead, HeadBlock, SlotAttention
 from tokenbridge.model.layers import Attention, Block, gather
+from tokenbridge.model.schedule import masked_counts
 from tokenbridge.model.transformer import split_order
-from tokenbridge.sampling.sampler import Draws, choose_levels, guidance_at, masked_counts
+from tokenbridge.sampling.sampler import Draws, choose_levels, guidance_at
 from tokenbridge.tokenizer.latents import Quantizer
 
 

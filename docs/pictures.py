@@ -21,8 +21,9 @@ from tokenbridge.config import Config, QuantizerConfig, TrainConfig
 from tokenbridge.config.model import GUIDANCE_SCHEDULES, SamplingSettings
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model.head import DimensionHead
+from tokenbridge.model.schedule import masked_counts
 from tokenbridge.model.transformer import split_order
-from tokenbridge.sampling.sampler import guidance_at, masked_counts
+from tokenbridge.sampling.sampler import guidance_at
 from tokenbridge.tokenizer.fitting import fit_quantizer, quantizer_report
 from tokenbridge.tokenizer.levels import OUTER_EDGE
 from tokenbridge.training.batches import num_masked_positions

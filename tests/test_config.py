@@ -113,7 +113,31 @@ def test_every_launcher_is_valid(path: Path) -> None:
         ),
         (
             "quantizer=continuous models.tiny.head=flow generate.top_p=0.9",
-            "generate.top_p and order=confidence need the probabilities of levels, and quantizer.family=continuous has",
+            "generate.top_p and order=confidence need the probabilities of levels, which the heads of tiny do not give",
+        ),
+        (
+            "models.tiny.head=bits generate.order=confidence",
+            "generate.top_p and order=confidence need the probabilities of levels, which the heads of tiny do not give",
+        ),
+        (
+            "quantizer=continuous models.tiny.head=bits",
+            "quantizer.family is continuous, so the head of a model must be one of mixture, diffusion",
+        ),
+        (
+            "models.tiny.head=bits quantizer.levels=48",
+            "models.tiny.head is bits, and 48 levels are no whole number of bits: set quantizer.levels",
+        ),
+        (
+            "models.tiny.head=bits models.tiny.head_steps=49",
+            "models.tiny.head_steps is 49: must be at most 48, the bits of a token",
+        ),
+        (
+            "models.tiny.head=bits models.tiny.head_group=2",
+            "head_group is 2: only autoregressive and parallel heads have groups, so set it to 1",
+        ),
+        (
+            "models.tiny.head=bits models.tiny.draft_depth=1",
+            "draft_depth is 1: a bits head draws a token at once and needs no draft, so set it to null",
         ),
         (
             "quantizer=codebook quantizer.codebooks=3",

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from tests.support.continuous import check_recovery, normal, random, spread_of_draws
 from tokenbridge.base.errors import UserError
-from tokenbridge.model.denoising import Predict
-from tokenbridge.model.flow_head import TIME_SCALE, FlowHead
+from tokenbridge.model.denoising import TIME_SCALE, Predict
+from tokenbridge.model.flow_head import FlowHead
 
 MEAN = 0.7
 

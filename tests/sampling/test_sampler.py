@@ -23,15 +23,15 @@ from tokenbridge.base.slices import VALUES
 from tokenbridge.config.model import GUIDANCE_SCHEDULES, REVEAL_ORDERS, RevealOrder, SamplingSettings
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model.schedule import masked_counts
+from tokenbridge.model.uniforms import GOLDEN_RATIO
 from tokenbridge.ops.planning.sizes import meta_model, step_inputs
 from tokenbridge.ops.planning.steps import GpuNumerics, HeldBytes
 from tokenbridge.sampling import sampler as sampling
 from tokenbridge.sampling.sampler import (
-    GOLDEN_RATIO,
     Draws,
     choose_levels,
     guidance_at,
-    masked_counts,
     positions_at_once,
     sample_tokens,
 )
@@ -49,24 +49,6 @@ def sample(model: TokenBridgeTransformer, quantizer: DimensionwiseQuantizer) -> 
 
 def draw(indices: list[int]) -> Draws:
     return Draws.from_generators([generator(0, "sample", i) for i in indices], positions=16, numbers=4)
-
-
-@given(positions=st.integers(1, 300), data=st.data())
-def test_every_step_reveals_and_the_last_reveals_all(positions: int, data: st.DataObject) -> None:
-    steps = data.draw(st.integers(1, positions))
-    counts = masked_counts(positions, steps)
-    assert len(counts) == steps
-    assert counts[-1] == 0
-    assert all(after < before for before, after in zip([positions, *counts], counts, strict=False))
-
-
-def test_the_cosine_reveals_few_at_first() -> None:
-    assert masked_counts(256, 4) == [236, 181, 97, 0]
-
-
-def test_more_steps_than_positions_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most 16 steps"):
-        masked_counts(16, 17)
 
 
 def test_guidance_schedules() -> None:

@@ -28,8 +28,8 @@ def system(request: pytest.FixtureRequest, vae_latents: Tensor) -> System:
     return random_system(request.param, vae_latents)
 
 
-@pytest.fixture(params=["mixture", "diffusion", "flow"])
-def continuous(request: pytest.FixtureRequest, vae_latents: Tensor) -> System:
+@pytest.fixture(params=["mixture", "diffusion", "flow", "bits"])
+def at_once(request: pytest.FixtureRequest, vae_latents: Tensor) -> System:
     return random_system(request.param, vae_latents)
 
 
@@ -70,29 +70,29 @@ def test_parts_of_other_tokens_are_refused(vae_latents: Tensor, tmp_path: Path) 
         TokenBridgePipeline.from_pretrained(tmp_path)
 
 
-def test_temperature_0_gives_the_same_latents_for_every_seed(vae_latents: Tensor) -> None:
+def test_temperature_0_gives_the_same_tokens_for_every_seed(vae_latents: Tensor) -> None:
     """The mixture's component is still drawn, so that one is left out; the order of positions is the same."""
-    for name in ("diffusion", "flow"):
+    for name in ("diffusion", "flow", "bits"):
         model, quantizer = random_system(name, vae_latents)
         settings = replace(SETTINGS, temperature=0.0, order="raster")
         first, second = (
             sample_tokens(model, quantizer, torch.tensor([0]), draws_of(model, seed), settings) for seed in (1, 2)
         )
-        if name == "flow":  # the diffusion's noise at the start has no temperature
-            torch.testing.assert_close(first, second)
-        else:
+        if name == "diffusion":  # its noise at the start has no temperature
             assert not torch.equal(first, second)
+        else:
+            torch.testing.assert_close(first, second)
 
 
 @pytest.mark.parametrize("changes", [{"top_p": 0.9}, {"order": "confidence"}])
-def test_what_needs_probabilities_is_refused(continuous: System, changes: dict[str, object]) -> None:
-    model, quantizer = continuous
-    with pytest.raises(UserError, match="draws real numbers, without probabilities"):
+def test_what_needs_probabilities_is_refused(at_once: System, changes: dict[str, object]) -> None:
+    model, quantizer = at_once
+    with pytest.raises(UserError, match="gives no probabilities of levels"):
         sample_tokens(model, quantizer, torch.tensor([0]), draws_of(model, 1), replace(SETTINGS, **changes))
 
 
-def test_latents_that_are_not_finite_stop_the_sampling(continuous: System) -> None:
-    model, quantizer = continuous
+def test_latents_that_are_not_finite_stop_the_sampling(at_once: System) -> None:
+    model, quantizer = at_once
     with torch.no_grad():
         model.decoder_norm.bias.fill_(torch.nan)
     with pytest.raises(NotFiniteError):

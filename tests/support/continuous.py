@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tokenbridge.model.continuous import ContinuousHead
+from tokenbridge.model.token_head import TokenHead
 
 DIMENSIONS, FEATURES = 3, 5
 
@@ -19,16 +19,14 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def randomized(head: ContinuousHead) -> ContinuousHead:
+def randomized(head: TokenHead) -> TokenHead:
     """Return the head with random weights, of which no output is 0."""
     for index, parameter in enumerate(head.parameters()):
         parameter.data = 0.1 * normal(*parameter.shape, seed=index)
     return head
 
 
-def train(
-    head: ContinuousHead, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, rate: float = 3e-3
-) -> ContinuousHead:
+def train(head: TokenHead, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, rate: float = 3e-3) -> TokenHead:
     """Train with Adam, with a rate that falls to 0; ``batch`` gives the features and values of a step."""
     optimizer = torch.optim.Adam(head.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -52,7 +50,7 @@ def spread_of_draws(sample: Callable[[Tensor], Tensor], numbers: int) -> tuple[T
     return found[0], (found[1:] - found[0]).square().sum().sqrt()
 
 
-def check_recovery(head: ContinuousHead) -> None:
+def check_recovery(head: TokenHead) -> None:
     """Train the head on normal latents [M, 2] whose mean depends on the features, and compare the moments of draws."""
     spread = 0.5
 

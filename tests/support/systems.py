@@ -19,6 +19,7 @@ SYSTEMS: dict[str, tuple[QuantizerConfig, ModelConfig]] = {
     "mixture": (CONTINUOUS, replace(MODEL, head="mixture")),
     "diffusion": (CONTINUOUS, replace(MODEL, head="diffusion")),
     "flow": (CONTINUOUS, replace(MODEL, head="flow")),
+    "bits": (QUANTIZER, replace(MODEL, head="bits")),
 }
 
 

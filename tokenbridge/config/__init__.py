@@ -14,6 +14,7 @@ from tokenbridge.base.checks import FP32, ConfigError, require
 from tokenbridge.config.data import IMAGENET, ClassifierConfig, DataConfig, MirrorConfig
 from tokenbridge.config.launcher import FSDP, LauncherConfig
 from tokenbridge.config.model import (
+    BITS_HEADS,
     CONTINUOUS_HEADS,
     HEAD_MODULATIONS,
     HEADS,
@@ -70,6 +71,7 @@ class Config(Settings):
         listed = f"choose one of {', '.join(choices)} (tokens=packed stores tokens)"
         refuse(
             self._mistakes_in_dimensions()
+            | self._mistakes_in_bits()
             | self._mistakes_in_positions()
             | self._mistakes_in_combinations()
             | {
@@ -114,6 +116,22 @@ class Config(Settings):
             }
         return mistakes
 
+    def _mistakes_in_bits(self) -> dict[str, bool]:
+        """Check that bits heads get whole bits, and enough of them; continuous tokens are refused elsewhere."""
+        classes, slots = self.quantizer.classes, self.quantizer.slots(self.dimensions)
+        mistakes: dict[str, bool] = {}
+        for name, model in self.models.items():
+            if model.head in BITS_HEADS and not model.pretrained and classes is not None:
+                start, bits = f"models.{name}", slots * (classes.bit_length() - 1)
+                mistakes |= {
+                    f"{start}.head is {model.head}, and {classes} levels are no whole number of bits: set "
+                    "quantizer.levels (codewords of a codebook) to a power of 2": classes.bit_count() != 1,
+                    f"{start}.head_steps is {model.head_steps}: must be at most {bits}, the bits of a token": (
+                        model.head_steps > bits
+                    ),
+                }
+        return mistakes
+
     def _mistakes_in_combinations(self) -> dict[str, bool]:
         """Check that quantizer, heads and sampling go together."""
         trained = {name: model for name, model in self.models.items() if not model.pretrained}
@@ -121,15 +139,14 @@ class Config(Settings):
         continuous = self.quantizer.classes is None
         others = [name for name, model in trained.items() if (model.head in CONTINUOUS_HEADS) != continuous]
         wanted = ("one of " if continuous else "none of ") + ", ".join(CONTINUOUS_HEADS)
-        generate = self.generate
+        whole, generate = [name for name, model in trained.items() if model.head not in LEVEL_HEADS], self.generate
         return {
             f"generate.speculative is true, but models without a draft are to be sampled ({', '.join(without)}): "
             "set their draft_depth, or generate.speculative=false": generate.speculative and bool(without),
             f"quantizer.family is {self.quantizer.family}, so the head of a model must be {wanted}: set that of "
             f"{', '.join(others)}": bool(others),
-            "generate.top_p and order=confidence need the probabilities of levels, and quantizer.family=continuous has "
-            "none: set top_p=1 and another order": continuous
-            and bool(trained)
+            "generate.top_p and order=confidence need the probabilities of levels, which the heads of "
+            f"{', '.join(whole)} do not give: set top_p=1 and another order": bool(whole)
             and (generate.top_p < 1 or generate.order == "confidence"),
         }
 

@@ -19,14 +19,16 @@ from tokenbridge.config.types import (
 )
 
 LevelHead = Literal["autoregressive", "parallel"]
+BitsHead = Literal["bits"]
 ContinuousHead = Literal["mixture", "diffusion", "flow"]
-Head = LevelHead | ContinuousHead
+Head = LevelHead | BitsHead | ContinuousHead
 HeadModulation = Literal["slot", "position"]
 GuidanceSchedule = Literal["linear", "constant", "cosine"]
 RevealOrder = Literal["random", "raster", "confidence", "halton"]
 LEVEL_HEADS: tuple[str, ...] = get_args(LevelHead)
 CONTINUOUS_HEADS: tuple[str, ...] = get_args(ContinuousHead)
-HEADS = LEVEL_HEADS + CONTINUOUS_HEADS
+BITS_HEADS: tuple[str, ...] = get_args(BitsHead)
+HEADS = LEVEL_HEADS + BITS_HEADS + CONTINUOUS_HEADS
 HEAD_MODULATIONS: tuple[str, ...] = get_args(HeadModulation)
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
@@ -91,8 +93,8 @@ class ModelConfig(Settings):
     head_heads: Positive
     head: Head  # autoregressive: the paper's; parallel: each dimension from the features alone; others: docs/method.md
     head_components: Positive  # Gaussians of a mixture head
-    head_steps: Positive  # in which a diffusion or flow head draws a token
-    head_repeats: Positive  # times and noises with which a diffusion or flow head learns each token at each step
+    head_steps: Positive  # in which a diffusion, flow or bits head draws a token
+    head_repeats: Positive  # noises (or masks of bits) with which such a head learns each token at each step
     head_group: Positive  # dimensions predicted jointly; 1 is the paper's
     head_modulation: HeadModulation  # slot: another one for each dimension, the paper's; position: one for all, cheaper
     draft_depth: Positive | None  # blocks of a draft head for speculative sampling; null: no draft
@@ -108,6 +110,8 @@ class ModelConfig(Settings):
         needless = self.draft_depth is not None and self.head != "autoregressive"
         advice = f"a {self.head} head draws a token at once and needs no draft, so set it to null"
         refuse({f"draft_depth is {self.draft_depth}: {advice}": needless})
+        grouped = f"head_group is {self.head_group}: only {' and '.join(LEVEL_HEADS)} heads have groups, so set it to 1"
+        refuse({grouped: self.head_group > 1 and self.head not in LEVEL_HEADS})
 
 
 class SamplingSettings(Settings, frozen=True):

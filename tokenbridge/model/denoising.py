@@ -1,7 +1,7 @@
 """Heads that learn to remove noise from the latent of one position, given its features (MAR, arXiv 2406.11838).
 
 The network is the small MLP of MAR's diffusion loss, with adaLN blocks. What it predicts, and how it samples, is up to
-the heads: see diffusion_head.py and flow_head.py.
+the heads: see diffusion_head.py and flow_head.py. In bits_head.py the noise is a mask, and the dimensions are bits.
 
 Shapes: M positions, C dimensions, Z width of the features z, W width of the network, R repeats.
 """
@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenbridge.model.continuous import ContinuousHead, LayerNorm, Linear, initialize_layers
 from tokenbridge.model.layers import layer_norm
+from tokenbridge.model.token_head import LayerNorm, Linear, TokenHead, initialize_layers
 from tokenbridge.model.uniforms import to_normal
 
 TIME_NUMBERS = 256  # in the sinusoidal embedding of the time
 MAX_PERIOD = 10_000
+TIME_SCALE = 1000  # of times from 0 to 1: the sinusoids are made for such numbers
 TIME_STD = 0.02
 MODULATIONS = 3  # of a block: shift, scale and gate
 
@@ -52,7 +53,7 @@ class DenoisingBlock(nn.Module):
         return torch.addcmul(x, gate, self.linear_out(F.silu(hidden)))
 
 
-class DenoisingHead(ContinuousHead):
+class DenoisingHead(TokenHead):
     """The network, and what the diffusion head and the flow head share.
 
     Args:

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from tokenbridge.base.errors import UserError
-from tokenbridge.model.denoising import DenoisingHead, Predict
+from tokenbridge.model.denoising import TIME_SCALE, DenoisingHead, Predict
 from tokenbridge.model.uniforms import to_normal
-
-TIME_SCALE = 1000  # the network sees 1000 t: its sinusoids are made for such numbers
 
 
 class FlowHead(DenoisingHead):

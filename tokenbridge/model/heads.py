@@ -6,14 +6,15 @@ from typing import Any
 from diffusers.configuration_utils import FrozenDict
 
 from tokenbridge.base.errors import UserError
-from tokenbridge.config import CONTINUOUS_HEADS, HEADS
-from tokenbridge.model.continuous import ContinuousHead
+from tokenbridge.config import CONTINUOUS_HEADS, HEADS, LEVEL_HEADS
+from tokenbridge.model.bits_head import BitsHead
 from tokenbridge.model.diffusion_head import DiffusionHead
 from tokenbridge.model.flow_head import FlowHead
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.mixture_head import MixtureHead
+from tokenbridge.model.token_head import TokenHead
 
-Head = DimensionHead | ContinuousHead
+Head = DimensionHead | TokenHead
 
 
 def make_head(model: FrozenDict) -> Head:
@@ -29,7 +30,13 @@ def make_head(model: FrozenDict) -> Head:
             f"head is {model.head!r} and levels is {model.levels}: {', '.join(CONTINUOUS_HEADS)} are the heads of "
             "continuous tokens, which have no levels"
         )
-    return _CONTINUOUS.get(model.head, dimension_head)(model)
+    needless = [name for name, off in _OF_LEVEL_HEADS.items() if model[name] != off]
+    if model.head not in LEVEL_HEADS and needless:
+        raise UserError(
+            f"head is {model.head!r}, and only {' and '.join(LEVEL_HEADS)} heads have {', '.join(needless)}: leave out "
+            "these settings"
+        )
+    return _WHOLE_TOKENS.get(model.head, dimension_head)(model)
 
 
 def make_draft(model: FrozenDict) -> DimensionHead:
@@ -38,12 +45,8 @@ def make_draft(model: FrozenDict) -> DimensionHead:
 
 
 def dimension_head(model: FrozenDict, **changes: Any) -> DimensionHead:
-    settings = {
-        "dimensions": model.slots or model.dimensions,
+    settings = _sizes(model) | {
         "levels": model.levels,
-        "features": model.width,
-        "width": model.head_width,
-        "depth": model.head_depth,
         "heads": model.head_heads,
         "kind": model.head,
         "group": model.head_group,
@@ -54,16 +57,20 @@ def dimension_head(model: FrozenDict, **changes: Any) -> DimensionHead:
     return DimensionHead(**settings | changes)
 
 
-def _sizes(model: FrozenDict) -> dict[str, int]:
+def _sizes(model: FrozenDict) -> dict[str, Any]:
     return {
-        "dimensions": model.dimensions,
+        "dimensions": model.slots or model.dimensions,
         "features": model.width,
         "width": model.head_width,
         "depth": model.head_depth,
     }
 
 
-_CONTINUOUS: dict[str, Callable[[FrozenDict], Head]] = {
+_OF_LEVEL_HEADS = {"head_group": 1, "draft_depth": None, "released_slot0": False}  # setting -> without it
+_WHOLE_TOKENS: dict[str, Callable[[FrozenDict], Head]] = {
+    "bits": lambda model: BitsHead(
+        **_sizes(model), levels=model.levels, steps=model.head_steps, repeats=model.head_repeats
+    ),
     "mixture": lambda model: MixtureHead(**_sizes(model), components=model.head_components),
     "diffusion": lambda model: DiffusionHead(**_sizes(model), steps=model.head_steps, repeats=model.head_repeats),
     "flow": lambda model: FlowHead(**_sizes(model), steps=model.head_steps, repeats=model.head_repeats),

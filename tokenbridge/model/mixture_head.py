@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenbridge.base.device import widest_float
-from tokenbridge.model.continuous import ContinuousHead, Linear, exact, initialize_layers
+from tokenbridge.model.token_head import Linear, TokenHead, exact, initialize_layers
 from tokenbridge.model.uniforms import to_class, to_normal
 
 LEAST_SCALE = 1e-3  # of a component, in units of the normalised latents
@@ -29,7 +29,7 @@ class Layer(nn.Module):
         return F.silu(self.linear(x))
 
 
-class MixtureHead(ContinuousHead):
+class MixtureHead(TokenHead):
     """Predicts the weights, means and scales of the components over a whole token.
 
     Differs: ``depth`` layers come before GIVT's only linear layer, because the spatial transformer here is small. With

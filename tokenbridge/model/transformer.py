@@ -23,7 +23,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
     A token has ``slots`` numbers (None: one for each dimension) of ``levels`` values each (None: real numbers).
     ``head_group``, ``head_modulation`` and ``released_slot0`` are the ``group``, ``modulation`` and ``released_slot0``
     of ``DimensionHead``. ``head_components``, ``head_steps`` and ``head_repeats`` are the ``components``, ``steps`` and
-    ``repeats`` of the heads of continuous tokens. With ``draft_depth`` the model has a second, parallel head of that
+    ``repeats`` of the other heads. With ``draft_depth`` the model has a second, parallel head of that
     many blocks, the draft of speculative sampling. The draft learns from the features and gives them no gradient, so
     the rest of the model does not depend on it.
 

@@ -4,12 +4,20 @@ A draw is the inverse of the cumulative distribution at one uniform number. So e
 whatever is drawn beside it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from tokenbridge.base.device import widest_float
 
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as can be
 LEAST_UNIFORM = 2**-24  # the smallest positive number that torch.rand gives in float32
+
+
+def shifted(uniforms: Tensor, step: int) -> Tensor:
+    """Return the uniforms moved in [0, 1) by a distance of each step's own, in the widest precision of the device."""
+    return (uniforms.to(widest_float(uniforms.device)) + step * GOLDEN_RATIO) % 1
 
 
 def to_class(uniforms: Tensor, probabilities: Tensor) -> Tensor:

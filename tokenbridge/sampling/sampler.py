@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenbridge.base.device import widest_float
-from tokenbridge.base.errors import UserError
 from tokenbridge.base.finite import check_finite
 from tokenbridge.config import require
 from tokenbridge.config.model import SamplingSettings
-from tokenbridge.model.continuous import ContinuousHead
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.heads import Head
 from tokenbridge.model.layers import gather
+from tokenbridge.model.schedule import masked_counts
+from tokenbridge.model.token_head import TokenHead
 from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
-from tokenbridge.model.uniforms import to_class
+from tokenbridge.model.uniforms import shifted, to_class
 from tokenbridge.sampling.graphs import Function, graphed
 from tokenbridge.sampling.guidance import Guidance, needed_until, refreshed
 from tokenbridge.sampling.orders import reveal_order
@@ -38,7 +38,6 @@ MAX_BYTES = 2**31  # of the head's cache, modulation and logits at once
 CACHED_BYTES = 4  # of a number in the cache, or in the modulation
 CACHED = 8  # such numbers for each feature of a slot in a block: a key, a value, and six of the modulation
 LOGIT_BYTES = 48  # of a logit: in float32, and its probability, rank and sums in float64
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are spread as evenly as can be
 
 
 @dataclass(frozen=True)
@@ -70,23 +69,6 @@ class Draws:
 
     def to(self, device: torch.device) -> "Draws":
         return Draws(self.order.to(device), self.uniforms.to(device))
-
-
-def masked_counts(positions: int, steps: int) -> list[int]:
-    """Return the number of positions still masked after each step: S cos(pi/2 (i + 1)/n), and 0 at the end.
-
-    Each step reveals at least one position.
-
-    Raises:
-        UserError: if there are more steps than positions.
-    """
-    if steps > positions:
-        raise UserError(f"{steps} steps for {positions} positions: use at most {positions} steps")
-    counts, masked = [], positions
-    for i in range(steps - 1):
-        masked = max(1, min(masked - 1, math.floor(positions * math.cos(math.pi / 2 * (i + 1) / steps))))
-        counts.append(masked)
-    return [*counts, 0]
 
 
 def guidance_at(settings: SamplingSettings, positions: int, masked_before: int, masked_after: int) -> float:
@@ -182,8 +164,7 @@ def sample_tokens(
         drawn_at, wanted = order[:, first:masked_before], order[:, needed:masked_before]
         z = guidance.features(values, visible, wanted, scales[step], both[step], first - needed)
         if by_confidence:
-            shifted = draws.uniforms.to(widest_float(draws.uniforms.device)) + step * GOLDEN_RATIO
-            uniforms = shifted % 1  # else rejected levels are drawn again
+            uniforms = shifted(draws.uniforms, step)  # else rejected levels are drawn again
             drawn, confidence = draw(z, gather(uniforms, drawn_at))
             rank = confidence.argsort(dim=1, stable=True)
             order = torch.cat([order[:, :masked_before].gather(1, rank), order[:, masked_before:]], dim=1)
@@ -222,9 +203,9 @@ def _begin(
         "draft_depth set",
     )
     require(
-        not continuous or (settings.top_p == 1 and settings.order != "confidence"),
-        "this model draws real numbers, without probabilities for top_p and order=confidence: use top_p=1 and another "
-        "order",
+        isinstance(model.head, DimensionHead) or (settings.top_p == 1 and settings.order != "confidence"),
+        f"this model's {model.config.head} head gives no probabilities of levels for top_p and order=confidence: use "
+        "top_p=1 and another order",
     )
     require((given is None) == (keep is None), "given and keep go together: give both or neither")
     if given is not None and keep is not None:
@@ -260,9 +241,10 @@ def draw_rows(
     model: TokenBridgeTransformer, settings: SamplingSettings, z: Tensor, uniforms: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw tokens [M, G] from z [M, D]; return them, their confidence [M], and sums of the logits or latents."""
-    if isinstance(model.head, ContinuousHead):
-        latents = model.head.draw(z, uniforms, settings.temperature)
-        return latents, latents.new_zeros(len(z)), latents.sum()[None]
+    if isinstance(model.head, TokenHead):
+        drawn = model.head.draw(z, uniforms, settings.temperature)
+        tokens = drawn if model.config.levels is None else drawn.nan_to_num().long()
+        return tokens, drawn.new_zeros(len(z)), drawn.sum()[None]
     choice = _LevelChoice(uniforms, settings)
     return choice.draw(model, model.head, z), choice.confidence, torch.stack(choice.sums)
 

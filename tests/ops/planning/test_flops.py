@@ -10,10 +10,11 @@ from tests.ops.planning.conftest import composed
 from tokenbridge.config import Config
 from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model.schedule import masked_counts
 from tokenbridge.ops.planning.flops import head_flops, sample_flops, vae_flops
 from tokenbridge.ops.planning.sizes import Parameters, deepened, fresh_model, meta_model
 from tokenbridge.ops.planning.steps import step_flops, train_flops
-from tokenbridge.sampling.sampler import Draws, masked_counts, sample_tokens
+from tokenbridge.sampling.sampler import Draws, sample_tokens
 from tokenbridge.tokenizer.fitting import fit_quantizer
 
 BLOCK = 24  # linear layers of a block, for each token and the square of the width: qkv, out, MLP

@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenbridge.config import Config
 from tokenbridge.config.model import SamplingSettings
 from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model.schedule import masked_counts
 from tokenbridge.ops.planning.sizes import deepened, meta_vae, step_inputs
 from tokenbridge.sampling.guidance import needed_until, refreshed
-from tokenbridge.sampling.sampler import draw_rows, guidance_scales, masked_counts
+from tokenbridge.sampling.sampler import draw_rows, guidance_scales
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenbridge.base.device import DTYPES, autocast
 from tokenbridge.config import TrainConfig
 from tokenbridge.model import TokenBridgeTransformer
-from tokenbridge.model.continuous import ContinuousHead
 from tokenbridge.model.head_loss import head_loss, positions_at_once
 from tokenbridge.model.heads import Head
 from tokenbridge.model.layers import INDEX_LIMIT, scratch_numbers
+from tokenbridge.model.token_head import TokenHead
 from tokenbridge.ops.planning.flops import Flops, summed
 from tokenbridge.ops.planning.sizes import FULL, deepened, head_inputs, loss_uniforms, step_inputs
 from tokenbridge.training.batches import num_masked_positions, predicted_positions
@@ -189,7 +189,7 @@ def step_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> StepBy
 
 def scratch_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> int:
     """Return the most bytes that the fused attention of the head's backward allocates; a CPU needs none."""
-    if model.device.type == "cpu" or isinstance(model.head, ContinuousHead):  # which has no attention
+    if model.device.type == "cpu" or isinstance(model.head, TokenHead):  # which has no attention
         return 0
     rows = images * step.predicted
     sequences = rows if step.whole_head else min(rows, positions_at_once(model.head, model.device))

@@ -65,7 +65,7 @@ class ServedModel(PythonModel):
     def read(self, number: int, row: dict[Any, Any]) -> dict[str, Any]:
         """Check a row, and return the arguments of the pipeline's call and the seed."""
         from tokenbridge.config.model import SamplingSettings
-        from tokenbridge.sampling.sampler import masked_counts
+        from tokenbridge.model.schedule import masked_counts
 
         with _refusals(number):
             given = _given(row)

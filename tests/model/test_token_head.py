@@ -1,4 +1,4 @@
-"""What all heads for continuous tokens have in common: their randomness, their gradients, their types."""
+"""What all heads that draw a whole token at once have in common: their randomness, their gradients, their types."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,28 +7,41 @@ import pytest
 import torch
 
 from tests.support.continuous import DIMENSIONS, FEATURES, normal, random, randomized
-from tokenbridge.model.continuous import ContinuousHead
+from tokenbridge.model.bits_head import BitsHead
 from tokenbridge.model.diffusion_head import DiffusionHead
 from tokenbridge.model.flow_head import FlowHead
 from tokenbridge.model.mixture_head import MixtureHead
+from tokenbridge.model.token_head import TokenHead
 
 SIZES = {"dimensions": DIMENSIONS, "features": FEATURES, "width": 16, "depth": 2}
 POSITIONS = 6
+MANY = 100  # so many draws of bits show each number
 each_head = pytest.mark.parametrize(
     "make",
     [
         pytest.param(partial(DiffusionHead, **SIZES, steps=7, repeats=2), id="diffusion"),
         pytest.param(partial(FlowHead, **SIZES, steps=4, repeats=2), id="flow"),
         pytest.param(partial(MixtureHead, **SIZES, components=4), id="mixture"),
+        pytest.param(partial(BitsHead, **SIZES, levels=4, steps=3, repeats=2), id="bits"),
+        pytest.param(partial(BitsHead, **SIZES, levels=4, steps=6, repeats=2), id="bits one by one"),
     ],
 )
-Make = Callable[[], ContinuousHead]
+Make = Callable[[], TokenHead]
+
+
+def tokens(head: TokenHead, count: int) -> torch.Tensor:
+    drawn = normal(count, DIMENSIONS, seed=1)
+    return (drawn * 100).long() % 4 if isinstance(head, BitsHead) else drawn
 
 
 @each_head
 def test_a_position_does_not_depend_on_the_others(make: Make) -> None:
-    head, z, x = randomized(make()), normal(POSITIONS, FEATURES), normal(POSITIONS, DIMENSIONS, seed=1)
-    for_loss, for_draw = random(POSITIONS, head.loss_numbers), random(POSITIONS, head.draw_numbers)
+    head, z = randomized(make()), normal(POSITIONS, FEATURES)
+    x, for_loss, for_draw = (
+        tokens(head, POSITIONS),
+        random(POSITIONS, head.loss_numbers),
+        random(POSITIONS, head.draw_numbers),
+    )
     drawn = head.draw(z, for_draw, 0.9)
     assert drawn.shape == (POSITIONS, DIMENSIONS)
     alone = [head.draw(*row, 0.9) for row in zip(z.split(1), for_draw.split(1), strict=True)]
@@ -39,9 +52,10 @@ def test_a_position_does_not_depend_on_the_others(make: Make) -> None:
 
 @each_head
 def test_every_number_counts_and_two_calls_agree(make: Make) -> None:
-    head, z, x = randomized(make()), normal(1, FEATURES), normal(1, DIMENSIONS, seed=1)
+    head, z = randomized(make()), normal(MANY, FEATURES)
+    x = tokens(head, MANY)
     for count, function in ((head.loss_numbers, partial(head.loss, z, x)), (head.draw_numbers, draw_of(head, z))):
-        uniforms = random(1, count).clamp(0.05, 0.45)
+        uniforms = random(MANY, count).clamp(0.05, 0.45)
         before = function(uniforms)
         assert torch.equal(function(uniforms), before)
         for index in range(count):
@@ -50,22 +64,26 @@ def test_every_number_counts_and_two_calls_agree(make: Make) -> None:
             assert not torch.equal(function(other), before), index
 
 
-def draw_of(head: ContinuousHead, z: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def draw_of(head: TokenHead, z: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda uniforms: head.draw(z, uniforms, 1.0)
 
 
 @each_head
 def test_the_gradient_reaches_the_features_and_every_weight(make: Make) -> None:
     head, z = randomized(make()), normal(POSITIONS, FEATURES).requires_grad_()
-    head.loss(z, normal(POSITIONS, DIMENSIONS, seed=1), random(POSITIONS, head.loss_numbers)).backward()
+    head.loss(z, tokens(head, POSITIONS), random(POSITIONS, head.loss_numbers)).backward()
     assert (z.grad.abs().sum(dim=-1) > 0).all()
     assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
 
 
 @each_head
 def test_half_precision_around_the_head_changes_only_its_inputs(make: Make) -> None:
-    head, z, x = randomized(make()), normal(POSITIONS, FEATURES).bfloat16(), normal(POSITIONS, DIMENSIONS, seed=1)
-    for_loss, for_draw = random(POSITIONS, head.loss_numbers), random(POSITIONS, head.draw_numbers)
+    head, z = randomized(make()), normal(POSITIONS, FEATURES).bfloat16()
+    x, for_loss, for_draw = (
+        tokens(head, POSITIONS),
+        random(POSITIONS, head.loss_numbers),
+        random(POSITIONS, head.draw_numbers),
+    )
     expected = head.loss(z.float(), x, for_loss), head.draw(z.float(), for_draw, 1.0)
     with torch.autocast("cpu", torch.bfloat16):
         found = head.loss(z, x, for_loss), head.draw(z, for_draw, 1.0)

@@ -1,12 +1,13 @@
-"""Heads for continuous tokens: they predict the real-valued, normalised latent x of one position from its features z.
+"""Heads that draw a whole token at once from the features z of its position, and need uniform numbers to do so.
 
-They take the place of the dimension-wise head over quantized tokens, so that both kinds of token can be compared with
-the same spatial transformer.
+They take the place of the dimension-wise head (head.py), so that tokens and heads can be compared with the same spatial
+transformer. The tokens are the real-valued, normalised latents x of a position; those of the bits head are levels.
 
 All randomness enters as uniform random numbers. So a position's loss and draw depend only on its own features and
 numbers, and never on the rest of the batch.
 
-Shapes: M positions (of any number of images, flattened), C dimensions, Z width of the features z.
+Shapes: M positions (of any number of images, flattened), C dimensions (slots of quantized tokens), Z width of the
+features z.
 """
 
 from abc import ABC, abstractmethod
@@ -41,8 +42,8 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
-class ContinuousHead(nn.Module, ABC):
-    """A head that models the density p(x | z) of one position's latent.
+class TokenHead(nn.Module, ABC):
+    """A head that models p(x | z) of one position's token: of latents, a density.
 
     Everything is computed in float32, because the released diffusion head can give NaN in half precision.
 
@@ -69,14 +70,14 @@ class ContinuousHead(nn.Module, ABC):
 
         Args:
             z: features [M, Z].
-            values: the true latents x [M, C], float32.
+            values: the true tokens x [M, C]: latents, float32, or levels.
             uniforms: [M, loss_numbers] in [0, 1).
         """
         with exact(z.device):
             return self._loss(z.float(), values, uniforms)
 
     def draw(self, z: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-        """Draw latents [M, C], float32.
+        """Draw tokens [M, C], float32, which are not finite if what they are drawn from is not.
 
         Args:
             z: features [M, Z].
@@ -99,7 +100,7 @@ class ContinuousHead(nn.Module, ABC):
         """Return what ``draw`` does, from float32 features."""
 
 
-def initialize_layers(head: ContinuousHead) -> None:
+def initialize_layers(head: TokenHead) -> None:
     """Initialize the layers of ``head``: Xavier uniform linears with zero biases, and norms that change nothing."""
     for module in head.modules():
         if isinstance(module, nn.Linear):
