@@ -70,6 +70,7 @@ RECIPE = TrainConfig(
 )
 MODEL = ModelConfig(
     pretrained=None,
+    trunk="masked",
     width=32,
     encoder_depth=1,
     decoder_depth=1,

@@ -22,6 +22,7 @@ from tokenbridge.config.model import (
     GenerateConfig,
     ModelConfig,
     TrainConfig,
+    sampling_mistakes,
 )
 from tokenbridge.config.operations import PlanConfig, PromotionConfig, StorageConfig
 from tokenbridge.config.tokenizer import (
@@ -69,6 +70,7 @@ class Config(Settings):
             self._mistakes_in_dimensions()
             | self._mistakes_in_positions()
             | self._mistakes_in_combinations()
+            | self._mistakes_in_sampling()
             | {
                 f"train_on is {self.train_on!r}: {listed}": self.train_on not in choices,
                 "models is empty: name a model, as in model=tiny": not self.models,
@@ -125,6 +127,17 @@ class Config(Settings):
             "none: set top_p=1 and another order": continuous
             and bool(trained)
             and (generate.top_p < 1 or generate.order == "confidence"),
+        }
+
+    def _mistakes_in_sampling(self) -> dict[str, bool]:
+        """Check that every model that is trained here can be sampled as set."""
+        generate, known = self.generate, self.vae.pretrained is None
+        positions = (self.data.image_size // self.stride) ** 2 if known else generate.steps
+        trunks = {model.trunk for model in self.models.values() if not model.pretrained}
+        return {
+            f"generate.{message}": wrong
+            for trunk in sorted(trunks)
+            for message, wrong in sampling_mistakes(trunk, generate, positions).items()
         }
 
     def _mistakes_in_positions(self) -> dict[str, bool]:
