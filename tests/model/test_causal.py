@@ -7,28 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.small_model import MODEL, SHAPE, sizes_of
+from tests.support.small_model import random_model, small_model
 from tokenbridge.base.errors import UserError
 from tokenbridge.model.causal import CausalTransformer, RasterTransformer, burst_mask
 from tokenbridge.model.layers import gather
-from tokenbridge.model.trunks import load_model, make_model
+from tokenbridge.model.trunks import load_model
 
 POSITIONS = 16
 LABELS = torch.tensor([0, 2, 3])  # the last is no class
 
 
-def model_of(kind: type[CausalTransformer] = CausalTransformer, **changes: object) -> CausalTransformer:
-    """A model of random weights."""
-    torch.manual_seed(0)
-    model = kind(**(SHAPE | sizes_of(MODEL) | changes)).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
 @pytest.fixture(scope="module")
 def model() -> CausalTransformer:
-    return model_of()
+    return random_model("causal_random")
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +66,7 @@ def test_no_output_before_a_token_depends_on_it(model: CausalTransformer, values
 
 
 @torch.no_grad()
-def test_what_comes_later_in_the_order_changes_nothing(
-    model: CausalTransformer, values: Tensor, order: Tensor
-) -> None:
+def test_what_comes_later_in_the_order_changes_nothing(model: CausalTransformer, values: Tensor, order: Tensor) -> None:
     later = torch.cat([order[:, :8], order[:, 8:].flip(1)], dim=1)
     assert torch.equal(forced(model, values, later)[:, :7], forced(model, values, order)[:, :7])
     assert not torch.isclose(forced(model, values, later)[:, 8], forced(model, values, order)[:, 8]).all()
@@ -94,7 +83,7 @@ def test_the_class_and_every_earlier_token_are_seen(model: CausalTransformer, va
 
 @torch.no_grad()
 def test_raster_order_is_the_identity_through_the_code_of_random_orders(values: Tensor) -> None:
-    random, raster = model_of(), model_of(RasterTransformer)
+    random, raster = random_model("causal_random"), random_model("causal_raster")
     identity = torch.arange(POSITIONS).expand(3, -1)
     tokens = torch.randint(8, (3, POSITIONS, 4), generator=torch.Generator().manual_seed(3))
     loss = random(values, tokens, LABELS, identity.flip(1), POSITIONS)
@@ -109,9 +98,7 @@ def test_known_positions_are_read_in_one_pass_or_one_by_one(
     one_by_one = model.reader()
     for known in range(10):
         one_by_one(values, LABELS, order[:, :known], order[:, known : known + 1])
-    steps, at_once = (
-        reader(values, LABELS, order[:, :10], order[:, 10:13]) for reader in (one_by_one, model.reader())
-    )
+    steps, at_once = (reader(values, LABELS, order[:, :10], order[:, 10:13]) for reader in (one_by_one, model.reader()))
     torch.testing.assert_close(steps, at_once, rtol=0, atol=1e-5)
 
 
@@ -121,7 +108,7 @@ def test_queries_see_all_but_each_other() -> None:
 
 
 def test_a_step_learns_every_position_and_every_parameter(values: Tensor, order: Tensor) -> None:
-    model = model_of()
+    model = random_model("causal_random")
     tokens = torch.randint(8, (3, POSITIONS, 4), generator=torch.Generator().manual_seed(3))
     loss = model(values, tokens, LABELS, order, POSITIONS)
     z, known = (each.flatten(0, 1) for each in (forced(model, values, order.flip(1)), gather(tokens, order.flip(1))))
@@ -134,7 +121,7 @@ def test_a_step_learns_every_position_and_every_parameter(values: Tensor, order:
 def test_gradient_checkpointing_changes_no_gradient(values: Tensor, order: Tensor) -> None:
     gradients = []
     for checkpointed in (False, True):
-        model = model_of()
+        model = random_model("causal_random")
         model.enable_gradient_checkpointing() if checkpointed else model.disable_gradient_checkpointing()
         model(values, torch.zeros(3, POSITIONS, 4, dtype=torch.long), LABELS, order, POSITIONS).backward()
         gradients.append([weight.grad for weight in model.parameters()])
@@ -142,8 +129,7 @@ def test_gradient_checkpointing_changes_no_gradient(values: Tensor, order: Tenso
 
 
 def test_it_has_the_blocks_of_encoder_and_decoder_and_starts_near_uniform(values: Tensor, order: Tensor) -> None:
-    sizes = SHAPE | sizes_of(MODEL) | {"encoder_depth": 2, "decoder_depth": 3}
-    model = make_model("causal_random", **sizes)
+    model = small_model("causal_random", encoder_depth=2, decoder_depth=3)
     assert (type(model), len(model.decoder)) == (CausalTransformer, 5)
     loss = model(values, torch.zeros(3, POSITIONS, 4, dtype=torch.long), LABELS, order, POSITIONS)
     assert abs(loss.item() - math.log(8)) < 1.0
@@ -153,7 +139,7 @@ def test_it_has_the_blocks_of_encoder_and_decoder_and_starts_near_uniform(values
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [CausalTransformer, RasterTransformer])
 def test_it_is_saved_and_loaded_with_its_trunk(kind: type[CausalTransformer], values: Tensor, tmp_path: Path) -> None:
-    model = model_of(kind)
+    model = random_model(kind.trunk)
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path)
     assert type(loaded) is kind
@@ -169,7 +155,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_half_precision_is_near_full_precision(values: Tensor, order: Tensor) -> None:
-    model = model_of()
+    model = random_model("causal_random")
     full = model.features(values, LABELS, order, order)
     half = model.to(torch.bfloat16).features(values, LABELS, order, order)
     assert half.dtype == torch.bfloat16
@@ -180,17 +166,16 @@ def test_half_precision_is_near_full_precision(values: Tensor, order: Tensor) ->
 
 def test_it_learns_four_images_by_heart_and_draws_them_again() -> None:
     """One image for each of three classes and one without a class, in random orders."""
-    torch.manual_seed(0)
-    model = CausalTransformer(**(SHAPE | sizes_of(MODEL) | {"grid_height": 2, "grid_width": 2}))
+    model = small_model("causal_random", grid_height=2, grid_width=2, head="parallel")
     tokens, labels = torch.randint(8, (4, 4, 4)), torch.arange(4)
     values = tokens / 4 - 0.875
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(120):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
         loss = model(values, tokens, labels, torch.rand(4, 4).argsort(dim=1), 4)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.05
+    assert loss < 0.1  # guessing costs 2.08
     drawn, read, order = torch.zeros(4, 4, 4, dtype=torch.long), model.eval().reader(), torch.tensor([[2, 0, 3, 1]] * 4)
     with torch.no_grad():
         for place in range(4):
