@@ -28,6 +28,7 @@ RevealOrder = Literal["random", "raster", "confidence", "halton"]
 LEVEL_HEADS: tuple[str, ...] = get_args(LevelHead)
 CONTINUOUS_HEADS: tuple[str, ...] = get_args(ContinuousHead)
 HEADS = LEVEL_HEADS + CONTINUOUS_HEADS
+TRUNKS: tuple[Trunk, ...] = get_args(Trunk)
 HEAD_MODULATIONS: tuple[str, ...] = get_args(HeadModulation)
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)

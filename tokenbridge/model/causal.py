@@ -12,11 +12,14 @@ Shapes: N images, S positions, C dimensions, P places of the class, V known posi
 Places are numbered 0 to P - 1 (the class), then P + position.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
+from tokenbridge.config.model import Trunk
 from tokenbridge.model.layers import Block, Cache, gather, layer_norm, run_block
 from tokenbridge.model.transformer import AutoregressiveModel, Reader
 
@@ -24,7 +27,7 @@ from tokenbridge.model.transformer import AutoregressiveModel, Reader
 class CausalTransformer(AutoregressiveModel):
     """The causal trunk, trained in each image's own random order; it has encoder_depth + decoder_depth blocks."""
 
-    trunk = "causal_random"
+    trunk: ClassVar[Trunk] = "causal_random"
     causal = True
     learned = ("input_position", "output_position")
 

@@ -212,7 +212,7 @@ def step_flops(
         model.draft = draft
     modules, root = counter.get_flop_counts(), type(model).__name__
     parts = ("decoder_in", *(f"decoder.{block}" for block in range(len(model.decoder))))
-    decoder = sum(sum(modules[f"{root}.{part}"].values()) for part in parts)
+    decoder = sum(sum(modules.get(f"{root}.{part}", {}).values()) for part in parts)  # a norm has none
     rows = masked if predicted is None else predicted
     head = head_loss_flops(model, model.head, rows)
     of_draft = 0 if draft is None else head_loss_flops(model, draft, rows)
