@@ -6,7 +6,8 @@ from tokenbridge.base.checks import BF16, FP32
 from tokenbridge.base.device import has_bf16
 from tokenbridge.base.protocols import Discard
 from tokenbridge.config import LauncherConfig, ModelConfig, QuantizerConfig, TrainConfig
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.config.model import Trunk
+from tokenbridge.model import AutoregressiveModel, make_model
 from tokenbridge.training.trainer import NOT_MODEL_ARGUMENTS
 
 # what is tested in both precisions is not tested in one that this processor emulates, tens of times slower
@@ -71,6 +72,7 @@ RECIPE = TrainConfig(
 )
 MODEL = ModelConfig(
     pretrained=None,
+    trunk="masked",
     width=32,
     encoder_depth=1,
     decoder_depth=1,
@@ -103,10 +105,10 @@ class Silent(Discard):
         self.rows.append((step, values))
 
 
-def small_model(**changes: object) -> TokenBridgeTransformer:
+def small_model(trunk: Trunk = "masked", **changes: object) -> AutoregressiveModel:
     """A fresh model of ``SHAPE`` and ``MODEL``, with some of the constructor's arguments changed."""
     torch.manual_seed(0)
-    return TokenBridgeTransformer(**(SHAPE | sizes_of(MODEL) | changes))
+    return make_model(trunk, **(SHAPE | sizes_of(MODEL) | changes))
 
 
 def sizes_of(config: ModelConfig) -> dict[str, object]:
@@ -114,9 +116,9 @@ def sizes_of(config: ModelConfig) -> dict[str, object]:
     return {name: value for name, value in vars(config).items() if name not in NOT_MODEL_ARGUMENTS}
 
 
-def random_model(**changes: object) -> TokenBridgeTransformer:
+def random_model(trunk: Trunk = "masked", **changes: object) -> AutoregressiveModel:
     """``small_model`` for use, every weight random, adaLN too."""
-    model = small_model(**changes).eval()
+    model = small_model(trunk, **changes).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model

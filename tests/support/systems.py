@@ -6,7 +6,8 @@ import torch
 
 from tests.support.small_model import MODEL, QUANTIZER, random_model
 from tokenbridge.config import ModelConfig, QuantizerConfig
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.config.model import Trunk
+from tokenbridge.model import AutoregressiveModel
 from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.tokenizer.latents import Quantizer
 
@@ -23,9 +24,11 @@ SYSTEMS: dict[str, tuple[QuantizerConfig, ModelConfig]] = {
 }
 
 
-def random_system(name: str, vae_latents: torch.Tensor) -> tuple[TokenBridgeTransformer, Quantizer]:
-    """A model of random weights, and the quantizer of its tokens."""
-    config, model = SYSTEMS[name]
+def random_system(
+    name: str, vae_latents: torch.Tensor, trunk: Trunk = "masked"
+) -> tuple[AutoregressiveModel, Quantizer]:
+    """A model of random weights, and the quantizer of its tokens; the system ``levels`` is the one that is compared."""
+    config, model = SYSTEMS.get(name, (QUANTIZER, MODEL))
     quantizer = fit_quantizer(vae_latents, config)
     shape = {"levels": quantizer.classes, "slots": quantizer.slots, "head": model.head}
-    return random_model(**shape), quantizer
+    return random_model(trunk, **shape), quantizer

@@ -23,6 +23,7 @@ from tokenbridge.config.model import (
     GenerateConfig,
     ModelConfig,
     TrainConfig,
+    sampling_mistakes,
 )
 from tokenbridge.config.operations import PlanConfig, PromotionConfig, StorageConfig
 from tokenbridge.config.tokenizer import (
@@ -74,6 +75,7 @@ class Config(Settings):
             | self._mistakes_in_bits()
             | self._mistakes_in_positions()
             | self._mistakes_in_combinations()
+            | self._mistakes_in_sampling()
             | {
                 f"train_on is {self.train_on!r}: {listed}": self.train_on not in choices,
                 "models is empty: name a model, as in model=tiny": not self.models,
@@ -148,6 +150,17 @@ class Config(Settings):
             "generate.top_p and order=confidence need the probabilities of levels, which the heads of "
             f"{', '.join(whole)} do not give: set top_p=1 and another order": bool(whole)
             and (generate.top_p < 1 or generate.order == "confidence"),
+        }
+
+    def _mistakes_in_sampling(self) -> dict[str, bool]:
+        """Check that every model that is trained here can be sampled as set."""
+        generate, known = self.generate, self.vae.pretrained is None
+        positions = (self.data.image_size // self.stride) ** 2 if known else generate.steps
+        trunks = {model.trunk for model in self.models.values() if not model.pretrained}
+        return {
+            f"generate.{message}": wrong
+            for trunk in sorted(trunks)
+            for message, wrong in sampling_mistakes(trunk, generate, positions).items()
         }
 
     def _mistakes_in_positions(self) -> dict[str, bool]:

@@ -23,16 +23,19 @@ BitsHead = Literal["bits"]
 ContinuousHead = Literal["mixture", "diffusion", "flow"]
 Head = LevelHead | BitsHead | ContinuousHead
 HeadModulation = Literal["slot", "position"]
+Trunk = Literal["masked", "causal_random", "causal_raster"]
 GuidanceSchedule = Literal["linear", "constant", "cosine"]
 RevealOrder = Literal["random", "raster", "confidence", "halton"]
 LEVEL_HEADS: tuple[str, ...] = get_args(LevelHead)
 CONTINUOUS_HEADS: tuple[str, ...] = get_args(ContinuousHead)
 BITS_HEADS: tuple[str, ...] = get_args(BitsHead)
 HEADS = LEVEL_HEADS + BITS_HEADS + CONTINUOUS_HEADS
+TRUNKS: tuple[Trunk, ...] = get_args(Trunk)
 HEAD_MODULATIONS: tuple[str, ...] = get_args(HeadModulation)
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
 Decay = Annotated[Number, Field(ge=0, le=0.999999)]
+FIXED_ORDERS: dict[Trunk, RevealOrder] = {"causal_raster": "raster"}  # of trunks that know one order alone
 MAX_DEFAULT_STEPS = 16
 LEAST_TEMPERATURE = 0.001  # except 0
 
@@ -84,8 +87,9 @@ class ModelConfig(Settings):
     """Size of one autoregressive model, with its training recipe."""
 
     pretrained: str | None  # a pipeline folder to take as it is, such as an imported one; null: train one
+    trunk: Trunk  # masked: the paper's; causal: a decoder-only transformer, trained in random order or row by row
     width: Positive
-    encoder_depth: Positive
+    encoder_depth: Positive  # a causal trunk has encoder_depth + decoder_depth blocks
     decoder_depth: Positive
     heads: Positive
     head_width: Positive
@@ -112,6 +116,18 @@ class ModelConfig(Settings):
         refuse({f"draft_depth is {self.draft_depth}: {advice}": needless})
         grouped = f"head_group is {self.head_group}: only {' and '.join(LEVEL_HEADS)} heads have groups, so set it to 1"
         refuse({grouped: self.head_group > 1 and self.head not in LEVEL_HEADS})
+        self._check_trunk()
+
+    def _check_trunk(self) -> None:
+        causal, least, share = self.trunk != "masked", self.train.mask_ratio_min, self.train.head_share
+        advice = f"but trunk={self.trunk} learns every position at each step: set it to 1"
+        refuse(
+            {
+                f"width is {self.width}: must be even with trunk={self.trunk}": causal and self.width % 2 != 0,
+                f"train.mask_ratio_min is {least}, {advice}": causal and least != 1,
+                f"train.head_share is {share}, {advice}": causal and share != 1,
+            }
+        )
 
 
 class SamplingSettings(Settings, frozen=True):
@@ -157,6 +173,21 @@ class SamplingSettings(Settings, frozen=True):
     def steps_for(self, positions: int) -> int:
         """Return the number of steps in which to draw ``positions`` positions."""
         return min(positions, MAX_DEFAULT_STEPS) if self.steps is None else self.steps
+
+
+def sampling_mistakes(trunk: Trunk, settings: SamplingSettings, positions: int) -> dict[str, bool]:
+    """Return messages about sampling ``positions`` positions from a model with this trunk, and whether each is true."""
+    fixed = FIXED_ORDERS.get(trunk)
+    steps, refresh = settings.steps_for(positions), settings.guidance_refresh
+    return {
+        f"order is {settings.order}, but a model with trunk={trunk} knows one order alone: use order={fixed}": (
+            fixed not in (None, settings.order)
+        ),
+        f"steps is {steps}, but a model with trunk={trunk} predicts the next position alone, not {positions} positions "
+        f"in fewer steps: use steps={positions}": fixed is not None and steps < positions,
+        f"guidance_refresh is {refresh}, but a model with trunk={trunk} reads each token once in both halves, so it "
+        "would save nothing: use guidance_refresh=1": trunk != "masked" and refresh > 1,
+    }
 
 
 class GenerateConfig(SamplingSettings, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
-"""The autoregressive model: a masked spatial transformer and a dimension-wise head."""
+"""The autoregressive model: a spatial transformer, whose trunk is masked or causal, and a head."""
 
-from tokenbridge.model.transformer import TokenBridgeTransformer
+from tokenbridge.model.transformer import AutoregressiveModel, TokenBridgeTransformer
+from tokenbridge.model.trunks import load_model, make_model
 
-__all__ = ["TokenBridgeTransformer"]
+__all__ = ["AutoregressiveModel", "TokenBridgeTransformer", "load_model", "make_model"]

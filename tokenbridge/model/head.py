@@ -17,23 +17,7 @@ from torch import Tensor, nn
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.config import HEAD_MODULATIONS
-from tokenbridge.model.layers import INIT_STD, Mlp, attend, layer_norm, run_block
-
-
-class Cache:
-    """Keys and values of one block for the slots so far, in memory for all slots: each [M, H, G, D/H]."""
-
-    def __init__(self, slots: int) -> None:
-        self.slots, self.filled = slots, 0
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values [M, H, 1, D/H] of the next slot, and return those of all slots so far."""
-        if self.filled == 0:
-            positions, heads, _, size = keys.shape
-            self.keys, self.values = (each.new_empty(positions, heads, self.slots, size) for each in (keys, values))
-        self.keys[:, :, self.filled], self.values[:, :, self.filled] = keys[:, :, 0], values[:, :, 0]
-        self.filled += 1
-        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+from tokenbridge.model.layers import INIT_STD, Cache, Mlp, attend, layer_norm, run_block
 
 
 class SlotAttention(nn.Module):

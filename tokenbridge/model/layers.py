@@ -36,8 +36,12 @@ def scratch_numbers(heads: int, length: int, size: int) -> int:
     return heads * -(-length // 128) * 128 * -(-size // 32) * 32
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, dropout: float = 0.0) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     """Return the softmax attention of q [N, H, L, E] over k, v [N, H, L', E] as [N, L, D]; ``causal`` needs L = L'.
+
+    The ``mask`` [L, L'] is true where a query sees a key; None: everywhere.
 
     The fused kernels of GPUs fail beyond ``INDEX_LIMIT`` and ``GRID_LIMIT``. So more sequences are computed in several
     parts. Each sequence is computed alone, so the result is the same.
@@ -45,22 +49,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, dropout: fl
     parts = -(-q.shape[0] // min(GRID_LIMIT, max(1, INDEX_LIMIT // scratch_numbers(*q.shape[1:]))))
     if parts > 1:
         split = zip(q.chunk(parts), k.chunk(parts), v.chunk(parts), strict=True)
-        return torch.cat([attend(*each, causal=causal, dropout=dropout) for each in split])
-    return _attend(q, k, v, causal, dropout).transpose(1, 2).flatten(2)
+        return torch.cat([attend(*each, causal=causal, mask=mask, dropout=dropout) for each in split])
+    return _attend(q, k, v, causal, mask, dropout).transpose(1, 2).flatten(2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None, dropout: float) -> Tensor:
     """Return the attention as [N, H, L, E].
 
     The sequences here are short. For them, plain products on a CPU are several times faster than the fused kernel, most
     of all in bf16. Other devices use the fused kernel.
     """
+    if q.device.type != UNFUSED and mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     if q.device.type != UNFUSED:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(ahead, -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
     return F.dropout(scores.softmax(-1).to(v.dtype), dropout) @ v
 
 
@@ -80,37 +88,74 @@ def gather(x: Tensor, positions: Tensor) -> Tensor:
     return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
 
 
-class Attention(nn.Module):
-    """Self-attention over all positions."""
+class Cache:
+    """Keys and values of one block for the places so far, in memory for all ``length`` places: each [N, H, length, E].
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+    To forget the last places, make ``filled`` smaller.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length, self.filled = length, 0
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values [N, H, L, E] of the next L places, and return those of all places so far."""
+        if self.filled == 0:
+            count, heads, _, size = keys.shape
+            self.keys, self.values = (each.new_empty(count, heads, self.length, size) for each in (keys, values))
+        end = self.filled + keys.shape[2]
+        self.keys[:, :, self.filled : end], self.values[:, :, self.filled : end] = keys, values
+        self.filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, or if it is causal, over each position and those before it."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, causal: bool = False) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.causal = heads, dropout, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.out_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """Return what every position of x [N, L, D] sees, or only the ``wanted`` positions [N, K]: [N, K, D]."""
+        """Return what every position of x [N, L, D] sees, or only the ``wanted`` positions [N, K]: [N, K, D].
+
+        Causal attention computes every position.
+        """
         if wanted is None:
-            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, H, L, D/H]
+            q, k, v = self._queries_keys_values(x)
         else:
             (q_weight, kv_weight), (q_bias, kv_bias) = (
                 each.tensor_split([x.shape[-1]]) for each in (self.qkv.weight, self.qkv.bias)
             )
             q = F.linear(gather(x, wanted), q_weight, q_bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             k, v = F.linear(x, kv_weight, kv_bias).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
+        mixed = attend(q, k, v, causal=self.causal, dropout=self.dropout if self.training else 0.0)
         return self.out_dropout(self.out(mixed))
+
+    def extend(self, x: Tensor, cache: Cache, mask: Tensor) -> Tensor:
+        """Return what the next L places x [N, L, D] see of the cached places and of each other; they are cached too.
+
+        Args:
+            mask: bool [L, L'], over the cached and the next places.
+        """
+        q, k, v = self._queries_keys_values(x)
+        mixed: Tensor = self.out(attend(q, *cache.extend(k, v), mask=mask))
+        return mixed
+
+    def _queries_keys_values(self, x: Tensor) -> Tensor:
+        """Return [3, N, H, L, D/H]."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 class Block(nn.Module):
     """One block of the spatial transformer."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool = False) -> None:
         super().__init__()
         self.norm1 = layer_norm(width)
-        self.attention = Attention(width, heads, dropout)
+        self.attention = Attention(width, heads, dropout, causal)
         self.norm2 = layer_norm(width)
         self.mlp = Mlp(width, dropout)
 
@@ -118,4 +163,9 @@ class Block(nn.Module):
         """Return the block's output at every position of x [N, L, D], or only at the ``wanted`` ones [N, K]."""
         mixed = self.attention(self.norm1(x), wanted)
         x = (x if wanted is None else gather(x, wanted)) + mixed
+        return x + self.mlp(self.norm2(x))
+
+    def extend(self, x: Tensor, cache: Cache, mask: Tensor) -> Tensor:
+        """Return the block's output at the next places x [N, L, D] in sampling, as ``Attention.extend``."""
+        x = x + self.attention.extend(self.norm1(x), cache, mask)
         return x + self.mlp(self.norm2(x))

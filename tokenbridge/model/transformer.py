@@ -1,23 +1,33 @@
-"""The masked spatial transformer (MAR) with the dimension-wise head: the whole trainable model.
+"""The spatial transformer with its head: the whole trainable model, with the masked trunk of MAR.
 
 Shapes: N images, S positions, C dimensions, G slots of a token, B levels, K masked positions, V = S - K visible
 positions, P buffer positions (they hold the class), D width.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from torch import Tensor, nn
 
 from tokenbridge.base.errors import UserError
+from tokenbridge.config.model import Trunk
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.head_loss import head_loss
 from tokenbridge.model.heads import Head, make_draft, make_head
 from tokenbridge.model.layers import INIT_STD, Block, gather, layer_norm, run_block
 
+# gives features z [N, K, D] from values [N, S, C], labels [N], visible [N, V] and wanted positions [N, K]
+Reader = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-class TokenBridgeTransformer(ModelMixin, ConfigMixin):
+
+class AutoregressiveModel(ModelMixin, ConfigMixin, ABC):
     """The model that predicts the tokens at masked positions from the class and the tokens at visible positions.
+
+    A subclass is a trunk: it computes features z of positions. The head predicts the token of each from its features.
 
     The label ``num_classes`` means "no class": the unconditional half of guidance. ``head`` is one of ``config.HEADS``.
     A token has ``slots`` numbers (None: one for each dimension) of ``levels`` values each (None: real numbers).
@@ -27,8 +37,23 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
     many blocks, the draft of speculative sampling. The draft learns from the features and gives them no gradient, so
     the rest of the model does not depend on it.
 
-    Differs: the decoder has the encoder's width, as in every released size.
+    Attributes:
+        trunk: the setting that names the class.
+        causal: whether each position sees those before it alone, so that sampling can keep keys and values.
+        learned: names of the trunk's learned vectors, in the order in which they are initialized. The names of those
+            that belong to positions end with ``_position``.
+        encoder, decoder: the trunk's blocks.
+        decoder_in: the decoder's first layer.
     """
+
+    trunk: ClassVar[Trunk]
+    causal: ClassVar[bool]
+    learned: ClassVar[tuple[str, ...]]
+    encoder: nn.ModuleList
+    decoder: nn.ModuleList
+    decoder_in: nn.Module
+    decoder_norm: nn.LayerNorm
+    output_position: nn.Parameter  # [1, S, D]
 
     _supports_gradient_checkpointing = True
     _repeated_blocks = ("Block", "HeadBlock")  # diffusers' compile_repeated_blocks compiles these
@@ -70,23 +95,11 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
         self.positions = grid_height * grid_width
         self.buffer_size, self.num_classes = buffer_size, num_classes
-        length = buffer_size + self.positions
         # ---- embeddings of class and tokens
         self.class_embedding = nn.Embedding(num_classes, width)
         self.no_class = nn.Parameter(torch.empty(1, width))
         self.token_in = nn.Linear(dimensions, width)
-        # ---- encoder over buffer and visible positions
-        self.encoder_position = nn.Parameter(torch.empty(1, length, width))
-        self.encoder_in_norm = layer_norm(width)
-        self.encoder = nn.ModuleList(Block(width, heads, dropout) for _ in range(encoder_depth))
-        self.encoder_norm = layer_norm(width)
-        # ---- decoder over buffer and all positions
-        self.decoder_in = nn.Linear(width, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.decoder_position = nn.Parameter(torch.empty(1, length, width))
-        self.decoder = nn.ModuleList(Block(width, heads, dropout) for _ in range(decoder_depth))
-        self.decoder_norm = layer_norm(width)
-        self.output_position = nn.Parameter(torch.empty(1, self.positions, width))
+        self.build_trunk(self.config)
         # ---- head
         self.head = make_head(self.config)
         self.initialize(level_embedding_std)
@@ -111,9 +124,8 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         The released code leaves the head's level embeddings at torch's N(0, 1); the large models' settings do so too.
         """
         initialize_modules(self, level_embedding_std)
-        learned = (self.no_class, self.mask_token, self.encoder_position, self.decoder_position, self.output_position)
-        for parameter in learned:
-            nn.init.normal_(parameter, std=INIT_STD)
+        for name in ("no_class", *self.learned):
+            nn.init.normal_(getattr(self, name), std=INIT_STD)
         self.head.initialize()
 
     def forward(
@@ -135,14 +147,14 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
             values: dequantized latents [N, S, C], dimensions in natural order.
             tokens: [N, S, G], slots in head order: indices, or latents [N, S, C].
             labels: [N]; ``num_classes`` where the class was dropped.
-            order: a permutation of the positions for each image, [N, S].
+            order: a permutation of the positions for each image, [N, S], whose tail is known first.
             num_masked: the first so many positions of ``order`` are masked.
             num_predicted: of these, the first so many count; None: all.
             uniforms: [N, S, R] in [0, 1), the random numbers of the head's loss; None: it needs none.
         """
-        _, visible = split_order(order, num_masked)
-        predicted, _ = split_order(order, num_masked if num_predicted is None else num_predicted)
-        z = self.features(values, labels, visible, predicted).flatten(0, 1)
+        count = num_masked if num_predicted is None else num_predicted
+        read, predicted = self.training_positions(order, num_masked, count)
+        z = self.features(values, labels, read, predicted).flatten(0, 1)
         known = gather(tokens, predicted).flatten(0, 1)
         random = z.new_empty(len(z), 0) if uniforms is None else gather(uniforms, predicted).flatten(0, 1)
         loss = head_loss(self.head, z, known, random)
@@ -150,6 +162,70 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
             return loss
         of_draft = head_loss(self.draft, z.detach(), known, random)
         return loss + (of_draft - of_draft.detach())
+
+    def features(self, values: Tensor, labels: Tensor, read: Tensor, wanted: Tensor) -> Tensor:
+        """Return the features z [N, K, D] of a training step, whose positions ``training_positions`` gives."""
+        return self.decode(self.encode(values, labels, read), read, wanted)
+
+    @abstractmethod
+    def build_trunk(self, sizes: FrozenDict) -> None:
+        """Make the modules of the trunk, of a model's config."""
+
+    @abstractmethod
+    def training_positions(self, order: Tensor, num_masked: int, num_predicted: int) -> tuple[Tensor, Tensor]:
+        """Return the positions that a training step reads, and those that it predicts [N, K], of ``order`` [N, S]."""
+
+    @abstractmethod
+    def visible_positions(self, order: Tensor, num_masked: int) -> Tensor:
+        """Return the positions [N, V] that are known when the first ``num_masked`` of ``order`` [N, S] are not."""
+
+    @abstractmethod
+    def reader(self) -> Reader:
+        """Return the function that gives the features of the steps of one sampling."""
+
+    @abstractmethod
+    def encode(self, values: Tensor, labels: Tensor, read: Tensor) -> Tensor:
+        """Return what the decoder gets [N, L, D] from values [N, S, C] at the positions ``read``."""
+
+    @abstractmethod
+    def decode(self, encoded: Tensor, read: Tensor, wanted: Tensor) -> Tensor:
+        """Return the features z [N, K, D] of the ``wanted`` positions [N, K]."""
+
+    def _output(self, x: Tensor, wanted: Tensor) -> Tensor:
+        """Return z from the blocks' output x [N, K, D] at the ``wanted`` positions [N, K]."""
+        return self.decoder_norm(x) + gather(self.output_position.expand(len(x), -1, -1), wanted)
+
+    def _embed_labels(self, labels: Tensor) -> Tensor:
+        dropped = labels == self.num_classes
+        embedded = self.class_embedding(labels.clamp(max=self.num_classes - 1))
+        return torch.where(dropped[:, None], self.no_class, embedded)
+
+
+class TokenBridgeTransformer(AutoregressiveModel):
+    """The masked trunk (MAR): an encoder of the visible positions, and a decoder of all of them.
+
+    Differs: the decoder has the encoder's width, as in every released size.
+    """
+
+    trunk = "masked"
+    causal = False
+    learned = ("mask_token", "encoder_position", "decoder_position", "output_position")
+
+    def build_trunk(self, sizes: FrozenDict) -> None:
+        width, heads, dropout = sizes.width, sizes.heads, sizes.dropout
+        length = sizes.buffer_size + self.positions
+        # ---- encoder over buffer and visible positions
+        self.encoder_position = nn.Parameter(torch.empty(1, length, width))
+        self.encoder_in_norm = layer_norm(width)
+        self.encoder = nn.ModuleList(Block(width, heads, dropout) for _ in range(sizes.encoder_depth))
+        self.encoder_norm = layer_norm(width)
+        # ---- decoder over buffer and all positions
+        self.decoder_in = nn.Linear(width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.decoder_position = nn.Parameter(torch.empty(1, length, width))
+        self.decoder = nn.ModuleList(Block(width, heads, dropout) for _ in range(sizes.decoder_depth))
+        self.decoder_norm = layer_norm(width)
+        self.output_position = nn.Parameter(torch.empty(1, self.positions, width))
 
     def features(self, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Return the features z [N, K, D] of the ``wanted`` positions [N, K], from values [N, S, C] at visible ones.
@@ -159,6 +235,15 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
             wanted: None: every position.
         """
         return self.decode(self.encode(values, labels, visible), visible, wanted)
+
+    def training_positions(self, order: Tensor, num_masked: int, num_predicted: int) -> tuple[Tensor, Tensor]:
+        return self.visible_positions(order, num_masked), split_order(order, num_predicted)[0]
+
+    def visible_positions(self, order: Tensor, num_masked: int) -> Tensor:
+        return split_order(order, num_masked)[1]
+
+    def reader(self) -> Reader:
+        return self.features
 
     def encode(self, values: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
         """Return the encoder's output [N, P + V, D]."""
@@ -186,12 +271,7 @@ class TokenBridgeTransformer(ModelMixin, ConfigMixin):
         if wanted is None:
             wanted = torch.arange(self.positions, device=x.device).expand(len(x), -1)
         x = run_block(self, last, x, self.buffer_size + wanted)
-        return self.decoder_norm(x) + gather(self.output_position.expand(len(x), -1, -1), wanted)
-
-    def _embed_labels(self, labels: Tensor) -> Tensor:
-        dropped = labels == self.num_classes
-        embedded = self.class_embedding(labels.clamp(max=self.num_classes - 1))
-        return torch.where(dropped[:, None], self.no_class, embedded)
+        return self._output(x, wanted)
 
 
 def split_order(order: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 
 from tokenbridge.base.slices import slices
+from tokenbridge.model import AutoregressiveModel
 from tokenbridge.model.layers import gather
-from tokenbridge.model.transformer import TokenBridgeTransformer
+from tokenbridge.model.transformer import Reader
 
 HELD = 16  # numbers for each of the features that encoder and decoder hold at once, at most
 
 
-def refreshed(scales: Sequence[float], refresh: int) -> list[bool]:
-    """Return for each step whether it computes both halves: the first guided step and every ``refresh``-th after it."""
+def refreshed(scales: Sequence[float], refresh: int, causal: bool = False) -> list[bool]:
+    """Return for each step whether it computes both halves: the first guided step and every ``refresh``-th after it.
+
+    With a ``causal`` trunk it is every step if one is guided, because the cache of each half needs all tokens.
+    """
+    if causal:
+        return [any(scale != 1 for scale in scales)] * len(scales)
     guided, both = 0, []
     for scale in scales:
         both.append(scale != 1 and guided % refresh == 0)
@@ -46,8 +52,10 @@ class Guidance:
     Differs: LazyMAR keeps the difference before the decoder's last norm. Here it is that of z, which is what is mixed.
     """
 
-    def __init__(self, model: TokenBridgeTransformer, labels: Tensor, refresh: int) -> None:
+    def __init__(self, model: AutoregressiveModel, labels: Tensor, refresh: int) -> None:
         self.model, self.labels, self.refresh = model, labels, refresh
+        held = 2 * HELD * (model.buffer_size + model.positions) * model.config.width
+        self.readers = [(part, model.reader()) for part in slices(len(labels), held)]
         self.difference: Tensor | None = None  # [N, S, D]
 
     def features(self, values: Tensor, visible: Tensor, wanted: Tensor, scale: float, both: bool, later: int) -> Tensor:
@@ -55,7 +63,7 @@ class Guidance:
 
         Args:
             values: dequantized latents [N, S, C].
-            visible: [N, V].
+            visible: [N, V], as ``visible_positions`` gives them.
             both: compute both halves, and keep their difference at all of ``wanted``.
             later: how many of the wanted positions are only needed by later steps.
         """
@@ -77,14 +85,11 @@ class Guidance:
     def _halves(self, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
         """Return the features for labels [N] as [N, K, D], or for both labels [N, 2] of an image as [N, K, 2 D]."""
 
-        def computed(values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
+        def computed(read: Reader, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
             if labels.dim() == 1:
-                return self.model.features(values, labels, visible, wanted)
-            both = self.model.features(
-                values.repeat(2, 1, 1), labels.T.flatten(), visible.repeat(2, 1), wanted.repeat(2, 1)
-            )
+                return read(values, labels, visible, wanted)
+            both = read(values.repeat(2, 1, 1), labels.T.flatten(), visible.repeat(2, 1), wanted.repeat(2, 1))
             return torch.cat(both.chunk(2), dim=-1)
 
-        held = 2 * HELD * (self.model.buffer_size + self.model.positions) * self.model.config.width
         inputs = (values, labels, visible, wanted)
-        return torch.cat([computed(*(each[part] for each in inputs)) for part in slices(len(values), held)])
+        return torch.cat([computed(read, *(each[part] for each in inputs)) for part, read in self.readers])

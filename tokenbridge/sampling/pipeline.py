@@ -22,7 +22,7 @@ from tokenbridge.base.errors import UserError
 from tokenbridge.base.loading import LoadError, load_whole, read_object
 from tokenbridge.config.model import GuidanceSchedule, RevealOrder, SamplingSettings
 from tokenbridge.images.decoding import to_rgb
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model import AutoregressiveModel, load_model
 from tokenbridge.sampling.sampler import Draws, sample_tokens
 from tokenbridge.tokenizer.fitting import load_quantizer
 from tokenbridge.tokenizer.latents import Quantizer, to_maps, to_sequence
@@ -35,7 +35,7 @@ class TokenBridgePipeline(DiffusionPipeline):
     """A pipeline that generates images of classes, and edits images while some tokens are kept (``edit``).
 
     ``to(device)`` and ``to(torch.bfloat16)`` work as in any diffusers pipeline; the quantizer stays float32. Sampling
-    calls ``transformer.features``, so compile this method:
+    with a masked trunk calls ``transformer.features``, so compile this method:
     ``pipeline.transformer.features = torch.compile(pipeline.transformer.features, dynamic=True)``.
 
     Args:
@@ -55,7 +55,7 @@ class TokenBridgePipeline(DiffusionPipeline):
     def __init__(
         self,
         vae: AutoencoderKL,
-        transformer: TokenBridgeTransformer,
+        transformer: AutoregressiveModel,
         quantizer: Quantizer,
         label_names: Sequence[str] = (),  # the default makes diffusers save it as JSON, not as a module
     ) -> None:
@@ -100,7 +100,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         options: dict[str, Any] = {"torch_dtype": kind, "variant": variant, "use_safetensors": use_safetensors}
         pipeline = cls(
             vae=load_whole(AutoencoderKL, path / "vae", **options),
-            transformer=load_whole(TokenBridgeTransformer, path / "transformer", **options),
+            transformer=load_model(path / "transformer", **options),
             quantizer=load_quantizer(path / "quantizer", **options),
             label_names=_label_names(path / "model_index.json"),
         )

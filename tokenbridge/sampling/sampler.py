@@ -20,13 +20,14 @@ from torch import Tensor
 from tokenbridge.base.device import widest_float
 from tokenbridge.base.finite import check_finite
 from tokenbridge.config import require
-from tokenbridge.config.model import SamplingSettings
+from tokenbridge.config.model import FIXED_ORDERS, SamplingSettings, sampling_mistakes
+from tokenbridge.config.types import refuse
+from tokenbridge.model import AutoregressiveModel
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.model.heads import Head
 from tokenbridge.model.layers import gather
 from tokenbridge.model.schedule import masked_counts
 from tokenbridge.model.token_head import TokenHead
-from tokenbridge.model.transformer import TokenBridgeTransformer, split_order
 from tokenbridge.model.uniforms import shifted, to_class
 from tokenbridge.sampling.graphs import Function, graphed
 from tokenbridge.sampling.guidance import Guidance, needed_until, refreshed
@@ -122,7 +123,7 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 @torch.no_grad()
 def sample_tokens(
-    model: TokenBridgeTransformer,
+    model: AutoregressiveModel,
     quantizer: Quantizer,
     labels: Tensor,
     draws: Draws,
@@ -140,8 +141,8 @@ def sample_tokens(
             count only the other positions. So every edit uses the whole schedule.
 
     Raises:
-        UserError: if there are more steps than positions to draw, no positions to draw, no draft for speculation, or no
-            probabilities for top-p and confidence.
+        UserError: if there are more steps than positions to draw, no positions to draw, no draft for speculation, no
+            probabilities for top-p and confidence, or settings that the model's trunk cannot follow.
         NotFiniteError: at the end, if a logit or a drawn latent was NaN or infinite.
     """
     tokens, order, to_draw = _begin(model, quantizer, draws, settings, given, keep)
@@ -153,11 +154,11 @@ def sample_tokens(
     draw = partial(_draw, rows, positions_at_once(model.head), sums)
     by_confidence, masked_before = settings.order == "confidence", to_draw
     scales = guidance_scales(settings, to_draw, counts)
-    both = refreshed(scales, settings.guidance_refresh)
+    both = refreshed(scales, settings.guidance_refresh, model.causal)
     until = needed_until(both, counts, settings.guidance_refresh)
     guidance = Guidance(model, labels, settings.guidance_refresh)
     for step, masked_after in enumerate(counts):
-        _, visible = split_order(order, masked_before)
+        visible = model.visible_positions(order, masked_before)
         values = quantizer.decode(quantizer.from_head_order(tokens))
         first = 0 if by_confidence else masked_after
         needed = 0 if by_confidence else until[step]
@@ -181,7 +182,7 @@ def sample_tokens(
 
 
 def _begin(
-    model: TokenBridgeTransformer,
+    model: AutoregressiveModel,
     quantizer: Quantizer,
     draws: Draws,
     settings: SamplingSettings,
@@ -217,6 +218,12 @@ def _begin(
         order = order.gather(1, keep[order].int().argsort(dim=1, stable=True))  # the tail counts as revealed
         to_draw -= int(keep.sum())
         require(to_draw > 0, "keep covers every position: leave at least one position to draw")
+        require(
+            model.trunk not in FIXED_ORDERS or not keep[-to_draw:].any(),
+            f"keep has gaps, but a model with trunk={model.trunk} draws what comes after the kept positions in order="
+            f"{settings.order}: keep only a beginning of it",
+        )
+    refuse(sampling_mistakes(model.trunk, settings, to_draw))
     return tokens, order, to_draw
 
 
@@ -238,7 +245,7 @@ def _draw(draw_rows: Function, rows: int, sums: list[Tensor], z: Tensor, uniform
 
 
 def draw_rows(
-    model: TokenBridgeTransformer, settings: SamplingSettings, z: Tensor, uniforms: Tensor
+    model: AutoregressiveModel, settings: SamplingSettings, z: Tensor, uniforms: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw tokens [M, G] from z [M, D]; return them, their confidence [M], and sums of the logits or latents."""
     if isinstance(model.head, TokenHead):
@@ -267,7 +274,7 @@ class _LevelChoice:
         self.sums: list[Tensor] = []
         self.confidence = torch.zeros(len(uniforms), device=uniforms.device)
 
-    def draw(self, model: TokenBridgeTransformer, head: DimensionHead, z: Tensor) -> Tensor:
+    def draw(self, model: AutoregressiveModel, head: DimensionHead, z: Tensor) -> Tensor:
         """Draw tokens [M, C] in head order from features z [M, Z]."""
         if not self.settings.speculative:
             return head.sample(z, self)

@@ -17,7 +17,7 @@ from tokenbridge.base.image_grid import image_grid
 from tokenbridge.config import MOMENTS, ConfigError, ModelConfig
 from tokenbridge.engine.divergence import REPORT
 from tokenbridge.images.shards import read_manifest
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model import AutoregressiveModel
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.samples import GRID_ROWS, draw_samples, grid_indices
 from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
@@ -92,7 +92,7 @@ def _train(context: StageContext, config: ModelConfig, data: TrainingData, quant
         write_csv(context.work / VALIDATION, evaluations)
 
 
-def _pipeline(context: StageContext, model: TokenBridgeTransformer, quantizer: Quantizer) -> TokenBridgePipeline:
+def _pipeline(context: StageContext, model: AutoregressiveModel, quantizer: Quantizer) -> TokenBridgePipeline:
     label_names = read_manifest(context.root / "data/images")["label_names"]
     return TokenBridgePipeline(load_vae(context.root / "models/vae"), model, quantizer, label_names)
 

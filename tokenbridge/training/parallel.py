@@ -16,12 +16,10 @@ from torch.utils._triton import has_triton
 from tokenbridge.base.device import DTYPES
 from tokenbridge.base.distributed import Processes
 from tokenbridge.config import FP32, FSDP, LauncherConfig
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model import AutoregressiveModel
 
 
-def distribute(
-    model: TokenBridgeTransformer, launcher: LauncherConfig, precision: str, processes: Processes
-) -> nn.Module:
+def distribute(model: AutoregressiveModel, launcher: LauncherConfig, precision: str, processes: Processes) -> nn.Module:
     """Return the module to call in training instead of ``model``. The parameters to train are still those of ``model``.
 
     With fsdp, ``model`` itself is sharded in place and returned. All processes must have made the same weights.
@@ -50,13 +48,13 @@ def compiles(launcher: LauncherConfig, device: torch.device) -> bool:
     return device.type == "cuda" and has_triton() and any(shutil.which(name) for name in compilers if name)
 
 
-def replicate(model: TokenBridgeTransformer) -> DistributedDataParallel:
+def replicate(model: AutoregressiveModel) -> DistributedDataParallel:
     """Wrap ``model`` so that every process holds all of it, and gradients are averaged."""
     gpus = [model.device] if model.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=gpus, gradient_as_bucket_view=True)
 
 
-def shard(model: TokenBridgeTransformer, precision: str, mesh: DeviceMesh) -> None:
+def shard(model: AutoregressiveModel, precision: str, mesh: DeviceMesh) -> None:
     """Shard ``model`` with FSDP2: a block's weights are gathered while it runs. Gradients are summed in float32."""
     block_dtype = None if precision == FP32 else DTYPES[precision]
     # inputs keep their type: autocast decides what is computed in bf16, as it does without sharding

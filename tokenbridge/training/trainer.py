@@ -20,32 +20,33 @@ from tokenbridge.engine.divergence import BadStep, LossWatch, keep_bad_step
 from tokenbridge.engine.ema import Ema
 from tokenbridge.engine.loop import Evaluations, History, cosine_factor, run_steps
 from tokenbridge.engine.optim import NonFiniteError, build_optimizers, update_weights
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model import AutoregressiveModel, make_model
 from tokenbridge.tokenizer.latents import Quantizer
 from tokenbridge.training.batches import Batch, batch_loss, draw_batch
 from tokenbridge.training.datasets import Prefetcher, TrainingData
 from tokenbridge.training.parallel import distribute, evaluating, gather_full, gradients_stay
 from tokenbridge.training.validation import Validation
 
-NOT_MODEL_ARGUMENTS = ("train", "pretrained")  # fields of ModelConfig about the source of weights, not about sizes
+NOT_MODEL_ARGUMENTS = ("train", "pretrained", "trunk")  # fields of ModelConfig that are not about sizes
 CHECKPOINTS = "checkpoints"  # folder of a training's checkpoints
 BAD_STEP = "bad-step"  # folder of a step whose loss or gradient is not finite
 SAMPLES = "samples"  # folder of the grids of samples that are drawn during the training
 
-DrawGrid = Callable[[TokenBridgeTransformer], Image]
+DrawGrid = Callable[[AutoregressiveModel], Image]
 
 
 class Trained(NamedTuple):
     """The result of a training."""
 
-    model: TokenBridgeTransformer  # with the averaged (EMA) weights
+    model: AutoregressiveModel  # with the averaged (EMA) weights
     history: History  # rows of the training loss
     evaluations: History  # rows of the validation loss
 
 
-def build_model(config: ModelConfig, data: TrainingData, quantizer: Quantizer) -> TokenBridgeTransformer:
+def build_model(config: ModelConfig, data: TrainingData, quantizer: Quantizer) -> AutoregressiveModel:
     """Return a model with fresh weights for the shapes of ``data`` and ``quantizer``."""
-    return TokenBridgeTransformer(
+    return make_model(
+        config.trunk,
         **token_shape(data, quantizer),
         **{name: value for name, value in vars(config).items() if name not in NOT_MODEL_ARGUMENTS},
     )
@@ -271,7 +272,7 @@ class Trainer:
             draw_grid(model).save(path)
             tracker.artifact(path, SAMPLES)
 
-    def averaged_model(self) -> TokenBridgeTransformer:
+    def averaged_model(self) -> AutoregressiveModel:
         """Return a model with the averaged weights, ready for use. Every process must call this.
 
         Only the first process's return value is meaningful; the other processes send their shards.

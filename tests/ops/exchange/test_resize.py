@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.support.small_model import random_model
 from tests.support.small_pipeline import build_pipeline
 from tokenbridge.cli import main
+from tokenbridge.config.model import Trunk
 from tokenbridge.ops.exchange.resize import resampled, resized
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
@@ -39,20 +40,24 @@ def test_a_constant_and_a_slope_keep_their_values(height: int, width: int, new: 
     assert (slope - wanted).abs().max() < 0.5 / min(height, new[0]) + 1e-3
 
 
-@pytest.mark.parametrize("draft_depth", [None, 1])
-def test_the_same_size_is_the_same_model(draft_depth: int | None) -> None:
-    model = random_model(draft_depth=draft_depth)
+@pytest.mark.parametrize(("trunk", "draft_depth"), [("masked", None), ("masked", 1), ("causal_raster", None)])
+def test_the_same_size_is_the_same_model(trunk: Trunk, draft_depth: int | None) -> None:
+    model = random_model(trunk, draft_depth=draft_depth)
     same = resized(model, (4, 4)).state_dict()
     assert all(torch.equal(tensor, same[name]) for name, tensor in model.state_dict().items())
 
 
-def test_only_positions_differ() -> None:
-    model = random_model()
+@pytest.mark.parametrize(
+    ("trunk", "positions"),
+    [("masked", {"encoder_position", "decoder_position"}), ("causal_random", {"input_position"})],
+)
+def test_only_positions_differ(trunk: Trunk, positions: set[str]) -> None:
+    model = random_model(trunk)
     larger = resized(model, (8, 6))
     assert (larger.positions, larger.output_position.shape) == (48, (1, 48, 32))
     weights, others = model.state_dict(), larger.state_dict()
     differing = {name for name in weights if weights[name].shape != others[name].shape}
-    assert differing == {"encoder_position", "decoder_position", "output_position"}
+    assert differing == positions | {"output_position"}
     assert all(torch.equal(weights[name], others[name]) for name in set(weights) - differing)
 
 

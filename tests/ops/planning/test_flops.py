@@ -64,6 +64,16 @@ def test_a_token_may_have_more_slots_than_dimensions() -> None:
     assert found.head == pytest.approx(13 * head_form(model), rel=1e-3)
 
 
+def test_a_step_of_a_causal_trunk_costs_what_the_closed_form_says() -> None:
+    config = composed(*TINY, "models.tiny.trunk=causal_random", "models.tiny.decoder_depth=5", "train.mask_ratio_min=1")
+    model, recipe = built(config), config.models["tiny"].train
+    found = train_flops(model, recipe)
+    length, width = model.buffer_size + model.positions - 1, model.config.width
+    assert found.encoder == pytest.approx(2 * 2 * length * model.config.dimensions * width)  # of tokens alone
+    assert found.decoder == pytest.approx(blocks(3 + 5, length, width))
+    assert found.head == pytest.approx(model.positions * head_form(model), rel=1e-3)
+
+
 def test_a_draft_adds_to_the_head_alone() -> None:
     """It has the head's sizes, but no gradient of its input."""
     plain, drafted = (built(composed(*TINY, f"models.tiny.draft_depth={depth}")) for depth in ("null", 2))
@@ -119,6 +129,24 @@ def test_sampling_costs_what_the_sampler_does(order: str, change: str) -> None:
     with FlopCounterMode(display=False) as counter:
         sample_tokens(model, quantizer, torch.zeros(1, dtype=torch.long), draws, settings)
     assert sample_flops(built(config), settings).total == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "changes"),
+    [
+        ("causal_raster", ["generate.steps=16", "generate.order=raster"]),
+        ("causal_random", ["generate.guidance_interval=[0.5,1]"]),
+        ("causal_random", ["generate.order=confidence", "generate.guidance_scale=1"]),
+    ],
+)
+def test_sampling_with_a_cache_costs_what_the_sampler_does(trunk: str, changes: list[str]) -> None:
+    config = composed(*TINY, f"models.tiny.trunk={trunk}", "train.mask_ratio_min=1", *changes)
+    latents = torch.randn(64, config.dimensions, 4, 4, generator=torch.Generator().manual_seed(1))
+    draws = Draws.from_generators([torch.Generator().manual_seed(0)], 16, config.dimensions)
+    quantizer, model = fit_quantizer(latents, config.quantizer), fresh_model(config, config.models["tiny"]).eval()
+    with FlopCounterMode(display=False) as counter:
+        sample_tokens(model, quantizer, torch.zeros(1, dtype=torch.long), draws, config.generate)
+    assert sample_flops(built(config), config.generate).total == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def test_guidance_costs_where_it_acts_and_the_head_runs_once() -> None:

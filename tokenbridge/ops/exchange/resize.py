@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import new_folder
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model import AutoregressiveModel
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 
 Grid = tuple[int, int]
@@ -33,13 +33,14 @@ def resize_pipeline(folder: Path, image_size: int, out: Path) -> None:
         pipeline.save_pretrained(target)
 
 
-def resized(model: TokenBridgeTransformer, grid: Grid) -> TokenBridgeTransformer:
+def resized(model: AutoregressiveModel, grid: Grid) -> AutoregressiveModel:
     """Return the model for a ``grid`` of h x w positions; only its position embeddings differ."""
     old = model.config.grid_height, model.config.grid_width
     weights = dict(model.state_dict())
-    for name in ("encoder_position", "decoder_position", "output_position"):
-        weights[name] = resampled(weights[name], old, grid)
-    larger = TokenBridgeTransformer.from_config(model.config, grid_height=grid[0], grid_width=grid[1])
+    for name in model.learned:
+        if name.endswith("_position"):
+            weights[name] = resampled(weights[name], old, grid)
+    larger = type(model).from_config(model.config, grid_height=grid[0], grid_width=grid[1])
     larger.load_state_dict(weights)
     return larger.eval()
 

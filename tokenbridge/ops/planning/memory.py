@@ -18,7 +18,7 @@ from typing import Any
 from tokenbridge.base.checks import BF16
 from tokenbridge.base.device import DTYPES
 from tokenbridge.config import TrainConfig
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model import AutoregressiveModel
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.sizes import FULL, Parameters
 from tokenbridge.ops.planning.steps import Activations, Step, activations, mask_range, scratch_bytes
@@ -54,7 +54,7 @@ class Memory:
         return self.states - self.gradients + self.buckets + max(backward, self.gradients + self.update)
 
 
-def optimizer_bytes(model: TokenBridgeTransformer, recipe: TrainConfig) -> int:
+def optimizer_bytes(model: AutoregressiveModel, recipe: TrainConfig) -> int:
     """Return the bytes of the optimizer's state for the whole model."""
     muon = recipe.optimizer == "muon"
     numbers = (
@@ -68,7 +68,7 @@ def optimizer_bytes(model: TokenBridgeTransformer, recipe: TrainConfig) -> int:
 class MemoryModel:
     """Everything that memory depends on except the number of images."""
 
-    model: TokenBridgeTransformer  # on the meta device
+    model: AutoregressiveModel  # on the meta device
     parameters: Parameters
     optimizer: int  # bytes, before sharding
     precision: str

@@ -6,7 +6,7 @@ from typing import Any
 from tokenbridge.base.checks import BF16, FP32, Precision
 from tokenbridge.config import Config
 from tokenbridge.config.operations import PlanConfig
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model import AutoregressiveModel
 from tokenbridge.model.head import DimensionHead
 from tokenbridge.ops.planning.cluster import Cluster
 from tokenbridge.ops.planning.flops import Flops, sample_flops, vae_flops
@@ -124,7 +124,7 @@ def plan_model(config: Config, name: str) -> Plan:
     )
 
 
-def model_sizes(model: TokenBridgeTransformer) -> dict[str, Any]:
+def model_sizes(model: AutoregressiveModel) -> dict[str, Any]:
     arguments = {name: value for name, value in model.config.items() if not name.startswith("_")}
     if isinstance(model.head, DimensionHead):
         arguments |= {"slots": model.head.slots, "classes": model.head.classes}

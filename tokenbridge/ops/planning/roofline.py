@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from tokenbridge.config.operations import PlanConfig
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model import AutoregressiveModel
 from tokenbridge.model.head_loss import head_loss
 from tokenbridge.ops.planning.schedule import GIGA, UPDATE_PASSES, peak_flops
 from tokenbridge.ops.planning.sizes import FULL, Parameters, head_inputs, step_inputs
@@ -63,7 +63,7 @@ def moved(values: Any) -> int:
     return sum(min(leaf.nbytes, leaf.untyped_storage().nbytes()) for leaf in tensors)
 
 
-def step_kernels(model: TokenBridgeTransformer, precision: str, images: int, masked: int) -> dict[str, list[Kernel]]:
+def step_kernels(model: AutoregressiveModel, precision: str, images: int, masked: int) -> dict[str, list[Kernel]]:
     """Return the kernels of forward and backward, and of AdamW's update, by part of the model.
 
     Args:
@@ -73,12 +73,12 @@ def step_kernels(model: TokenBridgeTransformer, precision: str, images: int, mas
     values, _, labels, order = step_inputs(model, images)
     model = deepcopy(model)  # plans of equal settings share theirs, and this one is changed
     model.head.loss_by_parts = False  # which moves the same bytes, but for sums of the weights' gradients
-    visible, wanted = order[:, masked:], order[:, :masked]
-    encoded = torch.empty(images, model.buffer_size + visible.shape[1], model.config.width, device="meta")
+    read, wanted = model.training_positions(order, masked, masked)
+    encoded = torch.empty_like(model.encode(values, labels, read))
     z, known, random = head_inputs(model, images * masked)
     runs: dict[str, Callable[[], Tensor]] = {
-        "encoder": lambda: model.encode(values, labels, visible),
-        "decoder": lambda: model.decode(encoded.requires_grad_(), visible, wanted),
+        "encoder": lambda: model.encode(values, labels, read),
+        "decoder": lambda: model.decode(encoded.requires_grad_(), read, wanted),
         "head": lambda: head_loss(model.head, z.requires_grad_(), known, random),
     }
     found = {part: forward_and_backward(run, precision) for part, run in runs.items()}

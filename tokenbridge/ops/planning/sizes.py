@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from tokenbridge.config import Config, ModelConfig
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.config.model import Trunk
+from tokenbridge.model import AutoregressiveModel, make_model
 from tokenbridge.ops.exchange.kl16 import build_kl16
 from tokenbridge.training.trainer import NOT_MODEL_ARGUMENTS
 from tokenbridge.vae.training import build_vae
@@ -24,9 +25,9 @@ def grid_side(config: Config) -> int:
     return config.data.image_size // config.stride
 
 
-def fresh_model(config: Config, model: ModelConfig) -> TokenBridgeTransformer:
+def fresh_model(config: Config, model: ModelConfig) -> AutoregressiveModel:
     """Build the model that a training of ``model`` starts with, on torch's current device."""
-    return TokenBridgeTransformer(**model_arguments(config, model))
+    return make_model(model.trunk, **model_arguments(config, model))
 
 
 def model_arguments(config: Config, model: ModelConfig) -> dict[str, Any]:
@@ -40,15 +41,15 @@ def model_arguments(config: Config, model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def meta_model(config: Config, model: ModelConfig) -> TokenBridgeTransformer:
+def meta_model(config: Config, model: ModelConfig) -> AutoregressiveModel:
     """Return the same model on the meta device, without its weights. Equal settings share one, and what it costs."""
-    return _meta_model(**model_arguments(config, model))
+    return _meta_model(model.trunk, **model_arguments(config, model))
 
 
 @cache
-def _meta_model(**arguments: Any) -> TokenBridgeTransformer:
+def _meta_model(trunk: Trunk, **arguments: Any) -> AutoregressiveModel:
     with torch.device("meta"):
-        return TokenBridgeTransformer(**arguments)
+        return make_model(trunk, **arguments)
 
 
 def meta_vae(config: Config) -> AutoencoderKL:
@@ -58,37 +59,39 @@ def meta_vae(config: Config) -> AutoencoderKL:
 
 
 @cache
-def shallow(model: TokenBridgeTransformer, depth: int) -> TokenBridgeTransformer:
+def shallow(model: AutoregressiveModel, depth: int) -> AutoregressiveModel:
     """Build the same model with ``depth`` blocks in each part."""
     depths = {"encoder_depth": depth, "decoder_depth": depth, "head_depth": depth}
     with torch.device(model.device):
-        return TokenBridgeTransformer.from_config(model.config, **depths).train()
+        return type(model).from_config(model.config, **depths).train()
 
 
-def deepened(model: TokenBridgeTransformer, measure: Callable[[TokenBridgeTransformer], Cost]) -> Cost:
-    """Return what ``measure`` finds for ``model``, from models with one and with two blocks in each part.
+def deepened(model: AutoregressiveModel, measure: Callable[[AutoregressiveModel], Cost]) -> Cost:
+    """Return what ``measure`` finds for ``model``, from models with depths of one and of two in each part.
 
     Blocks of a part are alike, so each further one adds the same. The whole model would take ten times as long.
 
     Args:
         measure: returns a dataclass. Blocks of a part add only to the fields whose names begin with the part's.
     """
-    sizes = model.config
-    depths = {"encoder": sizes.encoder_depth, "decoder": sizes.decoder_depth, "head": sizes.head_depth}
-    first, second = (measure(shallow(model, depth)) for depth in (1, 2))
-    further = {name: depths.get(name.partition("_")[0], 2) - 2 for name in asdict(second)}
-    one, two = asdict(first), asdict(second)
-    return type(second)(**{name: two[name] + blocks * (two[name] - one[name]) for name, blocks in further.items()})
+    first, second = shallow(model, 1), shallow(model, 2)
+    one, two = (asdict(measured := measure(each)) for each in (first, second))
+    further = {"head": model.config.head_depth - 2}
+    for part in ("encoder", "decoder"):  # of a causal trunk, the first is empty
+        whole, less, least = (len(getattr(each, part)) for each in (model, second, first))
+        further[part] = (whole - less) / max(1, less - least)
+    depths = {name: further.get(name.partition("_")[0], 0) for name in two}
+    return type(measured)(**{name: two[name] + depth * (two[name] - one[name]) for name, depth in depths.items()})
 
 
-def step_inputs(model: TokenBridgeTransformer, images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def step_inputs(model: AutoregressiveModel, images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return values, tokens, labels and order of a training step, on the model's device; all are zeros."""
     with torch.device(model.device):
         values = torch.zeros(images, model.positions, model.config.dimensions)
         return values, tokens_like(model, values), torch.zeros(images, dtype=torch.long), values[..., 0].long()
 
 
-def tokens_like(model: TokenBridgeTransformer, values: Tensor) -> Tensor:
+def tokens_like(model: AutoregressiveModel, values: Tensor) -> Tensor:
     """Return zero tokens [..., G] of the model's kind for values [..., C]."""
     if model.config.levels is None:
         return values
@@ -96,12 +99,12 @@ def tokens_like(model: TokenBridgeTransformer, values: Tensor) -> Tensor:
     return values.new_zeros(*values.shape[:-1], slots, dtype=torch.long)
 
 
-def loss_uniforms(model: TokenBridgeTransformer, images: int) -> Tensor:
+def loss_uniforms(model: AutoregressiveModel, images: int) -> Tensor:
     """Return zeros in place of the random numbers of the head's loss, [N, S, R]."""
     return torch.zeros(images, model.positions, model.head.loss_numbers, device=model.device)
 
 
-def head_inputs(model: TokenBridgeTransformer, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def head_inputs(model: AutoregressiveModel, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return features, tokens and uniforms of ``rows`` positions for the head's loss; all are zeros."""
     with torch.device(model.device):
         tokens = tokens_like(model, torch.zeros(rows, model.config.dimensions))
@@ -124,7 +127,7 @@ class Parameters:
         return self.encoder + self.decoder + self.head + self.rest
 
     @classmethod
-    def of(cls, model: TokenBridgeTransformer) -> "Parameters":
+    def of(cls, model: AutoregressiveModel) -> "Parameters":
         blocks = [
             count(block)
             for part in (model.encoder, model.decoder, *(head.blocks for head in model.heads))

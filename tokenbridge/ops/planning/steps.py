@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokenbridge.base.device import DTYPES, autocast
 from tokenbridge.config import TrainConfig
-from tokenbridge.model import TokenBridgeTransformer
+from tokenbridge.model import AutoregressiveModel
 from tokenbridge.model.head_loss import head_loss, positions_at_once
 from tokenbridge.model.heads import Head
 from tokenbridge.model.layers import INDEX_LIMIT, scratch_numbers
@@ -136,7 +136,7 @@ class StepBytes:
     working: float  # in the backward, beyond what the forward leaves
 
 
-def activations(model: TokenBridgeTransformer, step: Step, images: int) -> Activations:
+def activations(model: AutoregressiveModel, step: Step, images: int) -> Activations:
     """Return the activations of ``images`` images at once."""
     rows = positions_at_once(model.head, model.device)
     if step.whole_head or images * step.predicted <= rows:
@@ -150,12 +150,12 @@ def activations(model: TokenBridgeTransformer, step: Step, images: int) -> Activ
 
 
 @cache
-def measured(model: TokenBridgeTransformer, step: Step, images: int) -> NDArray[np.float64]:
+def measured(model: AutoregressiveModel, step: Step, images: int) -> NDArray[np.float64]:
     """Return the fields of ``StepBytes``."""
     return np.array(astuple(deepened(model, lambda one: step_bytes(one, step, images))))
 
 
-def step_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> StepBytes:
+def step_bytes(model: AutoregressiveModel, step: Step, images: int) -> StepBytes:
     """Run forward and backward of ``model`` as it is."""
     model.zero_grad()  # an earlier run's gradients would not be allocated again
     held = HeldBytes()
@@ -187,7 +187,7 @@ def step_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> StepBy
     return StepBytes(decoder, head - decoder, kept - head, forward - head, held.most - kept)
 
 
-def scratch_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> int:
+def scratch_bytes(model: AutoregressiveModel, step: Step, images: int) -> int:
     """Return the most bytes that the fused attention of the head's backward allocates; a CPU needs none."""
     if model.device.type == "cpu" or isinstance(model.head, TokenHead):  # which has no attention
         return 0
@@ -200,7 +200,7 @@ def scratch_bytes(model: TokenBridgeTransformer, step: Step, images: int) -> int
 
 @cache
 def step_flops(
-    model: TokenBridgeTransformer, masked: int, checkpointed: bool = False, predicted: int | None = None
+    model: AutoregressiveModel, masked: int, checkpointed: bool = False, predicted: int | None = None
 ) -> Flops:
     """Return the operations of forward and backward for one image; None: all of its masked positions are predicted."""
     model.enable_gradient_checkpointing() if checkpointed else model.disable_gradient_checkpointing()
@@ -212,14 +212,14 @@ def step_flops(
         model.draft = draft
     modules, root = counter.get_flop_counts(), type(model).__name__
     parts = ("decoder_in", *(f"decoder.{block}" for block in range(len(model.decoder))))
-    decoder = sum(sum(modules[f"{root}.{part}"].values()) for part in parts)
+    decoder = sum(sum(modules.get(f"{root}.{part}", {}).values()) for part in parts)  # a norm has none
     rows = masked if predicted is None else predicted
     head = head_loss_flops(model, model.head, rows)
     of_draft = 0 if draft is None else head_loss_flops(model, draft, rows)
     return Flops(counter.get_total_flops() - decoder - head, decoder, head + of_draft)
 
 
-def head_loss_flops(model: TokenBridgeTransformer, head: Head, rows: int) -> int:
+def head_loss_flops(model: AutoregressiveModel, head: Head, rows: int) -> int:
     """Return the operations of a head's forward and backward, for one image. The draft's features learn nothing."""
     z, tokens, uniforms = head_inputs(model, rows)
     z.requires_grad_(head is model.head)
@@ -228,19 +228,19 @@ def head_loss_flops(model: TokenBridgeTransformer, head: Head, rows: int) -> int
     return counter.get_total_flops()
 
 
-def mask_range(model: TokenBridgeTransformer, recipe: TrainConfig) -> tuple[int, int]:
+def mask_range(model: AutoregressiveModel, recipe: TrainConfig) -> tuple[int, int]:
     """Return the fewest and the most positions that the recipe masks."""
     return math.ceil(model.positions * recipe.mask_ratio_min), model.positions
 
 
-def masked_draws(model: TokenBridgeTransformer, recipe: TrainConfig) -> list[int]:
+def masked_draws(model: AutoregressiveModel, recipe: TrainConfig) -> list[int]:
     """Return ``DRAWS`` numbers of masked positions, as often as the recipe draws each."""
     uniforms = (torch.arange(DRAWS) + 0.5) / DRAWS
     drawn: list[int] = num_masked_positions(uniforms, model.positions, recipe).tolist()
     return drawn
 
 
-def train_flops(model: TokenBridgeTransformer, recipe: TrainConfig, checkpointed: bool = False) -> Flops:
+def train_flops(model: AutoregressiveModel, recipe: TrainConfig, checkpointed: bool = False) -> Flops:
     """Return the operations of forward and backward for one image, as the mean over the recipe's masks.
 
     They are counted at the fewest and the most masked positions. In between they count as linear, which they are but

@@ -1,0 +1,77 @@
+"""Models with every trunk are trained by the same loop."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.small_data import write_moments
+from tests.support.small_model import MODEL, QUANTIZER, RECIPE
+from tests.training.test_systems import trained
+from tokenbridge.base.distributed import SINGLE_PROCESS
+from tokenbridge.base.errors import UserError
+from tokenbridge.base.seeding import generator
+from tokenbridge.config import ModelConfig
+from tokenbridge.config.model import TRUNKS, Trunk
+from tokenbridge.tokenizer.fitting import fit_quantizer
+from tokenbridge.training.batches import batch_loss, draw_batch
+from tokenbridge.training.datasets import FreshTokens
+from tokenbridge.training.trainer import build_model
+from tokenbridge.training.validation import Validation
+
+EVERY = replace(RECIPE, mask_ratio_min=1.0)
+
+
+@pytest.fixture
+def data(vae_latents: Tensor, tmp_path: Path) -> FreshTokens:
+    return FreshTokens(write_moments(tmp_path / "moments", vae_latents), fit_quantizer(vae_latents, QUANTIZER))
+
+
+def config_of(trunk: Trunk) -> ModelConfig:
+    return replace(MODEL, trunk=trunk, train=EVERY)
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_a_step_reaches_every_parameter(trunk: Trunk, data: FreshTokens) -> None:
+    model = build_model(config_of(trunk), data, data.quantizer)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    batch = draw_batch(data, torch.arange(8), EVERY if model.causal else RECIPE, generator(1))
+    assert (batch.num_masked.tolist() == [16] * 8) == model.causal
+    batch_loss(model, data.quantizer, batch).backward()
+    assert [name for name, weight in model.named_parameters() if not weight.grad.any()] == []
+
+
+def test_a_causal_trunk_learns_by_the_same_loop_and_bits(data: FreshTokens, tmp_path: Path) -> None:
+    config = config_of("causal_random")
+    first, second = (trained(tmp_path / name, config, data, epochs=5, mask_ratio_min=1.0) for name in "ab")
+    assert first.evaluations[-1]["validation_loss"] < first.history[0]["loss"]
+    assert all(torch.equal(*pair) for pair in zip(first.model.parameters(), second.model.parameters(), strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trunk", [trunk for trunk in TRUNKS if trunk != "masked"])
+def test_the_validation_loss_of_a_causal_trunk_is_that_of_every_position(trunk: Trunk, data: FreshTokens) -> None:
+    model = build_model(config_of(trunk), data, data.quantizer).eval()
+    validation = Validation(data, data.quantizer, SINGLE_PROCESS)
+    total = 0.0
+    for number in range(validation.batches):
+        batch = validation.batch(number, slice(None))
+        values, tokens = data.quantizer.decode(batch.tokens), data.quantizer.to_head_order(batch.tokens)
+        total += float(model(values, tokens, batch.labels, batch.order, 16)) * len(batch.labels)
+    assert validation.loss(model) == pytest.approx(total / validation.count, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": RECIPE}, r"train\.mask_ratio_min is 0\.7, but trunk=causal_raster learns every position"),
+        ({"train": replace(EVERY, head_share=0.5)}, r"train\.head_share is 0\.5, but trunk=causal_raster learns every"),
+        ({"width": 33, "heads": 3}, "width is 33: must be even with trunk=causal_raster"),
+    ],
+)
+def test_recipes_that_a_causal_trunk_does_not_follow_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(config_of("causal_raster"), **changes)
