@@ -25,6 +25,7 @@ from tokenbridge.config.model import (
 )
 from tokenbridge.config.operations import PlanConfig, PromotionConfig, StorageConfig
 from tokenbridge.config.tokenizer import (
+    CODEBOOK_FAMILIES,
     LEVEL_FAMILIES,
     NORM_GROUPS,
     EncodeConfig,
@@ -115,8 +116,11 @@ class Config(Settings):
         continuous = self.quantizer.classes is None
         others = [name for name, model in trained.items() if (model.head in CONTINUOUS_HEADS) != continuous]
         wanted = ("one of " if continuous else "none of ") + ", ".join(CONTINUOUS_HEADS)
-        generate = self.generate
+        generate, codewords, entries = self.generate, self.vae.codewords, self.quantizer.codewords
         return {
+            f"vae.codewords is {codewords}, but quantizer.family=trained_codebook has quantizer.codewords={entries}: "
+            "set both to the same number (vae=vq does)": self.quantizer.family == "trained_codebook"
+            and codewords != entries,
             f"generate.speculative is true, but models without a draft are to be sampled ({', '.join(without)}): "
             "set their draft_depth, or generate.speculative=false": generate.speculative and bool(without),
             f"quantizer.family is {self.quantizer.family}, so the head of a model must be {wanted}: set that of "

@@ -20,10 +20,13 @@ from tokenbridge.config.types import (
 
 NORM_GROUPS = 8  # in each norm of the trained VAE and its discriminator
 
-QuantizerFamily = Literal["gaussian", "uniform", "lloyd_max", "codebook", "continuous"]
+PostTrainingFamily = Literal["gaussian", "uniform", "lloyd_max", "codebook", "continuous"]
+QuantizerFamily = Literal[PostTrainingFamily, "trained_codebook"]
 LEVEL_FAMILIES = ("gaussian", "uniform", "lloyd_max")  # the dimension-wise ones
+CODEBOOK_FAMILIES = ("codebook", "trained_codebook")
 Packing = Literal["bits", "uint8"]
 Levels = Annotated[Integer, Field(ge=2, le=256)]
+Codewords = Annotated[Integer, Field(ge=2, le=65536)]
 NormWidth = Annotated[Positive, Field(multiple_of=NORM_GROUPS)]
 
 
@@ -51,6 +54,7 @@ class VaeConfig(Settings):
     block_widths: Annotated[list[NormWidth], Field(min_length=1, max_length=16)]  # one for each resolution
     layers_per_block: Positive
     dimensions: Positive  # C
+    codewords: Codewords | None  # V, of a codebook trained with the VAE (VQ) in place of the KL term; null: none
     batch_size: Positive
     epochs: PositiveNumber
     optimizer: Optimizer
@@ -59,6 +63,10 @@ class VaeConfig(Settings):
     precision: Precision
     loss: VaeLossConfig
     discriminator: DiscriminatorConfig
+
+    def __post_init__(self) -> None:
+        both = self.pretrained is not None and self.codewords is not None
+        refuse({f"codewords is {self.codewords}, but a vae.pretrained is not trained: set one of them to null": both})
 
 
 class EncodeConfig(Settings):
@@ -76,13 +84,14 @@ class QuantizerConfig(Settings):
 
     Attributes:
         family: dimension-wise ``gaussian`` (the released one), ``uniform`` or ``lloyd_max`` (fitted to the data);
-            ``codebook``: vectors fitted by k-means; ``continuous``: none, tokens are the latents themselves.
+            ``codebook``: vectors fitted by k-means; ``trained_codebook``: the codebook that was trained with the VAE;
+            ``continuous``: none, tokens are the latents themselves.
     """
 
     family: QuantizerFamily
     levels: Levels  # B, of the dimension-wise families
     codebooks: Positive  # G, of the family codebook: each covers C / G dimensions; 1: one index for a whole token
-    codewords: Annotated[Integer, Field(ge=2, le=65536)]  # V, in each codebook
+    codewords: Codewords  # V, in each codebook
     range: PositiveNumber  # of gaussian and uniform: the levels cover normalised latents in [-range, range]
     statistics: Literal["per_dimension", "global", "fixed"]  # how loc and scale are found
     fixed_loc: Number  # used by statistics=fixed only, in the VAE's own units
@@ -94,18 +103,29 @@ class QuantizerConfig(Settings):
 
     def __post_init__(self) -> None:
         misplaced = (self.order == "given") != (self.given_order is not None)
-        refuse({f"given_order is {self.given_order}: give a list exactly if quantizer.order is 'given'": misplaced})
+        trained = self.family == "trained_codebook"
+        refuse(
+            {
+                f"given_order is {self.given_order}: give a list exactly if quantizer.order is 'given'": misplaced,
+                f"codebooks is {self.codebooks}: a trained codebook is one for a whole token, so set it to 1": trained
+                and self.codebooks != 1,
+                f"patch_size is {self.patch_size}: a trained codebook covers one position, so set it to 1": trained
+                and self.patch_size != 1,
+                "statistics is per_dimension: unequal scales would change which trained codeword is nearest, so set it "
+                "to global": trained and self.statistics == "per_dimension",
+            }
+        )
 
     def slots(self, dimensions: int) -> int:
         """Return G, the numbers of a token with so many dimensions."""
-        return self.codebooks if self.family == "codebook" else dimensions
+        return self.codebooks if self.family in CODEBOOK_FAMILIES else dimensions
 
     @property
     def classes(self) -> int | None:
         """The number of values of a slot; None: any real number."""
         if self.family == "continuous":
             return None
-        return self.codewords if self.family == "codebook" else self.levels
+        return self.codewords if self.family in CODEBOOK_FAMILIES else self.levels
 
 
 class ReconstructConfig(Settings):
@@ -116,7 +136,7 @@ class ReconstructConfig(Settings):
 
     levels: list[Levels]
     ranges: list[PositiveNumber]  # of the gaussian and uniform families
-    families: list[QuantizerFamily]
+    families: list[PostTrainingFamily]
     images: Positive
     precision: Precision
 

@@ -15,7 +15,7 @@ from tokenbridge.base.figures import study_figure
 from tokenbridge.base.files import write_csv, write_json
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.progress import Progress
-from tokenbridge.config import LEVEL_FAMILIES, QuantizerConfig, ReconstructConfig
+from tokenbridge.config import CODEBOOK_FAMILIES, LEVEL_FAMILIES, QuantizerConfig, ReconstructConfig
 from tokenbridge.evaluation.features import ImageTensorDataset, ShardImageDataset
 from tokenbridge.evaluation.inception import Statistics
 from tokenbridge.evaluation.metrics import distance, statistics
@@ -33,6 +33,7 @@ from tokenbridge.tokenizer.latents import Quantizer, to_maps, to_sequence
 from tokenbridge.tokenizer.levels import FIXED_FAMILIES
 from tokenbridge.tokenizer.moments import Moments, fitting_latents, sample_posterior
 from tokenbridge.vae.autoencoder import decode_images, encode_moments, load_vae
+from tokenbridge.vae.vector_quantization import load_codebook
 
 PICTURED = 10  # images in the picture
 ORIGINAL, CONTINUOUS = "original", "continuous"  # titles of the images that are not quantized
@@ -92,8 +93,9 @@ def title(variant: QuantizerConfig) -> str:
     """Return a readable name of a variant. Variants that quantize in the same way have the same name."""
     if variant.family == CONTINUOUS:
         return CONTINUOUS
-    if variant.family == "codebook":
-        return f"{variant.codebooks} x {variant.codewords} codewords"
+    if variant.family in CODEBOOK_FAMILIES:
+        how = ", trained with the VAE" if variant.family == "trained_codebook" else ""
+        return f"{variant.codebooks} x {variant.codewords} codewords{how}"
     reach = f", +-{variant.range:g}" if variant.family in FIXED_FAMILIES else ""
     return f"{variant.family}, {variant.levels} levels{reach}"
 
@@ -112,8 +114,9 @@ def _fitted(context: StageContext, studies: Studies) -> dict[str, Quantizer]:
     """Return title -> quantizer for each distinct variant, fitted to the training images' moments."""
     config = context.config.quantizer
     fitting = fitting_latents(Moments(context.root / "data/moments"), config.fit_images, context.config.seed)
+    trained = load_codebook(context.root / "models/vae")
     distinct = {title(variant): variant for variants in studies.values() for variant in variants}
-    return {name: fit_quantizer(fitting, variant) for name, variant in distinct.items()}
+    return {name: fit_quantizer(fitting, variant, trained) for name, variant in distinct.items()}
 
 
 class Measure:
