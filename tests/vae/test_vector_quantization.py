@@ -91,8 +91,8 @@ def test_a_training_improves_reconstructions_and_uses_many_codewords(images: np.
     torch.manual_seed(0)
     pixels = torch.from_numpy(images).float() / 127.5 - 1
     config = replace(VQ, loss=replace(VQ.loss, adversarial=0.0))
-    trainer = VaeTrainer(config, build_vae(config, 16).train(), 60, torch.device("cpu"))
-    steps = [trainer.step(pixels[8 * (i % 8) :][:8], i) for i in range(60)]
+    trainer = VaeTrainer(config, build_vae(config, 16).train(), 40, torch.device("cpu"))
+    steps = [trainer.step(pixels[8 * (i % 8) :][:8], i) for i in range(40)]
     first, last = (sum(step["reconstruction_loss"] for step in part) for part in (steps[:8], steps[-8:]))
     assert last < 0.7 * first
     assert steps[-1]["perplexity"] > 8

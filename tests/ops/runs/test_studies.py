@@ -63,7 +63,13 @@ def test_compared_systems_have_equal_parameters_and_training(study: Study) -> No
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("tokenbridge", 16 * 8 * 6), ("kmeans_masked", 16 * 10), ("product_masked", 16 * 4 * 8), ("flow_like", None)],
+    [
+        ("tokenbridge", 16 * 8 * 6),
+        ("kmeans_masked", 16 * 10),
+        ("vq_trained", 16 * 10),
+        ("product_masked", 16 * 4 * 8),
+        ("flow_like", None),
+    ],
 )
 def test_bits_are_those_of_equally_long_numbers(name: str, expected: float | None) -> None:
     config = validate(compose_config([f"experiment={COMPARISON.name}/{name}", f"model={MODEL}"], CHECKOUT / "conf"))
