@@ -172,6 +172,28 @@ def test_every_launcher_is_valid(path: Path) -> None:
             "distortion is 0.0001, which makes 289 levels in +-5: 3 to 256 can be handled, so change distortion",
         ),
         ("quantizer=e8 quantizer.distortion=10", "distortion is 10, which makes 1 levels in +-5: 3 to 256"),
+        (
+            "quantizer=trained_codebook",
+            "vae.codewords is None, but quantizer.family=trained_codebook has quantizer.codewords=1024: set both to",
+        ),
+        (
+            "quantizer=trained_codebook vae.codewords=512",
+            "vae.codewords is 512, but quantizer.family=trained_codebook has quantizer.codewords=1024",
+        ),
+        (
+            "vae=vq quantizer=trained_codebook quantizer.codebooks=2",
+            "quantizer.codebooks is 2: a trained codebook is one for a whole token",
+        ),
+        (
+            "vae=vq quantizer=trained_codebook quantizer.patch_size=2",
+            "quantizer.patch_size is 2: a trained codebook covers one position",
+        ),
+        (
+            "vae=vq quantizer=trained_codebook quantizer.statistics=per_dimension",
+            "quantizer.statistics is per_dimension: unequal scales would change which trained codeword is nearest",
+        ),
+        ("vae=kl16 vae.codewords=64", "vae.codewords is 64, but a vae.pretrained is not trained"),
+        ("reconstruct.families=[trained_codebook]", "reconstruct.families.0 is 'trained_codebook': must be 'gaussian'"),
         ("storage.endpoint='http://['", "storage: Invalid IPv6 URL"),
         ("data.root=${data.root}", "Recursive interpolation"),
         ("train.epochs", "'train.epochs' cannot be read: write setting=value, such as train.epochs=2"),

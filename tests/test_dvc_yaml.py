@@ -32,6 +32,7 @@ STALE = {
     "classifier/network.py": {"classifier", "evaluate"},
     "vae/training.py": {"vae"},
     "vae/discriminator.py": {"vae"},
+    "vae/vector_quantization.py": {"vae", "fit_quantizer", "reconstruct"},
     "vae/autoencoder.py": {"vae", "encode", "reconstruct", "train", "generate"},
     "tokenizer": {"fit_quantizer", "tokenize", "reconstruct", "train", "generate"},
     "model": {"train", "generate"},

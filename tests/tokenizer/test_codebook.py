@@ -12,7 +12,7 @@ from tokenbridge.base.errors import UserError
 from tokenbridge.config import QuantizerConfig
 from tokenbridge.tokenizer.codebook import CodebookQuantizer, fit_codebooks, kmeans, nearest
 from tokenbridge.tokenizer.fitting import fit_quantizer, load_quantizer, quantizer_report
-from tokenbridge.tokenizer.latents import to_sequence
+from tokenbridge.tokenizer.latents import to_maps, to_sequence
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 CODEBOOK = replace(QUANTIZER, family="codebook")
@@ -101,6 +101,24 @@ def test_every_family_is_saved_and_loaded(family: str, vae_latents: Tensor, tmp_
     assert (again.slots, again.classes) == (config.slots(4), config.classes)
     latents = to_sequence(quantizer.normalize(vae_latents))
     assert torch.equal(again.encode(latents), quantizer.encode(latents))
+
+
+def test_a_trained_codebook_is_taken_as_it_is(vae_latents: Tensor, tmp_path: Path) -> None:
+    config = replace(CODEBOOK, family="trained_codebook", statistics="global")
+    trained = to_sequence(vae_latents).flatten(0, 1)[torch.arange(16) * 7] + 0.1
+    quantizer = fit_quantizer(vae_latents, config, trained)
+    quantizer.save_pretrained(tmp_path)
+    again = load_quantizer(tmp_path)
+    assert (again.slots, again.classes) == (config.slots(4), config.classes) == (1, 16)
+    indices = again.encode(to_sequence(again.normalize(vae_latents)))[..., 0]
+    assert torch.equal(indices, torch.cdist(to_sequence(vae_latents), trained).argmin(-1))
+    decoded = again.denormalize(to_maps(again.decode(torch.arange(16)[None, :, None]), 4, 4))
+    torch.testing.assert_close(to_sequence(decoded)[0], trained)
+
+
+def test_a_vae_without_a_codebook_has_none_to_take(vae_latents: Tensor) -> None:
+    with pytest.raises(UserError, match=r"no trained codebook: set vae\.codewords"):
+        fit_quantizer(vae_latents, replace(CODEBOOK, family="trained_codebook", statistics="global"))
 
 
 def test_continuous_tokens_are_the_latents(vae_latents: Tensor) -> None:

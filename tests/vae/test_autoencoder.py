@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
 
 from tests.support.checkout import CHECKOUT
 from tests.support.small_data import write_images
@@ -31,6 +32,7 @@ CONFIG = VaeConfig(
     block_widths=[8, 16],
     layers_per_block=1,
     dimensions=2,
+    codewords=None,
     batch_size=8,
     epochs=2,
     optimizer="muon",
@@ -54,8 +56,8 @@ def images() -> np.ndarray:
     return images
 
 
-def train(config: VaeConfig, images: np.ndarray, checkpoint: Path) -> tuple[torch.nn.Module, list[float]]:
-    vae, history = train_vae(
+def train(config: VaeConfig, images: np.ndarray, checkpoint: Path) -> tuple[AutoencoderKL, Tensor | None, list[float]]:
+    vae, codebook, history = train_vae(
         config,
         write_images(checkpoint.parent / uuid4().hex, images, np.zeros(len(images), int)),
         seed=0,
@@ -64,7 +66,7 @@ def train(config: VaeConfig, images: np.ndarray, checkpoint: Path) -> tuple[torc
         tracker=Silent(),
         device=torch.device("cpu"),
     )
-    return vae, [row["reconstruction_loss"] for row in history]
+    return vae, codebook, [row["reconstruction_loss"] for row in history]
 
 
 def test_bytes_survive_the_unit_range() -> None:
@@ -135,7 +137,7 @@ def test_a_batch_of_small_images_is_one_slice(build: Callable[[], AutoencoderKL]
 
 @pytest.mark.pipeline
 def test_it_learns_and_its_discriminator_plays(images: np.ndarray, tmp_path: Path) -> None:
-    _, losses = train(replace(CONFIG, epochs=20), images, tmp_path / "checkpoint.pt")
+    _, _, losses = train(replace(CONFIG, epochs=20), images, tmp_path / "checkpoint.pt")
     assert losses[-1] < 0.7 * losses[0]
 
 

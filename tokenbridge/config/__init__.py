@@ -142,7 +142,11 @@ class Config(Settings):
         others = [name for name, model in trained.items() if (model.head in CONTINUOUS_HEADS) != continuous]
         wanted = ("one of " if continuous else "none of ") + ", ".join(CONTINUOUS_HEADS)
         whole, generate = [name for name, model in trained.items() if model.head not in LEVEL_HEADS], self.generate
+        codewords, entries = self.vae.codewords, self.quantizer.codewords
         return {
+            f"vae.codewords is {codewords}, but quantizer.family=trained_codebook has quantizer.codewords={entries}: "
+            "set both to the same number (vae=vq does)": self.quantizer.family == "trained_codebook"
+            and codewords != entries,
             f"generate.speculative is true, but models without a draft are to be sampled ({', '.join(without)}): "
             "set their draft_depth, or generate.speculative=false": generate.speculative and bool(without),
             f"quantizer.family is {self.quantizer.family}, so the head of a model must be {wanted}: set that of "

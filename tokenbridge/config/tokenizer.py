@@ -21,17 +21,19 @@ from tokenbridge.config.types import (
 
 NORM_GROUPS = 8  # in each norm of the trained VAE and its discriminator
 
-QuantizerFamily = Literal[
+PostTrainingFamily = Literal[
     "gaussian", "uniform", "lloyd_max", "entropy_coded", "e8", "codebook", "residual", "continuous"
 ]
+QuantizerFamily = Literal[PostTrainingFamily, "trained_codebook"]
 LEVEL_FAMILIES = ("gaussian", "uniform", "lloyd_max")  # the dimension-wise ones of a given number of levels
-CODEBOOK_FAMILIES = ("codebook", "residual")
+CODEBOOK_FAMILIES = ("codebook", "residual", "trained_codebook")
 # squared error for each dimension, where cells have the volume 1: of integers, and of E8 (Conway and Sloane 1982)
 SECOND_MOMENTS = {"entropy_coded": 1 / 12, "e8": 929 / 12960}
 E8_DIMENSIONS = 8
 MAX_LEVELS = 256
 Packing = Literal["bits", "uint8"]
 Levels = Annotated[Integer, Field(ge=2, le=MAX_LEVELS)]
+Codewords = Annotated[Integer, Field(ge=2, le=65536)]
 NormWidth = Annotated[Positive, Field(multiple_of=NORM_GROUPS)]
 
 
@@ -59,6 +61,7 @@ class VaeConfig(Settings):
     block_widths: Annotated[list[NormWidth], Field(min_length=1, max_length=16)]  # one for each resolution
     layers_per_block: Positive
     dimensions: Positive  # C
+    codewords: Codewords | None  # V, of a codebook trained with the VAE (VQ) in place of the KL term; null: none
     batch_size: Positive
     epochs: PositiveNumber
     optimizer: Optimizer
@@ -67,6 +70,10 @@ class VaeConfig(Settings):
     precision: Precision
     loss: VaeLossConfig
     discriminator: DiscriminatorConfig
+
+    def __post_init__(self) -> None:
+        both = self.pretrained is not None and self.codewords is not None
+        refuse({f"codewords is {self.codewords}, but a vae.pretrained is not trained: set one of them to null": both})
 
 
 class EncodeConfig(Settings):
@@ -86,13 +93,14 @@ class QuantizerConfig(Settings):
         family: dimension-wise ``gaussian`` (the released one), ``uniform`` or ``lloyd_max`` (fitted to the data);
             ``entropy_coded``: equal steps that give a wanted error; ``e8``: likewise, a lattice of 8 dimensions;
             ``codebook``: vectors fitted by k-means; ``residual``: each codebook codes what the earlier ones left;
+            ``trained_codebook``: the codebook that was trained with the VAE;
             ``continuous``: none, tokens are the latents themselves.
     """
 
     family: QuantizerFamily
     levels: Levels  # B, of the dimension-wise families
     codebooks: Positive  # of codebook: G, each covers C / G dimensions; of residual: R, each covers all
-    codewords: Annotated[Integer, Field(ge=2, le=65536)]  # V, in each codebook
+    codewords: Codewords  # V, in each codebook
     range: PositiveNumber  # of all but lloyd_max and codebooks: levels cover normalised latents in [-range, range]
     distortion: PositiveNumber  # D, of entropy_coded and e8: the wanted squared error of normalised latents
     statistics: Literal["per_dimension", "global", "fixed"]  # how loc and scale are found
@@ -105,7 +113,18 @@ class QuantizerConfig(Settings):
 
     def __post_init__(self) -> None:
         misplaced = (self.order == "given") != (self.given_order is not None)
-        refuse({f"given_order is {self.given_order}: give a list exactly if quantizer.order is 'given'": misplaced})
+        trained = self.family == "trained_codebook"
+        refuse(
+            {
+                f"given_order is {self.given_order}: give a list exactly if quantizer.order is 'given'": misplaced,
+                f"codebooks is {self.codebooks}: a trained codebook is one for a whole token, so set it to 1": trained
+                and self.codebooks != 1,
+                f"patch_size is {self.patch_size}: a trained codebook covers one position, so set it to 1": trained
+                and self.patch_size != 1,
+                "statistics is per_dimension: unequal scales would change which trained codeword is nearest, so set it "
+                "to global": trained and self.statistics == "per_dimension",
+            }
+        )
         if self.family in SECOND_MOMENTS:
             levels = 2 * self.reach + 1
             refuse(
@@ -149,7 +168,7 @@ class ReconstructConfig(Settings):
 
     levels: list[Levels]
     ranges: list[PositiveNumber]  # of the gaussian and uniform families
-    families: list[QuantizerFamily]
+    families: list[PostTrainingFamily]
     images: Positive
     precision: Precision
 

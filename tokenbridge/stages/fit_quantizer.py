@@ -11,6 +11,7 @@ from tokenbridge.stages.runtime import stage_run
 from tokenbridge.tokenizer.fitting import fit_quantizer, quantizer_report
 from tokenbridge.tokenizer.latents import Quantizer, low_frequency_share
 from tokenbridge.tokenizer.moments import Moments, fitting_latents
+from tokenbridge.vae.vector_quantization import load_codebook
 
 
 def main() -> None:
@@ -25,7 +26,8 @@ def work(context: StageContext) -> None:
     """Write ``quantizer``, ``report.json`` and the folder ``plots``."""
     moments = Moments(context.root / "data/moments")
     vae_latents = fitting_latents(moments, context.config.quantizer.fit_images, context.config.seed)
-    quantizer = fit_quantizer(vae_latents, context.config.quantizer)
+    trained = load_codebook(context.root / "models/vae")
+    quantizer = fit_quantizer(vae_latents, context.config.quantizer, trained)
     quantizer.save_pretrained(context.work / "quantizer")
     rows = quantizer_report(quantizer, vae_latents)
     write_json(context.work / "report.json", _summary(rows))

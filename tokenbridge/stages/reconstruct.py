@@ -33,6 +33,7 @@ from tokenbridge.tokenizer.latents import Quantizer, to_maps, to_sequence
 from tokenbridge.tokenizer.levels import FIXED_FAMILIES
 from tokenbridge.tokenizer.moments import Moments, fitting_latents, sample_posterior
 from tokenbridge.vae.autoencoder import decode_images, encode_moments, load_vae
+from tokenbridge.vae.vector_quantization import load_codebook
 
 PICTURED = 10  # images in the picture
 ORIGINAL, CONTINUOUS = "original", "continuous"  # titles of the images that are not quantized
@@ -115,8 +116,9 @@ def _fitted(context: StageContext, studies: Studies) -> dict[str, Quantizer]:
     """Return title -> quantizer for each distinct variant, fitted to the training images' moments."""
     config = context.config.quantizer
     fitting = fitting_latents(Moments(context.root / "data/moments"), config.fit_images, context.config.seed)
+    trained = load_codebook(context.root / "models/vae")
     distinct = {title(variant): variant for variants in studies.values() for variant in variants}
-    return {name: fit_quantizer(fitting, variant) for name, variant in distinct.items()}
+    return {name: fit_quantizer(fitting, variant, trained) for name, variant in distinct.items()}
 
 
 class Measure:

@@ -15,6 +15,7 @@ from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
 from tokenbridge.vae.autoencoder import load_vae
 from tokenbridge.vae.training import train_vae
+from tokenbridge.vae.vector_quantization import save_codebook
 
 LOSS = "reconstruction_loss"  # the last window's mean
 
@@ -38,7 +39,7 @@ def work(context: StageContext) -> None:
 def _train(context: StageContext) -> None:
     config = replace(context.config.vae, precision=context.precision(context.config.vae.precision))
     shards, launcher = ImageShards(context.root / "data/images", TRAIN), context.config.launcher
-    vae, history = train_vae(
+    vae, codebook, history = train_vae(
         config,
         decode_to_disk(shards, context.work / "images", context.name, np.asarray, launcher.log_seconds),
         seed=context.config.seed,
@@ -48,6 +49,8 @@ def _train(context: StageContext) -> None:
         device=context.device,
     )
     vae.save_pretrained(context.work / "vae")
+    if codebook is not None:
+        save_codebook(codebook, context.work / "vae")
     write_csv(context.work / "loss.csv", history)
     write_json(context.work / "metrics.json", {LOSS: history[-1][LOSS], NUMERIC_PRECISION: config.precision})
 

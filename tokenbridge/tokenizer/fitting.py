@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenbridge.base.errors import UserError
 from tokenbridge.base.finite import check_finite
 from tokenbridge.base.loading import CONFIG, LoadError, load_whole, read_object
 from tokenbridge.config import QuantizerConfig
@@ -37,8 +38,11 @@ KINDS: tuple[type[Quantizer], ...] = (
 )
 
 
-def fit_quantizer(vae_latents: Tensor, config: QuantizerConfig) -> Quantizer:
+def fit_quantizer(vae_latents: Tensor, config: QuantizerConfig, trained: Tensor | None = None) -> Quantizer:
     """Fit loc, scale, order, and levels or codebooks to posterior samples [N, C0, H, W] in VAE units.
+
+    Args:
+        trained: the codebook [V, C0] that was trained with the VAE, in VAE units; used by ``trained_codebook`` only.
 
     Raises:
         UserError: if the settings do not fit the latents, or a latent is NaN or infinite.
@@ -52,6 +56,11 @@ def fit_quantizer(vae_latents: Tensor, config: QuantizerConfig) -> Quantizer:
     shape = {"dimensions": len(loc), "patch_size": config.patch_size}
     if config.family == "continuous":
         return ContinuousLatents(**shape).filled(fitted)
+    if config.family == "trained_codebook":
+        if trained is None:
+            raise UserError("the VAE has no trained codebook: set vae.codewords, and train the VAE again")
+        empty = CodebookQuantizer(num_codebooks=1, num_codewords=len(trained), **shape)
+        return empty.filled(fitted | {"codebooks": ((trained - loc) / scale)[None, :, order]})
     if config.family == "codebook":
         empty = CodebookQuantizer(num_codebooks=config.codebooks, num_codewords=config.codewords, **shape)
         books = fit_codebooks(to_sequence(latents).flatten(0, 1), order, config.codebooks, config.codewords)

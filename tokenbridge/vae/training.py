@@ -1,4 +1,4 @@
-"""Training of the small VAE (a diffusers AutoencoderKL): L1, MSE, KL, and a discriminator for texture.
+"""Training of the small VAE (a diffusers AutoencoderKL): L1, MSE, KL or a codebook, and a discriminator for texture.
 
 Shapes: N images, H x W pixels, C dimensions, h x w positions.
 """
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from tokenbridge.base.arrays import LabelledArrays
@@ -20,6 +21,7 @@ from tokenbridge.engine.loop import History, cosine_factor, run_steps
 from tokenbridge.engine.optim import build_optimizers, update_weights
 from tokenbridge.vae.autoencoder import to_unit_range
 from tokenbridge.vae.discriminator import PatchDiscriminator, adversarial_gradient, hinge_loss
+from tokenbridge.vae.vector_quantization import COMMITMENT, VectorQuantizer, remove_variance
 
 WARMUP_STEPS = 50
 CLIP_NORM = 1.0
@@ -34,9 +36,12 @@ RAMP = 0.1  # share of the training in which the adversarial weight grows to its
 
 
 def build_vae(config: VaeConfig, image_size: int) -> AutoencoderKL:
-    """Return an AutoencoderKL with fresh weights: one resolution for each of ``block_widths``, no attention."""
+    """Return an AutoencoderKL with fresh weights: one resolution for each of ``block_widths``, no attention.
+
+    With ``codewords``, its posteriors have no variance.
+    """
     depth = len(config.block_widths)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=config.dimensions,
@@ -50,6 +55,9 @@ def build_vae(config: VaeConfig, image_size: int) -> AutoencoderKL:
         scaling_factor=1.0,  # the quantizer normalises
         force_upcast=False,
     )
+    if config.codewords is not None:
+        remove_variance(vae)
+    return vae
 
 
 def is_kernel(name: str, parameter: nn.Parameter) -> bool:
@@ -77,6 +85,9 @@ class VaeTrainer:
     def __post_init__(self) -> None:
         config = self.config
         self.ema = Ema(self.vae, EMA_DECAY, warmup=True)
+        self.quantizer: VectorQuantizer | None = None
+        if config.codewords is not None:
+            self.quantizer = VectorQuantizer(config.codewords, config.dimensions).to(self.device)
         self.optimizers = build_optimizers(
             self.vae,
             kind=config.optimizer,
@@ -98,7 +109,8 @@ class VaeTrainer:
     def state(self) -> State:
         optimizers = {f"vae {name}": optimizer for name, optimizer in self.optimizers.items()}
         optimizers |= {f"discriminator {name}": each for name, each in self.discriminator_optimizers.items()}
-        return {"vae": self.vae, "ema": self.ema, "discriminator": self.discriminator, **optimizers}
+        modules = {"vae": self.vae, "ema": self.ema, "discriminator": self.discriminator}
+        return modules | optimizers | ({} if self.quantizer is None else {"quantizer": self.quantizer})
 
     def adversarial_weight(self, step: int) -> float:
         """Return 0 until ``discriminator.start``, then a weight that grows to ``loss.adversarial``."""
@@ -110,23 +122,33 @@ class VaeTrainer:
         factor = max(RATE_FLOOR, cosine_factor(index, self.total, min(WARMUP_STEPS, self.total)))
         with self._autocast():
             posterior = self.vae.encode(images).latent_dist
-            output = self.vae.decode(posterior.sample()).sample.float()
-        kl = posterior.kl().mean()
+        latents, penalty, facts = self._through_bottleneck(posterior)
+        with self._autocast():
+            output = self.vae.decode(latents).sample.float()
         leaf = output.detach().requires_grad_()
         loss = reconstruction_loss(leaf, images, self.config)
         (gradient,) = torch.autograd.grad(loss, leaf)
-        metrics = {"reconstruction_loss": loss, "kl": kl}
+        metrics = {"reconstruction_loss": loss, **facts}
         weight = self.adversarial_weight(index)
         if weight > 0:
             with self._autocast():
                 gradient = gradient + weight * adversarial_gradient(self.discriminator, leaf, like=gradient)
                 metrics["discriminator_loss"] = self._train_discriminator(images, output.detach(), factor, index)
-        torch.autograd.backward([output, kl], [gradient, torch.full_like(kl, self.config.loss.kl)])
+        torch.autograd.backward([output, penalty], [gradient, None])
         metrics["gradient_norm"] = update_weights(
-            loss + kl, self.vae, list(self.optimizers.values()), factor=factor, clip_norm=CLIP_NORM, step=index
+            loss + penalty, self.vae, list(self.optimizers.values()), factor=factor, clip_norm=CLIP_NORM, step=index
         )
         self.ema.update(self.vae)
         return metrics
+
+    def _through_bottleneck(self, posterior: DiagonalGaussianDistribution) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the decoder's input [N, C, h, w], its weighted loss, and metrics."""
+        if self.quantizer is None:
+            sample, kl = posterior.sample(), posterior.kl().mean()
+            return sample, self.config.loss.kl * kl, {"kl": kl}
+        codewords, commitment = self.quantizer(posterior.mode())
+        metrics = {"commitment_loss": commitment, "perplexity": self.quantizer.perplexity}
+        return codewords, COMMITMENT * commitment, metrics
 
     def _train_discriminator(self, real: Tensor, fake: Tensor, factor: float, index: int) -> Tensor:
         loss = hinge_loss(self.discriminator, real, fake.clamp(-1, 1))
@@ -154,13 +176,13 @@ def train_vae(
     launcher: LauncherConfig,
     tracker: MetricSink,
     device: torch.device,
-) -> tuple[AutoencoderKL, History]:
+) -> tuple[AutoencoderKL, Tensor | None, History]:
     """Train on uint8 images [3, H, W], or continue from ``checkpoints``.
 
     ``config.precision`` must be resolved: bf16 or fp32.
 
     Returns:
-        The VAE with averaged weights, and its loss history.
+        The VAE with averaged weights, its codebook [V, C] if ``config.codewords`` asks for one, and its loss history.
     """
     torch.manual_seed(derive_seed(seed, "init"))
     order = EpochOrder(len(images), config.batch_size, seed)
@@ -183,4 +205,5 @@ def train_vae(
         precision=config.precision,
     )
     trainer.ema.apply(vae)
-    return vae.eval().requires_grad_(False), history
+    codebook = None if trainer.quantizer is None else trainer.quantizer.codebook
+    return vae.eval().requires_grad_(False), codebook, history

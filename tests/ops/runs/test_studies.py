@@ -67,6 +67,7 @@ def test_compared_systems_have_equal_parameters_and_training(study: Study) -> No
     [
         ("tokenbridge", 16 * 8 * 6),
         ("kmeans_masked", 16 * 10),
+        ("vq_trained", 16 * 10),
         ("product_masked", 16 * 4 * 8),
         ("residual_masked", 16 * 3 * 8),
         ("entropy_coded", pytest.approx(16 * 8 * math.log2(113))),
