@@ -144,7 +144,7 @@ def pareto_figure(table: Sequence[Row]) -> Figure:
                 axis.plot(x, mean, "o", color="#c0392b" if name == names[0] else "#1f6f9f")
                 axis.annotate(name, (x, mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
     for axis in axes.flat:
-        axis.margins(x=0.2)  # room for the names
+        axis.margins(x=0.3)  # room for the names
     for axis, label in zip(axes[-1], ("sampling, ms for each image", "training, ms for each image"), strict=True):
         axis.set_xlabel(label)
     return figure
