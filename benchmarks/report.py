@@ -16,7 +16,7 @@ from tokenbridge.base.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-PAGE, PICTURE = ROOT / "docs/performance.md", ROOT / "docs/images/speed.png"
+PAGE, PICTURE = ROOT / "docs/performance.md", ROOT / "docs/images/benchmarks.png"
 START, END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
 HEADER = (
     "part",

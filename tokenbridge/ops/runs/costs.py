@@ -8,21 +8,32 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tokenbridge.base.device import autocast, best_device, resolve_precision
 from tokenbridge.base.seeding import generator
-from tokenbridge.config import Config
+from tokenbridge.config import LEVEL_HEADS, Config
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.ops.planning.flops import sample_flops
 from tokenbridge.ops.planning.sizes import fresh_model, grid_side, loss_uniforms, meta_model, step_inputs
 from tokenbridge.ops.planning.steps import train_flops
 from tokenbridge.ops.runs.studies import Row, run_study, write_results
-from tokenbridge.ops.runs.study import BITS, METRICS, MODEL, SAMPLE_GFLOP, SAMPLE_MS, TRAIN_GFLOP, TRAIN_MS, Study
+from tokenbridge.ops.runs.study import (
+    BITS,
+    CODED,
+    METRICS,
+    MODEL,
+    SAMPLE_GFLOP,
+    SAMPLE_MS,
+    TRAIN_GFLOP,
+    TRAIN_MS,
+    Study,
+)
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.samples import draw_samples
 from tokenbridge.tokenizer.fitting import fit_quantizer
@@ -32,6 +43,11 @@ from tokenbridge.vae.training import build_vae
 logger = logging.getLogger(__name__)
 
 ROUNDS, IMAGES = 5, 20
+AXES = {  # of the picture: column of the table -> its label
+    SAMPLE_MS: "sampling, ms for each image",
+    TRAIN_MS: "training, ms for each image",
+    CODED: "bits of an image's tokens, coded by the model",
+}
 GIGA = 1e9
 Costs = dict[str, float]
 
@@ -39,16 +55,19 @@ Costs = dict[str, float]
 def run_with_costs(root: Path, study: Study, names: Sequence[str], seeds: Sequence[int]) -> None:
     """Run the rows that the table lacks, then measure the costs of all of its experiments if some have none."""
     table = run_study(root, study, names, seeds)
-    found = list(dict.fromkeys(row["experiment"] for row in table))
+    configs = {row["experiment"]: _composed(root, study, row["experiment"]) for row in table}
     if not all(row.get(SAMPLE_MS) for row in table):
-        configs = {name: _composed(root, study, name) for name in found}
         times = measure(
             configs, lambda done: logger.info(f"{study.page_name}: round {done} of {ROUNDS} of the times is measured")
         )
-        costs = {name: times[name] | operations(config) | bits(config) for name, config in configs.items()}
-        table = [row | costs[row["experiment"]] for row in table]
-        write_results(root, study, table)
-    pareto_figure(table).savefig(root / picture_of(study), metadata={"Software": None})
+        table = [row | times[row["experiment"]] for row in table]
+    counted = {name: operations(config) | bits(config) for name, config in configs.items()}
+    table = [
+        row | counted[row["experiment"]] | coded_bits(configs[row["experiment"]], float(row["validation_loss"]))
+        for row in table
+    ]
+    write_results(root, study, table)
+    pareto_figure(study, table).savefig(root / picture_of(study), metadata={"Software": None})
 
 
 def picture_of(study: Study) -> Path:
@@ -71,8 +90,23 @@ def operations(config: Config) -> Costs:
 def bits(config: Config) -> Costs:
     """Return the bits of the tokens of one image, with equally many for each value; none if tokens are continuous."""
     classes = config.quantizer.classes
-    slots = grid_side(config) ** 2 * config.quantizer.slots(config.dimensions)
-    return {} if classes is None else {BITS: slots * math.log2(classes)}
+    return {} if classes is None else {BITS: _numbers(config) * math.log2(classes)}
+
+
+def coded_bits(config: Config, loss: float) -> Costs:
+    """Return the bits of the tokens of one image, coded by the model's probabilities, given the class.
+
+    They are the validation loss in bits: masked positions are as many as by chance, so that it is a code length of
+    tokens drawn one position after the other (Uria et al. 2014). Heads without probabilities of levels have none.
+    """
+    if config.models[MODEL].head not in LEVEL_HEADS:
+        return {}
+    return {CODED: _numbers(config) * loss / math.log(2)}
+
+
+def _numbers(config: Config) -> int:
+    """Return how many numbers the tokens of one image have."""
+    return grid_side(config) ** 2 * config.quantizer.slots(config.dimensions)
 
 
 def measure(configs: Mapping[str, Config], on_round: Callable[[int], None]) -> dict[str, Costs]:
@@ -128,23 +162,29 @@ def training(config: Config) -> Callable[[], object]:
     return step
 
 
-def pareto_figure(table: Sequence[Row]) -> Figure:
-    """Draw Fréchet distance and class accuracy (rows), as means over seeds, against both times (columns)."""
-    figure = Figure(figsize=(10, 8), layout="constrained", dpi=110)
-    axes = figure.subplots(2, 2, sharex="col", sharey="row")
-    names = list(dict.fromkeys(row["experiment"] for row in table))
+def pareto_figure(study: Study, table: Sequence[Row]) -> Figure:
+    """Draw Fréchet distance and class accuracy (rows), as means over seeds, against what the study shows of AXES."""
+    shown = {column for column, _ in study.shown.values()}
+    costs = [column for column in AXES if column in shown]
+    figure = Figure(figsize=(5 * len(costs), 8), layout="constrained", dpi=110)
+    axes = figure.subplots(2, len(costs), sharex="col", sharey="row")
     for row, (quality, label) in zip(axes, ((METRICS[0], "Fréchet distance"), ("class_accuracy",) * 2), strict=True):
         row[0].set_ylabel(label.replace("_", " "))
-        for axis, cost in zip(row, (SAMPLE_MS, TRAIN_MS), strict=True):
-            for name in names:
-                rows = [each for each in table if each["experiment"] == name]
-                x, values = float(rows[0][cost]), [float(each[quality]) for each in rows]
-                mean = sum(values) / len(values)
-                axis.vlines(x, min(values), max(values), linewidth=0.8)
-                axis.plot(x, mean, "o", color="#c0392b" if name == names[0] else "#1f6f9f")
-                axis.annotate(name, (x, mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    for axis in axes.flat:
-        axis.margins(x=0.3)  # room for the names
-    for axis, label in zip(axes[-1], ("sampling, ms for each image", "training, ms for each image"), strict=True):
-        axis.set_xlabel(label)
+        for axis, cost in zip(row, costs, strict=True):
+            _draw_points(axis, table, cost, quality)
+    for axis, cost in zip(axes[-1], costs, strict=True):
+        axis.set_xlabel(AXES[cost])
     return figure
+
+
+def _draw_points(axis: Axes, table: Sequence[Row], cost: str, quality: str) -> None:
+    """Draw a point with a name for each experiment that has this cost; the first one is red."""
+    names = list(dict.fromkeys(row["experiment"] for row in table))
+    for name in names:
+        rows = [each for each in table if each["experiment"] == name and each.get(cost, "") != ""]
+        if rows:
+            x, values = mean(float(each[cost]) for each in rows), [float(each[quality]) for each in rows]
+            axis.vlines(x, min(values), max(values), linewidth=0.8)
+            axis.plot(x, mean(values), "o", color="#c0392b" if name == names[0] else "#1f6f9f")
+            axis.annotate(name, (x, mean(values)), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axis.margins(x=0.3)  # room for the names

@@ -24,11 +24,15 @@ SHOWN = {  # column of the page -> column of the table, digits
 SAMPLE_MS, TRAIN_MS = "sample_ms", "train_ms"  # of one image
 SAMPLE_GFLOP, TRAIN_GFLOP = "sample_gflop", "train_gflop"  # of one image
 BITS = "bits"  # of the tokens of one image, without entropy coding; continuous tokens have none
+CODED = "coded_bits"  # the same, coded by the model's own probabilities
 QUALITY = {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
 TIMES = {"sampling, ms": (SAMPLE_MS, 1), "training, ms": (TRAIN_MS, 2)}
 OPERATIONS = {"sampling, GFLOP": (SAMPLE_GFLOP, 2), "training, GFLOP": (TRAIN_GFLOP, 3)}
 CHOSEN = {"guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
-COMPARED = {name: column for name, column in SHOWN.items() if name != "validation loss"} | {"bits": (BITS, 0)}
+COMPARED = {name: column for name, column in SHOWN.items() if name != "validation loss"} | {
+    "bits": (BITS, 0),
+    "coded bits": (CODED, 0),
+}
 
 
 @dataclass(frozen=True)
