@@ -181,7 +181,8 @@ def test_no_float64_on_apples_gpus(
     sample: Sample, monkeypatch: pytest.MonkeyPatch, device: str, order: RevealOrder
 ) -> None:
     """They refuse it. The CPU computes here in the types of the device."""
-    monkeypatch.setattr("tokenbridge.sampling.sampler.widest_float", lambda _: widest_float(torch.device(device)))
+    for module in ("tokenbridge.sampling.sampler", "tokenbridge.model.uniforms"):
+        monkeypatch.setattr(f"{module}.widest_float", lambda _: widest_float(torch.device(device)))
     with Types() as types:
         sample(LABELS, draw([0, 1]), SamplingSettings(2, 3.0, top_p=0.9, order=order))
     assert (torch.float64 in types.made) is (device == "cpu")
