@@ -9,7 +9,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +47,25 @@ SIGNS = {  # how a file begins that is not what its name says -> what it is, and
 
 class LoadError(UserError):
     """A file or folder of a model that cannot be loaded; the message names it, and says what it is."""
+
+
+def load_kind(kinds: Sequence[type[Model]], folder: Path, what: str, **options: Any) -> Model:
+    """Return the model of any of the ``kinds`` that ``save_pretrained`` wrote; the first one if its config names none.
+
+    Args:
+        what: the kinds in words, for the error.
+        options: of ``load_whole``.
+
+    Raises:
+        LoadError: as ``load_whole``, or if the folder holds another model.
+    """
+    config, found = folder / CONFIG, kinds[0].__name__
+    if config.exists():  # else the error is that of ``load_whole``
+        found = read_object(config).get("_class_name", found)
+    for kind in kinds:
+        if kind.__name__ == found:
+            return load_whole(kind, folder, **options)
+    raise LoadError(f"{folder} holds a {found}, not {what}: take it from a pipeline of this project")
 
 
 def load_whole(

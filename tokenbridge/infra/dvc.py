@@ -143,9 +143,8 @@ def _specs(repo: Repo) -> dict[str, StageSpec]:
     graph, locked = repo.index.graph, locked_outs(Path(repo.root_dir))
     stages = list(nx.dfs_postorder_nodes(graph))
     declared = [name for stage in stages for dep in _params(stage) for name in dep.params]
-    values = ParamsDependency(
-        None, str(Path(repo.root_dir, PARAMS_FILE)), declared, repo
-    ).read_params()  # of all: each call parses the file
+    # of all stages at once, because each call parses the file
+    values = ParamsDependency(None, str(Path(repo.root_dir, PARAMS_FILE)), declared, repo).read_params()
     return {stage.name: _spec(stage, graph, locked, values) for stage in stages}
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tokenbridge.base.loading import CONFIG, LoadError, load_whole, read_object
+from tokenbridge.base.loading import load_kind
 from tokenbridge.config.model import Trunk
 from tokenbridge.model.causal import CausalTransformer, RasterTransformer
 from tokenbridge.model.transformer import AutoregressiveModel, TokenBridgeTransformer
@@ -24,12 +24,6 @@ def load_model(folder: Path, **options: Any) -> AutoregressiveModel:
         options: of ``load_whole``.
 
     Raises:
-        LoadError: as ``load_whole``, or if the folder holds no such model.
+        LoadError: as ``load_kind``.
     """
-    config, found = folder / CONFIG, TokenBridgeTransformer.__name__
-    if config.exists():  # else the error is that of ``load_whole``
-        found = read_object(config).get("_class_name", found)
-    for kind in KINDS:
-        if kind.__name__ == found:
-            return load_whole(kind, folder, **options)
-    raise LoadError(f"{folder} holds a {found}, not a model of tokens: take it from a pipeline of this project")
+    return load_kind(KINDS, folder, "a model of tokens", **options)

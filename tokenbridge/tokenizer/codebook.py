@@ -23,7 +23,25 @@ NEGLIGIBLE_GAIN = 1e-4  # k-means stops when a round reduces the squared error b
 DISTANCES = 2**24  # distances between latents and codewords that are held at once
 
 
-class CodebookQuantizer(Quantizer):
+class Codebooks(Quantizer):
+    """A quantizer whose slots are indices into codebooks: one for each slot, all of equally many codewords."""
+
+    codebooks: Tensor  # [G, V, D]
+
+    @property
+    def slots(self) -> int:
+        return len(self.codebooks)
+
+    @property
+    def classes(self) -> int:
+        return self.codebooks.shape[1]
+
+    def _codewords(self, tokens: Tensor) -> list[Tensor]:
+        """Return the codewords [..., D] of each slot of tokens [..., G]."""
+        return [book[indices] for book, indices in zip(self.codebooks, tokens.unbind(-1), strict=True)]
+
+
+class CodebookQuantizer(Codebooks):
     """Codebooks, normalisation and dimension order. Codebook g covers the g-th C / G dimensions of the order.
 
     A further buffer:
@@ -36,8 +54,6 @@ class CodebookQuantizer(Quantizer):
         patch_size: p.
     """
 
-    codebooks: Tensor
-
     @register_to_config
     def __init__(self, dimensions: int, num_codebooks: int, num_codewords: int, patch_size: int = 1) -> None:
         super().__init__()
@@ -46,14 +62,6 @@ class CodebookQuantizer(Quantizer):
                 f"quantizer.codebooks is {num_codebooks}: it must divide the {dimensions} dimensions of a token"
             )
         self._register(dimensions, codebooks=torch.zeros(num_codebooks, num_codewords, dimensions // num_codebooks))
-
-    @property
-    def slots(self) -> int:
-        return len(self.codebooks)
-
-    @property
-    def classes(self) -> int:
-        return self.codebooks.shape[1]
 
     @property
     def values(self) -> Tensor:
@@ -77,8 +85,7 @@ class CodebookQuantizer(Quantizer):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Return the codewords, float32 [..., C], of tokens [..., G]."""
-        parts = [book[indices] for book, indices in zip(self.codebooks, tokens.unbind(-1), strict=True)]
-        return torch.cat(parts, -1)[..., self.dimension_order.argsort()]
+        return torch.cat(self._codewords(tokens), -1)[..., self.dimension_order.argsort()]
 
 
 def fit_codebooks(latents: Tensor, dimension_order: Tensor, codebooks: int, codewords: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.finite import check_finite
-from tokenbridge.base.loading import CONFIG, LoadError, load_whole, read_object
+from tokenbridge.base.loading import load_kind
 from tokenbridge.config import QuantizerConfig
 from tokenbridge.tokenizer.codebook import CodebookQuantizer, fit_codebooks
 from tokenbridge.tokenizer.continuous import ContinuousLatents
@@ -82,15 +82,9 @@ def load_quantizer(folder: Path, **options: Any) -> Quantizer:
         options: of ``load_whole``.
 
     Raises:
-        LoadError: as ``load_whole``, or if the folder holds no quantizer.
+        LoadError: as ``load_kind``.
     """
-    config, found = folder / CONFIG, DimensionwiseQuantizer.__name__
-    if config.exists():  # else the error is that of ``load_whole``
-        found = read_object(config).get("_class_name", found)
-    for kind in KINDS:
-        if kind.__name__ == found:
-            return load_whole(kind, folder, **options)
-    raise LoadError(f"{folder} holds a {found}, not a quantizer: take it from a pipeline of this project")
+    return load_kind(KINDS, folder, "a quantizer", **options)
 
 
 def _levels(latents: Tensor, config: QuantizerConfig) -> Tensor:

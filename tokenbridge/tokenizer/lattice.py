@@ -50,7 +50,7 @@ class E8Quantizer(Quantizer):
 
     @property
     def values(self) -> Tensor:
-        multiples = torch.arange(-self.config.reach, self.config.reach + 1, 0.5, device=self.loc.device)
+        multiples = torch.arange(-self.config.reach, self.config.reach + 1, SHIFT, device=self.loc.device)
         return (multiples * self.config.step).expand(len(self.loc), -1)
 
     @property

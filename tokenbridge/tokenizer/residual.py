@@ -10,11 +10,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from tokenbridge.base.finite import check_finite
-from tokenbridge.tokenizer.codebook import fit_codebooks, nearest
-from tokenbridge.tokenizer.latents import Quantizer
+from tokenbridge.tokenizer.codebook import Codebooks, fit_codebooks, nearest
 
 
-class ResidualQuantizer(Quantizer):
+class ResidualQuantizer(Codebooks):
     """Codebooks of whole latents, whose codewords are added, and the normalisation.
 
     A further buffer:
@@ -27,20 +26,10 @@ class ResidualQuantizer(Quantizer):
         patch_size: p.
     """
 
-    codebooks: Tensor
-
     @register_to_config
     def __init__(self, dimensions: int, num_codebooks: int, num_codewords: int, patch_size: int = 1) -> None:
         super().__init__()
         self._register(dimensions, codebooks=torch.zeros(num_codebooks, num_codewords, dimensions))
-
-    @property
-    def slots(self) -> int:
-        return len(self.codebooks)
-
-    @property
-    def classes(self) -> int:
-        return self.codebooks.shape[1]
 
     @property
     def values(self) -> Tensor:
@@ -67,8 +56,7 @@ class ResidualQuantizer(Quantizer):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Return the sums of codewords, float32 [..., C], of tokens [..., R]."""
-        parts = [book[indices] for book, indices in zip(self.codebooks, tokens.unbind(-1), strict=True)]
-        return torch.stack(parts).sum(0)
+        return torch.stack(self._codewords(tokens)).sum(0)
 
 
 def fit_stages(latents: Tensor, stages: int, codewords: int) -> Tensor:

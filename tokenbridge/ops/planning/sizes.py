@@ -75,7 +75,8 @@ def deepened(model: AutoregressiveModel, measure: Callable[[AutoregressiveModel]
         measure: returns a dataclass. Blocks of a part add only to the fields whose names begin with the part's.
     """
     first, second = shallow(model, 1), shallow(model, 2)
-    one, two = (asdict(measured := measure(each)) for each in (first, second))
+    measured = measure(second)
+    one, two = asdict(measure(first)), asdict(measured)
     further = {"head": model.config.head_depth - 2}
     for part in ("encoder", "decoder"):  # of a causal trunk, the first is empty
         whole, less, least = (len(getattr(each, part)) for each in (model, second, first))

@@ -55,18 +55,17 @@ Costs = dict[str, float]
 def run_with_costs(root: Path, study: Study, names: Sequence[str], seeds: Sequence[int]) -> None:
     """Run the rows that the table lacks, then measure the costs of all of its experiments if some have none."""
     table = run_study(root, study, names, seeds)
-    configs = {row["experiment"]: _composed(root, study, row["experiment"]) for row in table}
     if not all(row.get(SAMPLE_MS) for row in table):
+        configs = {row["experiment"]: _composed(root, study, row["experiment"]) for row in table}
         times = measure(
             configs, lambda done: logger.info(f"{study.page_name}: round {done} of {ROUNDS} of the times is measured")
         )
-        table = [row | times[row["experiment"]] for row in table]
-    counted = {name: operations(config) | bits(config) for name, config in configs.items()}
-    table = [
-        row | counted[row["experiment"]] | coded_bits(configs[row["experiment"]], float(row["validation_loss"]))
-        for row in table
-    ]
-    write_results(root, study, table)
+        costs = {name: times[name] | operations(config) | bits(config) for name, config in configs.items()}
+        table = [
+            row | costs[row["experiment"]] | coded_bits(configs[row["experiment"]], float(row["validation_loss"]))
+            for row in table
+        ]
+        write_results(root, study, table)
     pareto_figure(study, table).savefig(root / picture_of(study), metadata={"Software": None})
 
 
