@@ -16,6 +16,7 @@ from tokenbridge.ops.runs.studies import (
     END,
     START,
     experiment_names,
+    experiment_overrides,
     markdown_table,
     read_table,
     run_study,
@@ -99,6 +100,23 @@ def test_settings_are_searched_one_after_the_other_and_none_twice() -> None:
     assert coordinate_search(measure, COMPARISON.search, start) == {"guidance_scale": 2.0, "temperature": 0.7}
     assert len(tried) == len(set(tried)) == 8
     assert coordinate_search(measure, {}, {}) == {}
+
+
+def test_chosen_settings_change_the_learning_rates_and_the_sampling_of_the_experiment_and_nothing_else() -> None:
+    def config(settings: dict[str, float]) -> dict[str, object]:
+        overrides = experiment_overrides(CHECKOUT, COMPARISON, "kmeans_masked", 1, settings)
+        return flatten(asdict(validate(compose_config(overrides, CHECKOUT / "conf"))))
+
+    own, chosen = config({}), config({"rate": 2.0, "guidance_scale": 1.5, "temperature": 0.4})
+    changed = {key.removeprefix("models.tiny."): chosen[key] for key in chosen if chosen[key] != own[key]}
+    assert changed == {
+        "train.learning_rate": 0.003,
+        "train.muon_learning_rate": 0.04,
+        "generate.guidance_scale": 1.5,
+        "generate.temperature": 0.4,
+    }
+    assert own["models.tiny.train.learning_rate"] == 0.0015
+    assert own["models.tiny.train.seed"] == 1
 
 
 def test_an_unknown_name_is_explained_by_the_names_with_the_base_first() -> None:

@@ -6,7 +6,7 @@ VAE and the moments are made once. A row that is already in the table is not run
 
 import csv
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text, read_json, write_csv
 from tokenbridge.base.subprocesses import StageFailedError
-from tokenbridge.config.params import load_params
+from tokenbridge.config.params import compose_config, load_params
 from tokenbridge.infra.git import git
 from tokenbridge.ops.runs.pipeline_run import run_in_worktree
 from tokenbridge.ops.runs.search import SampledDistance, coordinate_search
-from tokenbridge.ops.runs.study import METRICS, MODEL, Study
+from tokenbridge.ops.runs.study import METRICS, MODEL, RATE, Study
 
 logger = logging.getLogger(__name__)
 
+EVALUATION = f"reports/evaluate/{MODEL}.json"
+LEARNING_RATES = ("learning_rate", "muon_learning_rate")  # settings of train
 START, END = "<!-- table -->", "<!-- end of table -->"
 Row = dict[str, Any]
 
@@ -68,20 +70,31 @@ def read_table(root: Path, study: Study) -> list[Row]:
 def _run_row(root: Path, study: Study, name: str, seed: int, table: Sequence[Row]) -> Row:
     run = partial(_run, root, study, name, seed)
     known = [row for row in table if row["experiment"] == name]  # of another seed
-    settings: dict[str, float] = {}
     if known:
-        settings = {setting: float(known[0][setting]) for setting in study.search}
-    elif study.search:
-        measure = SampledDistance(run({}), MODEL)
-        start = {setting: getattr(measure.config.generate, setting) for setting in study.search}
-        settings = coordinate_search(measure, study.search, start)
+        settings = {setting: float(known[0][setting]) for setting in (RATE, *study.search) if known[0].get(setting)}
+    else:
+        settings = _choose(study, run) if study.search else {}
     return _read_row(run(settings), name, seed) | settings
 
 
+def _choose(study: Study, run: Callable[[Mapping[str, float]], Path]) -> dict[str, float]:
+    """Return the learning rate, then the settings of ``generate``, whose Fréchet distance is least.
+
+    The learning rates are compared by whole runs with the base's settings of ``generate``.
+    """
+
+    def evaluated(rate: Mapping[str, float]) -> float:
+        return float(read_json(run(rate) / EVALUATION)[METRICS[0]])
+
+    rate = coordinate_search(evaluated, {RATE: study.rates}, {RATE: 1.0})
+    measure = SampledDistance(run(rate), MODEL)
+    start = {setting: getattr(measure.config.generate, setting) for setting in study.search}
+    return rate | coordinate_search(measure, study.search, start)
+
+
 def _run(root: Path, study: Study, name: str, seed: int, settings: Mapping[str, float]) -> Path:
-    """Run an experiment with other ``settings`` of generate, and return its folder."""
-    changes = [f"generate.{setting}={value}" for setting, value in settings.items()]
-    overrides = [f"experiment={study.name}/{name}", f"train.seed={seed}", f"model={MODEL}", *changes]
+    """Run an experiment with other ``settings``, and return its folder."""
+    overrides = experiment_overrides(root, study, name, seed, settings)
     try:
         return run_in_worktree(root, study.worktree, overrides, logger.info)
     except StageFailedError as error:
@@ -90,9 +103,18 @@ def _run(root: Path, study: Study, name: str, seed: int, settings: Mapping[str, 
         ) from error
 
 
+def experiment_overrides(root: Path, study: Study, name: str, seed: int, settings: Mapping[str, float]) -> list[str]:
+    """Return the overrides of an experiment with chosen ``settings``: of generate, and a multiple of learning rates."""
+    experiment = [f"experiment={study.name}/{name}", f"model={MODEL}"]
+    recipe = compose_config(experiment, root / "conf").train
+    rates = [f"train.{rate}={settings.get(RATE, 1.0) * recipe[rate]}" for rate in LEARNING_RATES]
+    sampling = [f"generate.{setting}={settings[setting]}" for setting in study.search if setting in settings]
+    return [*experiment, f"train.seed={seed}", *rates, *sampling]
+
+
 def _read_row(worktree: Path, name: str, seed: int) -> Row:
     reports, config = worktree / "reports", load_params(worktree)
-    evaluation, training = read_json(reports / f"evaluate/{MODEL}.json"), read_json(reports / f"train/{MODEL}.json")
+    evaluation, training = read_json(worktree / EVALUATION), read_json(reports / f"train/{MODEL}.json")
     return {
         "experiment": name,
         "seed": seed,

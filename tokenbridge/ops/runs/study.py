@@ -25,10 +25,11 @@ SAMPLE_MS, TRAIN_MS = "sample_ms", "train_ms"  # of one image
 SAMPLE_GFLOP, TRAIN_GFLOP = "sample_gflop", "train_gflop"  # of one image
 BITS = "bits"  # of the tokens of one image, without entropy coding; continuous tokens have none
 CODED = "coded_bits"  # the same, coded by the model's own probabilities
+RATE = "rate"  # multiple of the recipe's learning rates
 QUALITY = {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
 TIMES = {"sampling, ms": (SAMPLE_MS, 1), "training, ms": (TRAIN_MS, 2)}
 OPERATIONS = {"sampling, GFLOP": (SAMPLE_GFLOP, 2), "training, GFLOP": (TRAIN_GFLOP, 3)}
-CHOSEN = {"guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
+CHOSEN = {"learning rate": (RATE, 1), "guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
 COMPARED = {name: column for name, column in SHOWN.items() if name != "validation loss"} | {
     "bits": (BITS, 0),
     "coded bits": (CODED, 0),
@@ -45,6 +46,7 @@ class Study:
         page_name: of the page, its table, and the worktree in .work/.
         shown: column of the page -> column of the table, digits.
         base: the experiment that the others are compared with.
+        rates: multiples of the recipe's learning rates; each experiment is trained with the one that suits it best.
         search: settings of ``generate`` -> values; each experiment is sampled with those that suit it best.
         costs: whether times and operations are measured too.
     """
@@ -54,6 +56,7 @@ class Study:
     page_name: str
     shown: Mapping[str, tuple[str, int]]
     base: str = "base"
+    rates: Sequence[float] = ()
     search: Mapping[str, Sequence[float]] = field(default_factory=dict)
     costs: bool = False
 
@@ -82,6 +85,7 @@ COMPARISON = Study(
     "comparison",
     COMPARED | CHOSEN | OPERATIONS | TIMES,
     base="tokenbridge",
+    rates=(0.5, 1.0, 2.0),
     search={"guidance_scale": (1.5, 2.0, 3.0, 4.0), "temperature": (1.0, 0.85, 0.7, 0.55, 0.4)},
     costs=True,
 )
