@@ -18,6 +18,7 @@ from tokenbridge.ops.runs.studies import (
     experiment_names,
     experiment_overrides,
     markdown_table,
+    paired_difference,
     read_table,
     run_study,
     write_results,
@@ -138,6 +139,16 @@ def test_the_table_shows_seeds_beside_each_other(tmp_path: Path) -> None:
     assert page.endswith("after\n")
     assert "old" not in page
     assert [row["seed"] for row in read_table(tmp_path, SPEED)] == ["0", "1"]
+
+
+def test_the_difference_to_the_base_is_paired_by_seed() -> None:
+    def rows(*distances: float) -> list[dict[str, object]]:
+        return [{"seed": seed, "validation_fd_efficientnet_lite0_32px": each} for seed, each in enumerate(distances)]
+
+    base = rows(8.0, 9.0, 10.0)
+    assert paired_difference(rows(7.0, 7.0, 7.0, 0.0), base) == "-2.00 ± 0.58"  # 1 / sqrt(3)
+    assert not paired_difference(base, base)
+    assert not paired_difference(rows(7.0), base)
 
 
 @pytest.mark.parametrize("study", [ABLATIONS, COMPARISON, FULL_COMPARISON], ids=lambda study: study.page_name)

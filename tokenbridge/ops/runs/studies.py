@@ -6,9 +6,11 @@ VAE and the moments are made once. A row that is already in the table is not run
 
 import csv
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from tokenbridge.base.errors import UserError
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 EVALUATION = f"reports/evaluate/{MODEL}.json"
 LEARNING_RATES = ("learning_rate", "muon_learning_rate")  # settings of train
+DIFFERENCE = "difference of the distance to the first row"
 START, END = "<!-- table -->", "<!-- end of table -->"
 Row = dict[str, Any]
 
@@ -138,15 +141,35 @@ def write_results(root: Path, study: Study, table: Sequence[Row]) -> None:
 
 
 def markdown_table(root: Path, study: Study, table: Sequence[Row]) -> str:
-    """Return one line for each experiment, in the order of ``experiment_names``, with the values of all its seeds."""
-    lines = [f"| {study.name} | what is changed | {' | '.join(study.shown)} |", "|" + "---|" * (len(study.shown) + 2)]
-    for name in experiment_names(root, study):
-        rows = [row for row in table if row["experiment"] == name]
-        cells = [" / ".join(_cell(row, *column) for row in rows) for column in study.shown.values()]
+    """Return one line for each experiment, in the order of ``experiment_names``, with the values of all its seeds.
+
+    Experiments that share seeds with the base have their difference to it as a further column.
+    """
+    names = experiment_names(root, study)
+    of_name = {name: [row for row in table if row["experiment"] == name] for name in names}
+    differences = {name: paired_difference(rows, of_name[study.base]) for name, rows in of_name.items()}
+    last = [DIFFERENCE] if any(differences.values()) else []
+    header = [study.name, "what is changed", *study.shown, *last]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for name, rows in of_name.items():
         if rows:
+            cells = [" / ".join(_cell(row, *column) for row in rows) for column in study.shown.values()]
             changed = _description(root / study.experiments / f"{name}.yaml")
-            lines.append(f"| {' | '.join([f'`{name}`', changed, *cells])} |")
+            further = [differences[name]] if last else []
+            lines.append(f"| {' | '.join([f'`{name}`', changed, *cells, *further])} |")
     return "\n".join(lines)
+
+
+def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> str:
+    """Return the mean difference of the Fréchet distance to the base with the same seed, and its standard error.
+
+    Empty for the base itself, and if fewer than two seeds are shared.
+    """
+    here, there = ({int(row["seed"]): float(row[METRICS[0]]) for row in each} for each in (rows, base))
+    shared = [here[seed] - there[seed] for seed in here.keys() & there.keys()]
+    if rows == base or len(shared) < 2:
+        return ""
+    return f"{mean(shared):+.2f} ± {stdev(shared) / math.sqrt(len(shared)):.2f}"
 
 
 def _cell(row: Row, column: str, digits: int) -> str:
