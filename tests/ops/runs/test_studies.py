@@ -117,7 +117,7 @@ def test_chosen_settings_change_the_learning_rates_and_the_sampling_of_the_exper
         "generate.temperature": 0.4,
     }
     assert own["models.tiny.train.learning_rate"] == 0.0015
-    assert own["models.tiny.train.seed"] == 1
+    assert own["seed"] == own["models.tiny.train.seed"] == 1
 
 
 def test_an_unknown_name_is_explained_by_the_names_with_the_base_first() -> None:

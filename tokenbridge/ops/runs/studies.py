@@ -112,7 +112,7 @@ def experiment_overrides(root: Path, study: Study, name: str, seed: int, setting
     recipe = compose_config(experiment, root / "conf").train
     rates = [f"train.{rate}={settings.get(RATE, 1.0) * recipe[rate]}" for rate in LEARNING_RATES]
     sampling = [f"generate.{setting}={settings[setting]}" for setting in study.search if setting in settings]
-    return [*experiment, f"train.seed={seed}", *rates, *sampling]
+    return [*experiment, f"{study.seed}={seed}", *rates, *sampling]
 
 
 def _read_row(worktree: Path, name: str, seed: int) -> Row:

@@ -49,6 +49,7 @@ class Study:
         rates: multiples of the recipe's learning rates; each experiment is trained with the one that suits it best.
         search: settings of ``generate`` -> values; each experiment is sampled with those that suit it best.
         costs: whether times and operations are measured too.
+        seed: the setting that a row's seed gives: of the training, or of the whole pipeline, with its own VAE.
     """
 
     command: str
@@ -59,6 +60,7 @@ class Study:
     rates: Sequence[float] = ()
     search: Mapping[str, Sequence[float]] = field(default_factory=dict)
     costs: bool = False
+    seed: str = "train.seed"
 
     @property
     def experiments(self) -> Path:
@@ -88,6 +90,7 @@ COMPARISON = Study(
     rates=(0.5, 1.0, 2.0),
     search={"guidance_scale": (1.5, 2.0, 3.0, 4.0), "temperature": (1.0, 0.85, 0.7, 0.55, 0.4)},
     costs=True,
+    seed="seed",
 )
 FULL_COMPARISON = replace(COMPARISON, command="compare-full", name="compare/full", page_name="comparison_full")
 STUDIES = (ABLATIONS, SPEED, COMPARISON, FULL_COMPARISON)
