@@ -10,7 +10,7 @@ from tests.support.checkout import CHECKOUT
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import compose_config, flatten, validate
 from tokenbridge.ops.planning.sizes import Parameters, meta_model
-from tokenbridge.ops.runs.costs import bits, coded_bits, operations
+from tokenbridge.ops.runs.costs import bits, coded_bits, operations, sampling
 from tokenbridge.ops.runs.search import coordinate_search
 from tokenbridge.ops.runs.studies import (
     END,
@@ -87,6 +87,13 @@ def test_the_coded_bits_of_a_model_that_knows_nothing_are_those_of_equally_long_
     assert coded_bits(config, math.log(1024)) == {"coded_bits": pytest.approx(bits(config)["bits"])}
     latents = validate(compose_config([f"experiment={COMPARISON.name}/mar_like", "model=tiny"], CHECKOUT / "conf"))
     assert coded_bits(latents, 0.3) == {}  # a squared error is no likelihood
+
+
+@pytest.mark.pipeline  # for its time alone
+@pytest.mark.parametrize("name", experiment_names(CHECKOUT, COMPARISON))
+def test_the_sampling_of_every_system_can_be_timed(name: str) -> None:
+    config = validate(compose_config([f"experiment={COMPARISON.name}/{name}", f"model={MODEL}"], CHECKOUT / "conf"))
+    sampling(config)  # fits the quantizer and builds the model; the call itself takes seconds
 
 
 def test_settings_are_searched_one_after_the_other_and_none_twice() -> None:

@@ -131,11 +131,13 @@ def measure(configs: Mapping[str, Config], on_round: Callable[[int], None]) -> d
 def sampling(config: Config) -> Callable[[], object]:
     """Return a function that draws and decodes ``IMAGES`` images, as the stage ``generate`` does."""
     side, device = grid_side(config), best_device()
-    latents = torch.randn(64, config.vae.dimensions, side, side, generator=generator("speed"))
+    random = generator("speed")
+    latents = torch.randn(64, config.vae.dimensions, side, side, generator=random)
+    codebook = torch.randn(config.quantizer.codewords, config.vae.dimensions, generator=random)  # as if of the VAE
     pipeline = TokenBridgePipeline(
         build_vae(config.vae, config.data.image_size).eval(),
         fresh_model(config, config.models[MODEL]).eval(),
-        fit_quantizer(latents, config.quantizer),
+        fit_quantizer(latents, config.quantizer, codebook),
         [str(label) for label in range(config.data.num_classes)],
     ).to(device)
     pipeline.precision = config.generate.precision
