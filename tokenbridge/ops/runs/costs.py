@@ -171,6 +171,7 @@ def pareto_figure(study: Study, table: Sequence[Row]) -> Figure:
     axes = figure.subplots(2, len(costs), sharex="col", sharey="row")
     for row, (quality, label) in zip(axes, ((METRICS[0], "Fréchet distance"), ("class_accuracy",) * 2), strict=True):
         row[0].set_ylabel(label.replace("_", " "))
+        row[0].set_yscale("log" if quality == METRICS[0] else "linear")  # one poor system leaves room for the others
         for axis, cost in zip(row, costs, strict=True):
             _draw_points(axis, table, cost, quality)
     for axis, cost in zip(axes[-1], costs, strict=True):
