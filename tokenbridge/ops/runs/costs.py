@@ -171,9 +171,12 @@ def pareto_figure(study: Study, table: Sequence[Row]) -> Figure:
     axes = figure.subplots(2, len(costs), sharex="col", sharey="row")
     for row, (quality, label) in zip(axes, ((METRICS[0], "Fréchet distance"), ("class_accuracy",) * 2), strict=True):
         row[0].set_ylabel(label.replace("_", " "))
-        row[0].set_yscale("log" if quality == METRICS[0] else "linear")  # one poor system leaves room for the others
         for axis, cost in zip(row, costs, strict=True):
             _draw_points(axis, table, cost, quality)
+    distances = axes[0, 0]
+    distances.set_yscale("log")  # one poor system leaves room for the others
+    distances.yaxis.set_major_formatter("{x:g}")
+    distances.yaxis.set_minor_formatter("{x:g}")
     for axis, cost in zip(axes[-1], costs, strict=True):
         axis.set_xlabel(AXES[cost])
     return figure
