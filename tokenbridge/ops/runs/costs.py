@@ -18,11 +18,10 @@ from matplotlib.figure import Figure
 from tokenbridge.base.device import autocast, best_device, resolve_precision
 from tokenbridge.base.seeding import generator
 from tokenbridge.config import LEVEL_HEADS, Config
-from tokenbridge.config.params import compose_config, validate
 from tokenbridge.ops.planning.flops import sample_flops
 from tokenbridge.ops.planning.sizes import fresh_model, grid_side, loss_uniforms, meta_model, step_inputs
 from tokenbridge.ops.planning.steps import train_flops
-from tokenbridge.ops.runs.studies import Row, run_study, write_results
+from tokenbridge.ops.runs.studies import Row, experiment_config, run_study, write_results
 from tokenbridge.ops.runs.study import (
     BITS,
     CODED,
@@ -56,7 +55,7 @@ def run_with_costs(root: Path, study: Study, names: Sequence[str], seeds: Sequen
     """Run the rows that the table lacks, then measure the costs of all of its experiments if some have none."""
     table = run_study(root, study, names, seeds)
     if not all(row.get(SAMPLE_MS) for row in table):
-        configs = {row["experiment"]: _composed(root, study, row["experiment"]) for row in table}
+        configs = {row["experiment"]: experiment_config(root, study, row["experiment"]) for row in table}
         times = measure(
             configs, lambda done: logger.info(f"{study.page_name}: round {done} of {ROUNDS} of the times is measured")
         )
@@ -71,10 +70,6 @@ def run_with_costs(root: Path, study: Study, names: Sequence[str], seeds: Sequen
 
 def picture_of(study: Study) -> Path:
     return Path(f"docs/images/{study.page_name}.png")
-
-
-def _composed(root: Path, study: Study, name: str) -> Config:
-    return validate(compose_config([f"experiment={study.name}/{name}", f"model={MODEL}"], root / "conf"))
 
 
 def operations(config: Config) -> Costs:

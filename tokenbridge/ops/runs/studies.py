@@ -16,7 +16,8 @@ from typing import Any
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text, read_json, write_csv
 from tokenbridge.base.subprocesses import StageFailedError
-from tokenbridge.config.params import compose_config, load_params
+from tokenbridge.config import Config
+from tokenbridge.config.params import compose_config, load_params, validate
 from tokenbridge.infra.git import git
 from tokenbridge.ops.runs.pipeline_run import run_in_worktree
 from tokenbridge.ops.runs.search import SampledDistance, coordinate_search
@@ -83,7 +84,7 @@ def _run_row(root: Path, study: Study, name: str, seed: int, table: Sequence[Row
 def _choose(study: Study, run: Callable[[Mapping[str, float]], Path]) -> dict[str, float]:
     """Return the learning rate, then the settings of ``generate``, whose Fréchet distance is least.
 
-    The learning rates are compared by whole runs with the base's settings of ``generate``.
+    The learning rates are compared by whole runs with the experiment's own settings of ``generate``.
     """
 
     def evaluated(rate: Mapping[str, float]) -> float:
@@ -108,11 +109,19 @@ def _run(root: Path, study: Study, name: str, seed: int, settings: Mapping[str, 
 
 def experiment_overrides(root: Path, study: Study, name: str, seed: int, settings: Mapping[str, float]) -> list[str]:
     """Return the overrides of an experiment with chosen ``settings``: of generate, and a multiple of learning rates."""
-    experiment = [f"experiment={study.name}/{name}", f"model={MODEL}"]
-    recipe = compose_config(experiment, root / "conf").train
-    rates = [f"train.{rate}={settings.get(RATE, 1.0) * recipe[rate]}" for rate in LEARNING_RATES]
+    recipe = experiment_config(root, study, name).models[MODEL].train
+    rates = [f"train.{rate}={settings.get(RATE, 1.0) * getattr(recipe, rate)}" for rate in LEARNING_RATES]
     sampling = [f"generate.{setting}={settings[setting]}" for setting in study.search if setting in settings]
-    return [*experiment, f"{study.seed}={seed}", *rates, *sampling]
+    return [*_experiment(study, name), f"{study.seed}={seed}", *rates, *sampling]
+
+
+def experiment_config(root: Path, study: Study, name: str) -> Config:
+    """Return the settings of an experiment as its file has them."""
+    return validate(compose_config(_experiment(study, name), root / "conf"))
+
+
+def _experiment(study: Study, name: str) -> list[str]:
+    return [f"experiment={study.name}/{name}", f"model={MODEL}"]
 
 
 def _read_row(worktree: Path, name: str, seed: int) -> Row:
