@@ -112,6 +112,34 @@ def test_every_launcher_is_valid(path: Path) -> None:
             "generate.steps is 8, but a model with trunk=causal_raster predicts the next position alone, not 16",
         ),
         (
+            "models.tiny.trunk=elements",
+            "quantizer.order is frequency: set it to natural, which trunk=elements of tiny needs",
+        ),
+        (
+            "models.tiny.trunk=elements quantizer=codebook quantizer.order=natural",
+            "quantizer.family is codebook: choose one of gaussian, uniform, lloyd_max, entropy_coded, continuous",
+        ),
+        (
+            "models.tiny.trunk=elements quantizer.order=natural generate.steps=129",
+            "generate.steps is 129: must be at most 128, one for each number",
+        ),
+        (
+            "models.tiny.trunk=elements quantizer.order=natural generate.order=halton",
+            "generate.order is halton, an order of positions, but a model with trunk=elements draws single numbers",
+        ),
+        (
+            "models.tiny.trunk=elements quantizer.order=natural models.tiny.head_group=2",
+            "head_group is 2, but trunk=elements draws single numbers, so set it to 1",
+        ),
+        (
+            "models.tiny.trunk=elements quantizer.order=natural models.tiny.draft_depth=1",
+            "draft_depth is 1, but trunk=elements draws single numbers, so set it to null",
+        ),
+        (
+            "models.tiny.trunk=elements quantizer.order=natural models.tiny.head=bits models.tiny.head_steps=7",
+            "models.tiny.head_steps is 7: must be at most 6, the bits it draws at once",
+        ),
+        (
             "models.tiny.head=flow models.tiny.draft_depth=1",
             "draft_depth is 1: a flow head draws a token at once and needs no draft, so set it to null",
         ),
@@ -141,7 +169,7 @@ def test_every_launcher_is_valid(path: Path) -> None:
         ),
         (
             "models.tiny.head=bits models.tiny.head_steps=49",
-            "models.tiny.head_steps is 49: must be at most 48, the bits of a token",
+            "models.tiny.head_steps is 49: must be at most 48, the bits it draws at once",
         ),
         (
             "models.tiny.head=bits models.tiny.head_group=2",

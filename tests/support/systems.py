@@ -29,6 +29,7 @@ def random_system(
 ) -> tuple[AutoregressiveModel, Quantizer]:
     """A model of random weights, and the quantizer of its tokens; the system ``levels`` is the one that is compared."""
     config, model = SYSTEMS.get(name, (QUANTIZER, MODEL))
+    config = replace(config, order="natural" if trunk == "elements" else config.order)
     quantizer = fit_quantizer(vae_latents, config)
     shape = {"levels": quantizer.classes, "slots": quantizer.slots, "head": model.head}
     return random_model(trunk, **shape), quantizer

@@ -14,7 +14,7 @@ from tokenbridge.base.distributed import SINGLE_PROCESS
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.seeding import generator
 from tokenbridge.config import ModelConfig
-from tokenbridge.config.model import TRUNKS, Trunk
+from tokenbridge.config.model import CAUSAL_TRUNKS, TRUNKS, Trunk
 from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.training.batches import batch_loss, draw_batch
 from tokenbridge.training.datasets import FreshTokens
@@ -38,10 +38,13 @@ def test_a_step_reaches_every_parameter(trunk: Trunk, data: FreshTokens) -> None
     model = build_model(config_of(trunk), data, data.quantizer)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    batch = draw_batch(data, torch.arange(8), EVERY if model.causal else RECIPE, generator(1))
-    assert (batch.num_masked.tolist() == [16] * 8) == model.causal
+    batch = draw_batch(data, torch.arange(8), EVERY if model.causal else RECIPE, generator(1), units=model.units)
+    assert (batch.num_masked.tolist() == [model.units] * 8) == model.causal
     batch_loss(model, data.quantizer, batch).backward()
-    assert [name for name, weight in model.named_parameters() if not weight.grad.any()] == []
+    reached = {name for name, weight in model.named_parameters() if weight.grad.any()}
+    between_slots = [] if model.unit_slots > 1 else ["head.level_embedding", "q_norm", "k_norm"]
+    missed = {name for name, _ in model.head.named_parameters("head") if any(part in name for part in between_slots)}
+    assert {name for name, _ in model.named_parameters()} - reached == missed
 
 
 def test_a_causal_trunk_learns_by_the_same_loop_and_bits(data: FreshTokens, tmp_path: Path) -> None:
@@ -52,13 +55,13 @@ def test_a_causal_trunk_learns_by_the_same_loop_and_bits(data: FreshTokens, tmp_
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("trunk", [trunk for trunk in TRUNKS if trunk != "masked"])
+@pytest.mark.parametrize("trunk", CAUSAL_TRUNKS)
 def test_the_validation_loss_of_a_causal_trunk_is_that_of_every_position(trunk: Trunk, data: FreshTokens) -> None:
     model = build_model(config_of(trunk), data, data.quantizer).eval()
     validation = Validation(data, data.quantizer, SINGLE_PROCESS)
     total = 0.0
     for number in range(validation.batches):
-        batch = validation.batch(number, slice(None))
+        batch = validation.batch(number, slice(None), model)
         values, tokens = data.quantizer.decode(batch.tokens), data.quantizer.to_head_order(batch.tokens)
         total += float(model(values, tokens, batch.labels, batch.order, 16)) * len(batch.labels)
     assert validation.loss(model) == pytest.approx(total / validation.count, rel=1e-5)

@@ -80,7 +80,7 @@ def test_as_many_images_at_once_as_fit_into_the_memory(change: str) -> None:
 
 def test_it_is_the_mean_over_images_each_seen_once_with_its_class_and_masks_from_few_to_many(data: FreshTokens) -> None:
     model, measured = random_model(), Validation(data, data.quantizer, SINGLE_PROCESS)
-    batches = [measured.batch(number, slice(None)) for number in range(BATCHES)]
+    batches = [measured.batch(number, slice(None), model) for number in range(BATCHES)]
     assert sum(len(batch.labels) for batch in batches) == len(data)
     assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == data.labels.bincount().tolist()
     assert [int(batch.num_masked[0]) for batch in batches] == [1, 3, 4, 6, 8, 9, 11, 12, 14, 16]

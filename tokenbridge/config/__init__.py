@@ -32,6 +32,7 @@ from tokenbridge.config.tokenizer import (
     LEVEL_FAMILIES,
     NORM_GROUPS,
     SECOND_MOMENTS,
+    SINGLE_FAMILIES,
     EncodeConfig,
     QuantizerConfig,
     ReconstructConfig,
@@ -124,11 +125,12 @@ class Config(Settings):
         mistakes: dict[str, bool] = {}
         for name, model in self.models.items():
             if model.head in BITS_HEADS and not model.pretrained and classes is not None:
-                start, bits = f"models.{name}", slots * (classes.bit_length() - 1)
+                start, numbers = f"models.{name}", 1 if model.trunk == "elements" else slots
+                bits = numbers * (classes.bit_length() - 1)
                 mistakes |= {
                     f"{start}.head is {model.head}, and {classes} levels are no whole number of bits: set "
                     "quantizer.levels (codewords of a codebook) to a power of 2": classes.bit_count() != 1,
-                    f"{start}.head_steps is {model.head_steps}: must be at most {bits}, the bits of a token": (
+                    f"{start}.head_steps is {model.head_steps}: must be at most {bits}, the bits it draws at once": (
                         model.head_steps > bits
                     ),
                 }
@@ -142,8 +144,14 @@ class Config(Settings):
         others = [name for name, model in trained.items() if (model.head in CONTINUOUS_HEADS) != continuous]
         wanted = ("one of " if continuous else "none of ") + ", ".join(CONTINUOUS_HEADS)
         whole, generate = [name for name, model in trained.items() if model.head not in LEVEL_HEADS], self.generate
+        elements = [name for name, model in trained.items() if model.trunk == "elements"]
+        family, order = self.quantizer.family, self.quantizer.order
+        needs = f"which trunk=elements of {', '.join(elements)} needs"
         codewords, entries = self.vae.codewords, self.quantizer.codewords
         return {
+            f"quantizer.order is {order}: set it to natural, {needs}": bool(elements) and order != "natural",
+            f"quantizer.family is {family}: choose one of {', '.join(SINGLE_FAMILIES)}, {needs}": bool(elements)
+            and family not in SINGLE_FAMILIES,
             f"vae.codewords is {codewords}, but quantizer.family=trained_codebook has quantizer.codewords={entries}: "
             "set both to the same number (vae=vq does)": self.quantizer.family == "trained_codebook"
             and codewords != entries,
@@ -172,8 +180,10 @@ class Config(Settings):
         if self.vae.pretrained is not None:
             return {}
         size, positions, steps = self.data.image_size, (self.data.image_size // self.stride) ** 2, self.generate.steps
+        single = all(model.trunk == "elements" for model in self.models.values())
+        most, unit = (positions * self.dimensions, "number") if single else (positions, "position")
         return {
             f"data.image_size is {size}: must be a multiple of {self.stride}, the stride of a VAE with "
             f"{len(self.vae.block_widths)} vae.block_widths times quantizer.patch_size": size % self.stride != 0,
-            f"generate.steps is {steps}: must be at most {positions}, one for each position": steps > positions,
+            f"generate.steps is {steps}: must be at most {most}, one for each {unit}": steps > most,
         }

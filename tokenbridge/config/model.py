@@ -23,14 +23,17 @@ BitsHead = Literal["bits"]
 ContinuousHead = Literal["mixture", "diffusion", "flow"]
 Head = LevelHead | BitsHead | ContinuousHead
 HeadModulation = Literal["slot", "position"]
-Trunk = Literal["masked", "causal_random", "causal_raster"]
+MaskedTrunk = Literal["masked", "elements"]
+CausalTrunk = Literal["causal_random", "causal_raster"]
+Trunk = MaskedTrunk | CausalTrunk
 GuidanceSchedule = Literal["linear", "constant", "cosine"]
 RevealOrder = Literal["random", "raster", "confidence", "halton"]
 LEVEL_HEADS: tuple[str, ...] = get_args(LevelHead)
 CONTINUOUS_HEADS: tuple[str, ...] = get_args(ContinuousHead)
 BITS_HEADS: tuple[str, ...] = get_args(BitsHead)
 HEADS = LEVEL_HEADS + BITS_HEADS + CONTINUOUS_HEADS
-TRUNKS: tuple[Trunk, ...] = get_args(Trunk)
+CAUSAL_TRUNKS: tuple[CausalTrunk, ...] = get_args(CausalTrunk)
+TRUNKS: tuple[Trunk, ...] = (*get_args(MaskedTrunk), *CAUSAL_TRUNKS)
 HEAD_MODULATIONS: tuple[str, ...] = get_args(HeadModulation)
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
@@ -87,7 +90,7 @@ class ModelConfig(Settings):
     """Size of one autoregressive model, with its training recipe."""
 
     pretrained: str | None  # a pipeline folder to take as it is, such as an imported one; null: train one
-    trunk: Trunk  # masked: the paper's; causal: a decoder-only transformer, trained in random order or row by row
+    trunk: Trunk  # masked: the paper's; elements: of single numbers; causal: decoder-only, in random order or by rows
     width: Positive
     encoder_depth: Positive  # a causal trunk has encoder_depth + decoder_depth blocks
     decoder_depth: Positive
@@ -119,13 +122,17 @@ class ModelConfig(Settings):
         self._check_trunk()
 
     def _check_trunk(self) -> None:
-        causal, least, share = self.trunk != "masked", self.train.mask_ratio_min, self.train.head_share
+        causal, least, share = self.trunk in CAUSAL_TRUNKS, self.train.mask_ratio_min, self.train.head_share
         advice = f"but trunk={self.trunk} learns every position at each step: set it to 1"
+        single = f"but trunk={self.trunk} draws single numbers, so set it to"
+        elements = self.trunk == "elements"
         refuse(
             {
                 f"width is {self.width}: must be even with trunk={self.trunk}": causal and self.width % 2 != 0,
                 f"train.mask_ratio_min is {least}, {advice}": causal and least != 1,
                 f"train.head_share is {share}, {advice}": causal and share != 1,
+                f"head_group is {self.head_group}, {single} 1": elements and self.head_group != 1,
+                f"draft_depth is {self.draft_depth}, {single} null": elements and self.draft_depth is not None,
             }
         )
 
@@ -177,7 +184,7 @@ class SamplingSettings(Settings, frozen=True):
 
 def sampling_mistakes(trunk: Trunk, settings: SamplingSettings, positions: int) -> dict[str, bool]:
     """Return messages about sampling ``positions`` positions from a model with this trunk, and whether each is true."""
-    fixed = FIXED_ORDERS.get(trunk)
+    fixed, whole = FIXED_ORDERS.get(trunk), settings.order in ("raster", "halton")
     steps, refresh = settings.steps_for(positions), settings.guidance_refresh
     return {
         f"order is {settings.order}, but a model with trunk={trunk} knows one order alone: use order={fixed}": (
@@ -185,8 +192,10 @@ def sampling_mistakes(trunk: Trunk, settings: SamplingSettings, positions: int) 
         ),
         f"steps is {steps}, but a model with trunk={trunk} predicts the next position alone, not {positions} positions "
         f"in fewer steps: use steps={positions}": fixed is not None and steps < positions,
+        f"order is {settings.order}, an order of positions, but a model with trunk={trunk} draws single numbers: use "
+        "order=random or confidence": trunk == "elements" and whole,
         f"guidance_refresh is {refresh}, but a model with trunk={trunk} reads each token once in both halves, so it "
-        "would save nothing: use guidance_refresh=1": trunk != "masked" and refresh > 1,
+        "would save nothing: use guidance_refresh=1": trunk in CAUSAL_TRUNKS and refresh > 1,
     }
 
 

@@ -26,6 +26,7 @@ PostTrainingFamily = Literal[
 ]
 QuantizerFamily = Literal[PostTrainingFamily, "trained_codebook"]
 LEVEL_FAMILIES = ("gaussian", "uniform", "lloyd_max")  # the dimension-wise ones of a given number of levels
+SINGLE_FAMILIES = (*LEVEL_FAMILIES, "entropy_coded", "continuous")  # a number of a token is one dimension
 CODEBOOK_FAMILIES = ("codebook", "residual", "trained_codebook")
 # squared error for each dimension, where cells have the volume 1: of integers, and of E8 (Conway and Sloane 1982)
 SECOND_MOMENTS = {"entropy_coded": 1 / 12, "e8": 929 / 12960}

@@ -17,8 +17,8 @@ from tokenbridge.model.token_head import TokenHead
 Head = DimensionHead | TokenHead
 
 
-def make_head(model: FrozenDict) -> Head:
-    """Return the head that a model's config describes.
+def make_head(model: FrozenDict, numbers: int) -> Head:
+    """Return the head that a model's config describes, for tokens of so many ``numbers``.
 
     Raises:
         UserError: for an unknown head, or one that does not fit the tokens.
@@ -36,16 +36,16 @@ def make_head(model: FrozenDict) -> Head:
             f"head is {model.head!r}, and only {' and '.join(LEVEL_HEADS)} heads have {', '.join(needless)}: leave out "
             "these settings"
         )
-    return _WHOLE_TOKENS.get(model.head, dimension_head)(model)
+    return _WHOLE_TOKENS.get(model.head, dimension_head)(model, numbers)
 
 
-def make_draft(model: FrozenDict) -> DimensionHead:
+def make_draft(model: FrozenDict, numbers: int) -> DimensionHead:
     """Return the draft of a model's config: a parallel head without dropout."""
-    return dimension_head(model, kind="parallel", depth=model.draft_depth, dropout=0.0, released_slot0=False)
+    return dimension_head(model, numbers, kind="parallel", depth=model.draft_depth, dropout=0.0, released_slot0=False)
 
 
-def dimension_head(model: FrozenDict, **changes: Any) -> DimensionHead:
-    settings = _sizes(model) | {
+def dimension_head(model: FrozenDict, numbers: int, **changes: Any) -> DimensionHead:
+    settings = _sizes(model, numbers) | {
         "levels": model.levels,
         "heads": model.head_heads,
         "kind": model.head,
@@ -57,21 +57,23 @@ def dimension_head(model: FrozenDict, **changes: Any) -> DimensionHead:
     return DimensionHead(**settings | changes)
 
 
-def _sizes(model: FrozenDict) -> dict[str, Any]:
+def _sizes(model: FrozenDict, numbers: int) -> dict[str, Any]:
     return {
-        "dimensions": model.slots or model.dimensions,
+        "dimensions": numbers,
         "features": model.width,
         "width": model.head_width,
         "depth": model.head_depth,
     }
 
 
+def _steps(model: FrozenDict, numbers: int) -> dict[str, Any]:
+    return _sizes(model, numbers) | {"steps": model.head_steps, "repeats": model.head_repeats}
+
+
 _OF_LEVEL_HEADS = {"head_group": 1, "draft_depth": None, "released_slot0": False}  # setting -> without it
-_WHOLE_TOKENS: dict[str, Callable[[FrozenDict], Head]] = {
-    "bits": lambda model: BitsHead(
-        **_sizes(model), levels=model.levels, steps=model.head_steps, repeats=model.head_repeats
-    ),
-    "mixture": lambda model: MixtureHead(**_sizes(model), components=model.head_components),
-    "diffusion": lambda model: DiffusionHead(**_sizes(model), steps=model.head_steps, repeats=model.head_repeats),
-    "flow": lambda model: FlowHead(**_sizes(model), steps=model.head_steps, repeats=model.head_repeats),
+_WHOLE_TOKENS: dict[str, Callable[[FrozenDict, int], Head]] = {
+    "bits": lambda model, numbers: BitsHead(**_steps(model, numbers), levels=model.levels),
+    "mixture": lambda model, numbers: MixtureHead(**_sizes(model, numbers), components=model.head_components),
+    "diffusion": lambda model, numbers: DiffusionHead(**_steps(model, numbers)),
+    "flow": lambda model, numbers: FlowHead(**_steps(model, numbers)),
 }

@@ -1,7 +1,8 @@
 """The spatial transformer with its head: the whole trainable model, with the masked trunk of MAR.
 
 Shapes: N images, S positions, C dimensions, G slots of a token, B levels, K masked positions, V = S - K visible
-positions, P buffer positions (they hold the class), D width.
+positions, P buffer positions (they hold the class), D width. With the trunk of elements, single numbers are masked and
+drawn: U = S C units of one slot take the place of the S positions of G slots, in everything but ``values``.
 """
 
 from abc import ABC, abstractmethod
@@ -101,14 +102,25 @@ class AutoregressiveModel(ModelMixin, ConfigMixin, ABC):
         self.token_in = nn.Linear(dimensions, width)
         self.build_trunk(self.config)
         # ---- head
-        self.head = make_head(self.config)
+        self.head = make_head(self.config, self.unit_slots)
         self.initialize(level_embedding_std)
         # ---- draft: last, and without dropout, so that it changes no random number of the rest
         self.draft: DimensionHead | None = None
         if draft_depth is not None:
-            self.draft = make_draft(self.config)
+            self.draft = make_draft(self.config, self.unit_slots)
             initialize_modules(self.draft, level_embedding_std)
             self.draft.initialize()
+
+    @property
+    def units(self) -> int:
+        """What is masked and drawn one by one: the positions."""
+        return self.positions
+
+    @property
+    def unit_slots(self) -> int:
+        """The numbers of a unit, which the head predicts: those of a token."""
+        slots: int = self.config.slots or self.config.dimensions
+        return slots
 
     @property
     def heads(self) -> list[Head]:
@@ -147,15 +159,15 @@ class AutoregressiveModel(ModelMixin, ConfigMixin, ABC):
             values: dequantized latents [N, S, C], dimensions in natural order.
             tokens: [N, S, G], slots in head order: indices, or latents [N, S, C].
             labels: [N]; ``num_classes`` where the class was dropped.
-            order: a permutation of the positions for each image, [N, S], whose tail is known first.
-            num_masked: the first so many positions of ``order`` are masked.
+            order: a permutation of the units for each image, [N, U], whose tail is known first.
+            num_masked: the first so many units of ``order`` are masked.
             num_predicted: of these, the first so many count; None: all.
-            uniforms: [N, S, R] in [0, 1), the random numbers of the head's loss; None: it needs none.
+            uniforms: [N, U, R] in [0, 1), the random numbers of the head's loss; None: it needs none.
         """
         count = num_masked if num_predicted is None else num_predicted
         read, predicted = self.training_positions(order, num_masked, count)
         z = self.features(values, labels, read, predicted).flatten(0, 1)
-        known = gather(tokens, predicted).flatten(0, 1)
+        known = gather(tokens.reshape(len(tokens), self.units, -1), predicted).flatten(0, 1)
         random = z.new_empty(len(z), 0) if uniforms is None else gather(uniforms, predicted).flatten(0, 1)
         loss = head_loss(self.head, z, known, random)
         if self.draft is None or not torch.is_grad_enabled():
@@ -171,17 +183,17 @@ class AutoregressiveModel(ModelMixin, ConfigMixin, ABC):
     def build_trunk(self, sizes: FrozenDict) -> None:
         """Make the modules of the trunk, of a model's config."""
 
-    @abstractmethod
     def training_positions(self, order: Tensor, num_masked: int, num_predicted: int) -> tuple[Tensor, Tensor]:
         """Return the positions that a training step reads, and those that it predicts [N, K], of ``order`` [N, S]."""
+        return self.visible_positions(order, num_masked), split_order(order, num_predicted)[0]
 
-    @abstractmethod
     def visible_positions(self, order: Tensor, num_masked: int) -> Tensor:
         """Return the positions [N, V] that are known when the first ``num_masked`` of ``order`` [N, S] are not."""
+        return split_order(order, num_masked)[1]
 
-    @abstractmethod
     def reader(self) -> Reader:
         """Return the function that gives the features of the steps of one sampling."""
+        return self.features
 
     @abstractmethod
     def encode(self, values: Tensor, labels: Tensor, read: Tensor) -> Tensor:
@@ -235,15 +247,6 @@ class TokenBridgeTransformer(AutoregressiveModel):
             wanted: None: every position.
         """
         return self.decode(self.encode(values, labels, visible), visible, wanted)
-
-    def training_positions(self, order: Tensor, num_masked: int, num_predicted: int) -> tuple[Tensor, Tensor]:
-        return self.visible_positions(order, num_masked), split_order(order, num_predicted)[0]
-
-    def visible_positions(self, order: Tensor, num_masked: int) -> Tensor:
-        return split_order(order, num_masked)[1]
-
-    def reader(self) -> Reader:
-        return self.features
 
     def encode(self, values: Tensor, labels: Tensor, visible: Tensor) -> Tensor:
         """Return the encoder's output [N, P + V, D]."""

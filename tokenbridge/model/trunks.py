@@ -6,9 +6,15 @@ from typing import Any
 from tokenbridge.base.loading import load_kind
 from tokenbridge.config.model import Trunk
 from tokenbridge.model.causal import CausalTransformer, RasterTransformer
+from tokenbridge.model.elements import ElementTransformer
 from tokenbridge.model.transformer import AutoregressiveModel, TokenBridgeTransformer
 
-KINDS: tuple[type[AutoregressiveModel], ...] = (TokenBridgeTransformer, CausalTransformer, RasterTransformer)
+KINDS: tuple[type[AutoregressiveModel], ...] = (
+    TokenBridgeTransformer,
+    ElementTransformer,
+    CausalTransformer,
+    RasterTransformer,
+)
 
 
 def make_model(trunk: Trunk, **sizes: Any) -> AutoregressiveModel:

@@ -54,7 +54,7 @@ class Guidance:
 
     def __init__(self, model: AutoregressiveModel, labels: Tensor, refresh: int) -> None:
         self.model, self.labels, self.refresh = model, labels, refresh
-        held = 2 * HELD * (model.buffer_size + model.positions) * model.config.width
+        held = 2 * HELD * (model.buffer_size + model.units) * model.config.width
         self.readers = [(part, model.reader()) for part in slices(len(labels), held)]
         self.difference: Tensor | None = None  # [N, S, D]
 
@@ -78,7 +78,7 @@ class Guidance:
         difference = conditional - unconditional
         if self.refresh > 1:
             places = wanted[..., None].expand_as(difference)
-            full = difference.new_zeros(len(difference), self.model.positions, difference.shape[-1])
+            full = difference.new_zeros(len(difference), self.model.units, difference.shape[-1])
             self.difference = full.scatter(1, places, difference)
         return unconditional[:, later:] + scale * difference[:, later:]
 

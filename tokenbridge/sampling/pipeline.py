@@ -121,6 +121,12 @@ class TokenBridgePipeline(DiffusionPipeline):
         for name, values in facts.items():
             if len(set(values)) > 1:
                 raise LoadError(f"{path}: its parts differ in {name} {values}: take all of them from one pipeline")
+        order = self.quantizer.dimension_order.tolist()
+        if self.transformer.trunk == "elements" and order != sorted(order):
+            raise LoadError(
+                f"{path}: a model with trunk=elements needs dimensions in natural order, not {order}: take all of its "
+                "parts from one pipeline"
+            )
 
     @property
     def class_names(self) -> list[str]:
@@ -259,13 +265,15 @@ class TokenBridgePipeline(DiffusionPipeline):
             NotFiniteError: if a logit or a pixel is NaN or infinite; the message names the cause.
         """
         device = self.transformer.device
+        model = self.transformer
         kept = None if keep is None else self._check_keep(keep).flatten().to(device)
+        if kept is not None:
+            kept = kept.repeat_interleave(model.units // model.positions)
         given = None if given is None else given.to(device)
-        positions, numbers = self.transformer.positions, self.transformer.head.draw_numbers
-        draws = Draws.from_generators(generators, positions, numbers, settings.speculative).to(device)
+        draws = Draws.from_generators(generators, model.units, model.head.draw_numbers, settings.speculative)
         with self._numerics():
             tokens = sample_tokens(
-                self.transformer, self.quantizer, labels.to(device), draws, settings, on_step, given, kept
+                model, self.quantizer, labels.to(device), draws.to(device), settings, on_step, given, kept
             )
         return self.decode_tokens(tokens)
 

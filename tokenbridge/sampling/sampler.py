@@ -1,7 +1,8 @@
 """Sampling (paper Sec. 3.3; MAR): masked positions are revealed step by step, and each token dimension by dimension.
 
 Shapes: N images, S positions, C dimensions, B levels, M positions drawn in one step. S' positions are to be drawn: all
-S, or those that an edit does not keep.
+S, or those that an edit does not keep. With the trunk of elements, "position" means a single number of a token: one
+of U = S C units, of one slot each (``AutoregressiveModel.units``).
 
 All randomness enters as ``Draws``, a function of each image's own generator. So batch size and step count do not change
 the random numbers of an image.
@@ -137,7 +138,7 @@ def sample_tokens(
     Args:
         on_step: called with (steps done, total steps).
         given: tokens [N, S, G] of images to edit, slots in natural order; needs ``keep``.
-        keep: bool [S]; true where ``given`` is kept exactly, and visible from the first step on. Steps and guidance
+        keep: bool [U]; true where ``given`` is kept exactly, and visible from the first step on. Steps and guidance
             count only the other positions. So every edit uses the whole schedule.
 
     Raises:
@@ -159,7 +160,7 @@ def sample_tokens(
     guidance = Guidance(model, labels, settings.guidance_refresh)
     for step, masked_after in enumerate(counts):
         visible = model.visible_positions(order, masked_before)
-        values = quantizer.decode(quantizer.from_head_order(tokens))
+        values = quantizer.decode(_whole(model, quantizer, tokens))
         first = 0 if by_confidence else masked_after
         needed = 0 if by_confidence else until[step]
         drawn_at, wanted = order[:, first:masked_before], order[:, needed:masked_before]
@@ -178,7 +179,12 @@ def sample_tokens(
         if on_step is not None:
             on_step(step + 1, len(counts))
     check_finite("the model's logits", torch.cat(sums), model, quantizer)
-    return quantizer.from_head_order(tokens)
+    return _whole(model, quantizer, tokens)
+
+
+def _whole(model: AutoregressiveModel, quantizer: Quantizer, units: Tensor) -> Tensor:
+    """Return tokens [N, S, G] in natural order of units [N, U, G'] in head order."""
+    return quantizer.from_head_order(units.reshape(len(units), model.positions, -1))
 
 
 def _begin(
@@ -189,11 +195,11 @@ def _begin(
     given: Tensor | None,
     keep: Tensor | None,
 ) -> tuple[Tensor, Tensor, int]:
-    """Return tokens [N, S, G] in head order, the order of positions [N, S], and how many of them are to be drawn.
+    """Return units [N, U, G'] in head order, their order [N, U], and how many of them are to be drawn.
 
     Kept positions are at the order's end, and have their tokens.
     """
-    shape, continuous = (*draws.order.shape, quantizer.slots), quantizer.classes is None
+    shape, continuous = (*draws.order.shape, model.unit_slots), quantizer.classes is None
     kind = torch.float32 if continuous else torch.long
     tokens = torch.zeros(shape, dtype=kind, device=draws.order.device)  # head order
     grid = model.config.grid_height, model.config.grid_width
@@ -210,11 +216,9 @@ def _begin(
     )
     require((given is None) == (keep is None), "given and keep go together: give both or neither")
     if given is not None and keep is not None:
-        require(
-            given.shape == tokens.shape,
-            f"given has shape {list(given.shape)}: give tokens of shape {list(tokens.shape)}",
-        )
-        tokens = torch.where(keep[:, None], quantizer.to_head_order(given), tokens)
+        whole = [len(tokens), model.positions, quantizer.slots]
+        require(list(given.shape) == whole, f"given has shape {list(given.shape)}: give tokens of shape {whole}")
+        tokens = torch.where(keep[:, None], quantizer.to_head_order(given).reshape(tokens.shape), tokens)
         order = order.gather(1, keep[order].int().argsort(dim=1, stable=True))  # the tail counts as revealed
         to_draw -= int(keep.sum())
         require(to_draw > 0, "keep covers every position: leave at least one position to draw")

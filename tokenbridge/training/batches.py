@@ -1,6 +1,7 @@
 """The batch of one training step, its random draws, and the loss on it (paper Sec. 3.3).
 
-Shapes: N images, S positions, C dimensions, G slots of a token.
+Shapes: N images, S positions, C dimensions, G slots of a token, U units that are masked: the positions, or their
+numbers (``AutoregressiveModel.units``).
 """
 
 import math
@@ -22,9 +23,9 @@ class Batch:
 
     tokens: Tensor  # [N, S, G], slots in natural order
     labels: Tensor  # [N]; num_classes where the class was dropped
-    order: Tensor  # [N, S]
+    order: Tensor  # [N, U]
     num_masked: Tensor  # [N], always on the CPU; the same within a mask group
-    uniforms: Tensor  # [N, S, R] in [0, 1), for the head's loss
+    uniforms: Tensor  # [N, U, R] in [0, 1), for the head's loss
 
     def to(self, device: torch.device) -> "Batch":
         moved = {name: each.to(device, non_blocking=True) for name, each in vars(self).items() if name != "num_masked"}
@@ -53,20 +54,21 @@ def draw_batch(
     random: torch.Generator,
     part: slice = ALL,
     loss_numbers: int = 0,
+    units: int | None = None,
 ) -> Batch:
-    """Draw tokens, class dropout, masks, and ``loss_numbers`` for each position, of the images ``indices[part]``.
+    """Draw tokens, class dropout, masks, and ``loss_numbers`` for each unit, of the images ``indices[part]``.
 
     Everything is drawn from ``random`` for all of ``indices`` [N]. So the values of an image depend on its place in the
-    whole batch, but not on ``part``.
+    whole batch, but not on ``part``. ``units`` None: the positions.
     """
-    count, positions = len(indices), data.height * data.width
+    count, units = len(indices), units or data.height * data.width
     tokens = data.draw(indices, random, part)
     dropped = torch.rand(count, generator=random) < config.label_dropout
     labels = torch.where(dropped, data.num_classes, data.labels[indices])
-    order = torch.rand(count, positions, generator=random)[part].argsort(dim=1)
+    order = torch.rand(count, units, generator=random)[part].argsort(dim=1)
     groups = torch.rand(count // config.mask_group, generator=random)
-    num_masked = num_masked_positions(groups, positions, config).repeat_interleave(config.mask_group)
-    uniforms = torch.rand(count, positions, loss_numbers, generator=random)[part]
+    num_masked = num_masked_positions(groups, units, config).repeat_interleave(config.mask_group)
+    uniforms = torch.rand(count, units, loss_numbers, generator=random)[part]
     return Batch(tokens, labels[part], order, num_masked[part], uniforms)
 
 

@@ -213,7 +213,8 @@ class Trainer:
         """Draw this process's part of the batch."""
         part = self.processes.share(self.recipe.batch_size)
         random = generator(self.recipe.seed, "train", step)
-        return draw_batch(self.data, self.order.indices(step), self.recipe, random, part, self.model.head.loss_numbers)
+        indices, numbers = self.order.indices(step), self.model.head.loss_numbers
+        return draw_batch(self.data, indices, self.recipe, random, part, numbers, self.model.units)
 
     def step(self, step: int) -> dict[str, Tensor]:
         batch = self.batches.take(step).to(self.device)

@@ -41,20 +41,20 @@ class Validation:
         total = torch.stack([self._summed_loss(model, number) for number in range(self.batches)]).sum()
         return float(self.processes.total(total)) / self.count
 
-    def batch(self, number: int, part: slice, loss_numbers: int = 0, causal: bool = False) -> Batch:
-        """Return the images ``part`` of a batch. The batch depends only on its number.
+    def batch(self, number: int, part: slice, model: AutoregressiveModel) -> Batch:
+        """Return the images ``part`` of a batch for a model of this kind. The batch depends only on its number.
 
-        A ``causal`` trunk predicts all positions in one pass. For a masked one, the mean over the numbers of masked
+        A causal trunk predicts all positions in one pass. For a masked one, the mean over the numbers of masked
         positions takes its place: both estimate the likelihood of an image that is drawn position by position.
         """
         indices = torch.arange(number, self.count, self.batches) * len(self.data) // self.count
         random = generator("validation", number)
         tokens = self.data.draw(indices, random, part)
-        positions = tokens.shape[1]
-        order = torch.rand(len(indices), positions, generator=random)[part].argsort(dim=1)
-        masked = positions if causal else math.ceil(positions * (number + 0.5) / self.batches)
+        units = model.units
+        order = torch.rand(len(indices), units, generator=random)[part].argsort(dim=1)
+        masked = units if model.causal else math.ceil(units * (number + 0.5) / self.batches)
         num_masked = torch.tensor(masked).expand(len(tokens))
-        uniforms = torch.rand(len(indices), positions, loss_numbers, generator=random)[part]
+        uniforms = torch.rand(len(indices), units, model.head.loss_numbers, generator=random)[part]
         return Batch(tokens, self.data.labels[indices][part], order, num_masked, uniforms)
 
     def _summed_loss(self, model: AutoregressiveModel, number: int) -> Tensor:
@@ -72,7 +72,7 @@ class Validation:
         """
         own = part.stop - part.start
         images = part if own else slice(0, 1)
-        batch = self.batch(number, images, model.head.loss_numbers, model.causal).to(self.quantizer.loc.device)
+        batch = self.batch(number, images, model).to(self.quantizer.loc.device)
         return batch_loss(model, self.quantizer, batch).double() * own
 
 
@@ -82,4 +82,4 @@ def held_values(model: AutoregressiveModel) -> int:
     It holds for a head that computes all positions at once, as it does with FSDP.
     """
     head = model.head
-    return model.positions * max(HELD * head.numbers, HELD_LOGITS * head.outputs)
+    return model.units * max(HELD * head.numbers, HELD_LOGITS * head.outputs)

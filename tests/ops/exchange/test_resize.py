@@ -49,7 +49,11 @@ def test_the_same_size_is_the_same_model(trunk: Trunk, draft_depth: int | None) 
 
 @pytest.mark.parametrize(
     ("trunk", "positions"),
-    [("masked", {"encoder_position", "decoder_position"}), ("causal_random", {"input_position"})],
+    [
+        ("masked", {"encoder_position", "decoder_position"}),
+        ("elements", {"encoder_position", "decoder_position"}),
+        ("causal_random", {"input_position"}),
+    ],
 )
 def test_only_positions_differ(trunk: Trunk, positions: set[str]) -> None:
     model = random_model(trunk)

@@ -27,6 +27,7 @@ VARIANTS = {
     "grouped": ["models.tiny.head_group=2"],
     "drafted": ["models.tiny.draft_depth=2"],
     "causal": ["models.tiny.trunk=causal_random", "models.tiny.decoder_depth=2", "train.mask_ratio_min=1"],
+    "elements": ["models.tiny.trunk=elements", "quantizer.order=natural"],
 }
 
 
@@ -39,7 +40,7 @@ def saved_bytes(model: TokenBridgeTransformer, images: int) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(*step_inputs(model, images), model.positions)
+        model(*step_inputs(model, images), model.units)
     return sum(storage.nbytes() for storage in storages.values())
 
 

@@ -137,13 +137,15 @@ def test_sampling_costs_what_the_sampler_does(order: str, change: str) -> None:
         ("causal_raster", ["generate.steps=16", "generate.order=raster"]),
         ("causal_random", ["generate.guidance_interval=[0.5,1]"]),
         ("causal_random", ["generate.order=confidence", "generate.guidance_scale=1"]),
+        ("elements", ["generate.steps=24", "quantizer.order=natural"]),
+        ("elements", ["generate.order=confidence", "quantizer.order=natural"]),
     ],
 )
-def test_sampling_with_a_cache_costs_what_the_sampler_does(trunk: str, changes: list[str]) -> None:
+def test_sampling_with_another_trunk_costs_what_the_sampler_does(trunk: str, changes: list[str]) -> None:
     config = composed(*TINY, f"models.tiny.trunk={trunk}", "train.mask_ratio_min=1", *changes)
     latents = torch.randn(64, config.dimensions, 4, 4, generator=torch.Generator().manual_seed(1))
-    draws = Draws.from_generators([torch.Generator().manual_seed(0)], 16, config.dimensions)
     quantizer, model = fit_quantizer(latents, config.quantizer), fresh_model(config, config.models["tiny"]).eval()
+    draws = Draws.from_generators([torch.Generator().manual_seed(0)], model.units, model.head.draw_numbers)
     with FlopCounterMode(display=False) as counter:
         sample_tokens(model, quantizer, torch.zeros(1, dtype=torch.long), draws, config.generate)
     assert sample_flops(built(config), config.generate).total == pytest.approx(counter.get_total_flops(), rel=1e-3)

@@ -48,9 +48,9 @@ def sample_flops(model: AutoregressiveModel, settings: SamplingSettings) -> Flop
     ``guidance_refresh``, these steps also compute the positions of the steps that take their difference. Speculative
     sampling counts as plain sampling, because its passes depend on the weights.
     """
-    after = masked_counts(model.positions, settings.steps_for(model.positions))
-    before = [model.positions, *after[:-1]]
-    both = refreshed(guidance_scales(settings, model.positions, after), settings.guidance_refresh, model.causal)
+    after = masked_counts(model.units, settings.steps_for(model.units))
+    before = [model.units, *after[:-1]]
+    both = refreshed(guidance_scales(settings, model.units, after), settings.guidance_refresh, model.causal)
     halves = [2 if each else 1 for each in both]
     drawn = wanted = before
     if settings.order != "confidence":
@@ -71,7 +71,7 @@ def trunk_flops(
         wanted: positions of which each step computes the features.
         halves: 2 where a step computes both halves of guidance, else 1.
     """
-    places = (1, (1 + model.positions) // 2, model.positions)
+    places = (1, (1 + model.units) // 2, model.units)
     features = summed(lambda count: deepened(model, partial(features_flops, masked=count)), places, masked, halves)
     one, two = (deepened(model, partial(features_flops, masked=2, wanted=count)).decoder for count in (1, 2))
     further = (two - one) * sum(half * (count - 1) for half, count in zip(halves, wanted, strict=True))

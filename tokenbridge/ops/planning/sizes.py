@@ -89,27 +89,25 @@ def step_inputs(model: AutoregressiveModel, images: int) -> tuple[Tensor, Tensor
     """Return values, tokens, labels and order of a training step, on the model's device; all are zeros."""
     with torch.device(model.device):
         values = torch.zeros(images, model.positions, model.config.dimensions)
-        return values, tokens_like(model, values), torch.zeros(images, dtype=torch.long), values[..., 0].long()
+        labels, order = (torch.zeros(*shape, dtype=torch.long) for shape in ((images,), (images, model.units)))
+        return values, zero_tokens(model, images, model.units).view(images, model.positions, -1), labels, order
 
 
-def tokens_like(model: AutoregressiveModel, values: Tensor) -> Tensor:
-    """Return zero tokens [..., G] of the model's kind for values [..., C]."""
-    if model.config.levels is None:
-        return values
-    slots = model.config.slots or model.config.dimensions
-    return values.new_zeros(*values.shape[:-1], slots, dtype=torch.long)
+def zero_tokens(model: AutoregressiveModel, *shape: int) -> Tensor:
+    """Return zeros for units of the model, in the given shape and the numbers of a unit."""
+    return torch.zeros(*shape, model.unit_slots, dtype=torch.float32 if model.config.levels is None else torch.long)
 
 
 def loss_uniforms(model: AutoregressiveModel, images: int) -> Tensor:
     """Return zeros in place of the random numbers of the head's loss, [N, S, R]."""
-    return torch.zeros(images, model.positions, model.head.loss_numbers, device=model.device)
+    return torch.zeros(images, model.units, model.head.loss_numbers, device=model.device)
 
 
 def head_inputs(model: AutoregressiveModel, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return features, tokens and uniforms of ``rows`` positions for the head's loss; all are zeros."""
     with torch.device(model.device):
-        tokens = tokens_like(model, torch.zeros(rows, model.config.dimensions))
-        return torch.zeros(rows, model.config.width), tokens, torch.zeros(rows, model.head.loss_numbers)
+        z, uniforms = torch.zeros(rows, model.config.width), torch.zeros(rows, model.head.loss_numbers)
+        return z, zero_tokens(model, rows), uniforms
 
 
 @dataclass(frozen=True)

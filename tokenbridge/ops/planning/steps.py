@@ -230,13 +230,13 @@ def head_loss_flops(model: AutoregressiveModel, head: Head, rows: int) -> int:
 
 def mask_range(model: AutoregressiveModel, recipe: TrainConfig) -> tuple[int, int]:
     """Return the fewest and the most positions that the recipe masks."""
-    return math.ceil(model.positions * recipe.mask_ratio_min), model.positions
+    return math.ceil(model.units * recipe.mask_ratio_min), model.units
 
 
 def masked_draws(model: AutoregressiveModel, recipe: TrainConfig) -> list[int]:
     """Return ``DRAWS`` numbers of masked positions, as often as the recipe draws each."""
     uniforms = (torch.arange(DRAWS) + 0.5) / DRAWS
-    drawn: list[int] = num_masked_positions(uniforms, model.positions, recipe).tolist()
+    drawn: list[int] = num_masked_positions(uniforms, model.units, recipe).tolist()
     return drawn
 
 
@@ -253,5 +253,5 @@ def train_flops(model: AutoregressiveModel, recipe: TrainConfig, checkpointed: b
         return deepened(model, lambda one: step_flops(one, number, checkpointed, predicted))
 
     one_predicted = summed(partial(count, predicted=1), mask_range(model, recipe), masked, 1 / DRAWS)
-    all_masked = partial(count, model.positions)
+    all_masked = partial(count, model.units)
     return one_predicted + summed(all_masked, (1, 2), predicted, 1 / DRAWS) - all_masked(1)

@@ -145,8 +145,8 @@ def training(config: Config) -> Callable[[], object]:
     model = fresh_model(config, config.models[MODEL]).to(device).train()
     values, tokens, labels, _ = step_inputs(model, IMAGES)
     random = loss_uniforms(model, IMAGES)
-    order = torch.arange(model.positions, device=device).expand(IMAGES, -1)
-    masked = round(model.positions * (recipe.mask_ratio_min + 1) / 2)
+    order = torch.arange(model.units, device=device).expand(IMAGES, -1)
+    masked = round(model.units * (recipe.mask_ratio_min + 1) / 2)
     predicted = predicted_positions(masked, recipe.head_share)
 
     def step() -> None:
