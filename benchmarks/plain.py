@@ -109,7 +109,7 @@ def sample_tokens(
     """Return tokens [N, S, C], dimensions in natural order."""
     tokens, order = torch.zeros_like(draws.uniforms, dtype=torch.long), draws.order
     before = model.positions
-    for after in masked_counts(model.positions, settings.steps_for(model.positions)):
+    for after in masked_counts(model.positions, settings.steps_for(model.trunk, model.positions)):
         _, visible = split_order(order, before)
         values = quantizer.decode(quantizer.from_head_order(tokens))
         scale = guidance_at(settings, model.positions, before, after)

@@ -288,7 +288,7 @@ def draw_guidance(axis: Axes, released: Config) -> None:
 
 
 def draw_schedule(axis: Axes, settings: SamplingSettings, positions: int, colour: str, style: str, label: str) -> None:
-    counts = [positions, *masked_counts(positions, settings.steps_for(positions))]
+    counts = [positions, *masked_counts(positions, settings.steps_for("masked", positions))]
     scales = [guidance_at(settings, positions, before, after) for before, after in pairwise(counts)]
     revealed = [1 - before / positions for before in counts[:-1]]
     axis.plot(revealed, scales, style, color=colour, linewidth=1.5, label=label)

@@ -100,15 +100,15 @@ def test_every_launcher_is_valid(path: Path) -> None:
             "generate.speculative is true, but models without a draft are to be sampled (tiny): set their draft_depth",
         ),
         (
-            "models.tiny.trunk=causal_random",
-            "models.tiny.train.mask_ratio_min is 0.1, but trunk=causal_random learns every position at each step",
+            "models.tiny.trunk=causal_random train.head_share=0.5",
+            "models.tiny.train.head_share is 0.5, but trunk=causal_random learns every position at each step",
         ),
         (
-            "models.tiny.trunk=causal_raster train.mask_ratio_min=1",
+            "models.tiny.trunk=causal_raster generate.order=random",
             "generate.order is random, but a model with trunk=causal_raster knows one order alone: use order=raster",
         ),
         (
-            "models.tiny.trunk=causal_raster train.mask_ratio_min=1 generate.order=raster generate.steps=8",
+            "models.tiny.trunk=causal_raster generate.steps=8",
             "generate.steps is 8, but a model with trunk=causal_raster predicts the next position alone, not 16",
         ),
         (

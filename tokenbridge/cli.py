@@ -118,14 +118,22 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add the fields of SamplingSettings, which holds their defaults; fields that are not given stay unset."""
     parser.add_argument("--seed", type=number(Integer), default=0)
     group = parser.add_argument_group("sampling", argument_default=argparse.SUPPRESS)
-    group.add_argument("--steps", type=int, help="at most one for each position to draw; default: 16, or fewer")
+    group.add_argument(
+        "--steps",
+        type=int,
+        help="at most one for each position to draw; default: 16 or fewer, or as many as a raster model needs",
+    )
     group.add_argument("--guidance-scale", type=float, help="1: no guidance; default: 2")
     group.add_argument("--guidance-schedule", choices=GUIDANCE_SCHEDULES, help="default: linear")
     group.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="default: 0 1")
     group.add_argument("--guidance-refresh", type=int, help="guided steps per unconditional half; default: 1")
     group.add_argument("--temperature", type=float, help="0 takes the likeliest level; default: 1")
     group.add_argument("--top-p", type=float, help="draw among the likeliest levels of this probability; default: 1")
-    group.add_argument("--order", choices=REVEAL_ORDERS, help="which positions come first; default: random")
+    group.add_argument(
+        "--order",
+        choices=REVEAL_ORDERS,
+        help="which positions come first; default: the order of the model, random for most",
+    )
     group.add_argument("--speculative", action="store_true", help="draft all slots of a token at once; default: off")
 
 

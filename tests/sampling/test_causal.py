@@ -133,6 +133,12 @@ def test_a_model_of_random_orders_draws_in_raster_order_what_a_raster_model_draw
     assert torch.equal(first, second)
 
 
+def test_a_raster_model_is_drawn_in_its_own_order_and_in_every_step_that_it_needs(raster_trunk: System) -> None:
+    draws = draws_of(raster_trunk[0], 5, 6, 7)
+    unset = sample_tokens(*raster_trunk, LABELS, draws, SamplingSettings(guidance_scale=2.0))
+    assert torch.equal(unset, sample_tokens(*raster_trunk, LABELS, draws, RASTER))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -71,7 +71,7 @@ def test_guidance_acts_only_in_its_interval(schedule: str) -> None:
 
 @pytest.mark.parametrize(("positions", "steps"), [(4, 4), (16, 16), (256, 16)])
 def test_steps_by_default(positions: int, steps: int) -> None:
-    assert SamplingSettings().steps_for(positions) == steps
+    assert SamplingSettings().steps_for("masked", positions) == steps
 
 
 @pytest.mark.parametrize(

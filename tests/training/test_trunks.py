@@ -21,8 +21,6 @@ from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.training.trainer import build_model
 from tokenbridge.training.validation import Validation
 
-EVERY = replace(RECIPE, mask_ratio_min=1.0)
-
 
 @pytest.fixture
 def data(vae_latents: Tensor, tmp_path: Path) -> FreshTokens:
@@ -30,15 +28,16 @@ def data(vae_latents: Tensor, tmp_path: Path) -> FreshTokens:
 
 
 def config_of(trunk: Trunk) -> ModelConfig:
-    return replace(MODEL, trunk=trunk, train=EVERY)
+    return replace(MODEL, trunk=trunk)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_a_step_reaches_every_parameter(trunk: Trunk, data: FreshTokens) -> None:
-    model = build_model(config_of(trunk), data, data.quantizer)
+    config = config_of(trunk)
+    model = build_model(config, data, data.quantizer)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    batch = draw_batch(data, torch.arange(8), EVERY if model.causal else RECIPE, generator(1), units=model.units)
+    batch = draw_batch(data, torch.arange(8), config.train, generator(1), units=model.units)
     assert (batch.num_masked.tolist() == [model.units] * 8) == model.causal
     batch_loss(model, data.quantizer, batch).backward()
     reached = {name for name, weight in model.named_parameters() if weight.grad.any()}
@@ -49,7 +48,7 @@ def test_a_step_reaches_every_parameter(trunk: Trunk, data: FreshTokens) -> None
 
 def test_a_causal_trunk_learns_by_the_same_loop_and_bits(data: FreshTokens, tmp_path: Path) -> None:
     config = config_of("causal_random")
-    first, second = (trained(tmp_path / name, config, data, epochs=5, mask_ratio_min=1.0) for name in "ab")
+    first, second = (trained(tmp_path / name, config, data, epochs=5) for name in "ab")
     assert first.evaluations[-1]["validation_loss"] < first.history[0]["loss"]
     assert all(torch.equal(*pair) for pair in zip(first.model.parameters(), second.model.parameters(), strict=True))
 
@@ -70,11 +69,19 @@ def test_the_validation_loss_of_a_causal_trunk_is_that_of_every_position(trunk: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": RECIPE}, r"train\.mask_ratio_min is 0\.7, but trunk=causal_raster learns every position"),
-        ({"train": replace(EVERY, head_share=0.5)}, r"train\.head_share is 0\.5, but trunk=causal_raster learns every"),
+        (
+            {"train": replace(RECIPE, head_share=0.5)},
+            r"train\.head_share is 0\.5, but trunk=causal_raster learns every",
+        ),
         ({"width": 33, "heads": 3}, "width is 33: must be even with trunk=causal_raster"),
     ],
 )
 def test_recipes_that_a_causal_trunk_does_not_follow_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(config_of("causal_raster"), **changes)
+
+
+def test_a_causal_trunk_masks_every_position_whatever_the_recipe_says() -> None:
+    recipe = config_of("causal_raster").train
+    assert (recipe.mask_ratio_mean, recipe.mask_ratio_min) == (1.0, 1.0)
+    assert config_of("masked").train == RECIPE

@@ -1,6 +1,7 @@
 """Settings of an autoregressive model: its size, its training, its use."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -60,7 +61,7 @@ class TrainConfig(Settings):
     ema_decay: Decay  # 0: no averaging
     ema_warmup: bool  # decay grows as (1 + step) / (10 + step) up to ema_decay
     label_dropout: Share
-    mask_ratio_mean: Amount  # of the normal before it is cut to [mask_ratio_min, 1]
+    mask_ratio_mean: Amount  # of the normal before it is cut to [mask_ratio_min, 1]; a causal trunk has 1 for both
     mask_ratio_std: PositiveNumber
     mask_ratio_min: Share
     head_share: Annotated[Number, Field(gt=0, le=1)]  # of the masked positions, those that the head is trained on
@@ -122,26 +123,27 @@ class ModelConfig(Settings):
         self._check_trunk()
 
     def _check_trunk(self) -> None:
-        causal, least, share = self.trunk in CAUSAL_TRUNKS, self.train.mask_ratio_min, self.train.head_share
+        causal, share = self.trunk in CAUSAL_TRUNKS, self.train.head_share
         advice = f"but trunk={self.trunk} learns every position at each step: set it to 1"
         single = f"but trunk={self.trunk} draws single numbers, so set it to"
         elements = self.trunk == "elements"
         refuse(
             {
                 f"width is {self.width}: must be even with trunk={self.trunk}": causal and self.width % 2 != 0,
-                f"train.mask_ratio_min is {least}, {advice}": causal and least != 1,
                 f"train.head_share is {share}, {advice}": causal and share != 1,
                 f"head_group is {self.head_group}, {single} 1": elements and self.head_group != 1,
                 f"draft_depth is {self.draft_depth}, {single} null": elements and self.draft_depth is not None,
             }
         )
+        if causal:
+            self.train = replace(self.train, mask_ratio_mean=1.0, mask_ratio_min=1.0)
 
 
 class SamplingSettings(Settings, frozen=True):
     """Settings of how tokens are drawn.
 
     Attributes:
-        steps: None: one for each position to draw, at most ``MAX_DEFAULT_STEPS``.
+        steps: None: one for each position to draw, at most ``MAX_DEFAULT_STEPS`` if the trunk knows any order.
         guidance_scale: 1: no guidance.
         guidance_interval: guidance acts while the share of revealed positions lies in [from, to).
         guidance_refresh: every so many guided steps, the unconditional half is computed; in between, its difference to
@@ -151,7 +153,8 @@ class SamplingSettings(Settings, frozen=True):
         order: ``random``, the paper's: each image in its own order; ``raster``: row by row from the top left;
             ``confidence``: each step draws all masked positions and keeps those of the highest mean log-probability,
             which is taken before temperature and top-p. The authors use it for clean backgrounds only, because it
-            costs diversity; ``halton``: each step's positions are spread evenly over the image.
+            costs diversity; ``halton``: each step's positions are spread evenly over the image. None: ``raster`` if the
+            trunk knows no other order, else ``random``.
         speculative: the model's draft head proposes all slots of a token at once, and the head corrects them. The
             distribution is the same, the images of a seed are not. Needs a model with a draft (``draft_depth``).
     """
@@ -163,7 +166,7 @@ class SamplingSettings(Settings, frozen=True):
     guidance_refresh: Positive = 1
     temperature: Annotated[Number, Field(ge=0, le=1000)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    order: RevealOrder = "random"
+    order: RevealOrder | None = None
     speculative: bool = False
 
     def __post_init__(self) -> None:
@@ -177,23 +180,28 @@ class SamplingSettings(Settings, frozen=True):
             }
         )
 
-    def steps_for(self, positions: int) -> int:
-        """Return the number of steps in which to draw ``positions`` positions."""
-        return min(positions, MAX_DEFAULT_STEPS) if self.steps is None else self.steps
+    def steps_for(self, trunk: Trunk, positions: int) -> int:
+        """Return the number of steps in which a model with this trunk draws ``positions`` positions."""
+        most = positions if trunk in FIXED_ORDERS else min(positions, MAX_DEFAULT_STEPS)
+        return most if self.steps is None else self.steps
+
+    def order_for(self, trunk: Trunk) -> RevealOrder:
+        """Return the order in which a model with this trunk draws positions."""
+        return self.order or FIXED_ORDERS.get(trunk, "random")
 
 
 def sampling_mistakes(trunk: Trunk, settings: SamplingSettings, positions: int) -> dict[str, bool]:
     """Return messages about sampling ``positions`` positions from a model with this trunk, and whether each is true."""
-    fixed, whole = FIXED_ORDERS.get(trunk), settings.order in ("raster", "halton")
-    steps, refresh = settings.steps_for(positions), settings.guidance_refresh
+    fixed, order = FIXED_ORDERS.get(trunk), settings.order_for(trunk)
+    steps, refresh = settings.steps_for(trunk, positions), settings.guidance_refresh
     return {
-        f"order is {settings.order}, but a model with trunk={trunk} knows one order alone: use order={fixed}": (
-            fixed not in (None, settings.order)
+        f"order is {order}, but a model with trunk={trunk} knows one order alone: use order={fixed}": (
+            fixed not in (None, order)
         ),
         f"steps is {steps}, but a model with trunk={trunk} predicts the next position alone, not {positions} positions "
         f"in fewer steps: use steps={positions}": fixed is not None and steps < positions,
-        f"order is {settings.order}, an order of positions, but a model with trunk={trunk} draws single numbers: use "
-        "order=random or confidence": trunk == "elements" and whole,
+        f"order is {order}, an order of positions, but a model with trunk={trunk} draws single numbers: use "
+        "order=random or confidence": trunk == "elements" and order in {"raster", "halton"},
         f"guidance_refresh is {refresh}, but a model with trunk={trunk} reads each token once in both halves, so it "
         "would save nothing: use guidance_refresh=1": trunk in CAUSAL_TRUNKS and refresh > 1,
     }

@@ -184,7 +184,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         guidance_refresh: int = SamplingSettings.guidance_refresh,
         temperature: float = SamplingSettings.temperature,
         top_p: float = SamplingSettings.top_p,
-        order: RevealOrder = SamplingSettings.order,
+        order: RevealOrder | None = SamplingSettings.order,
         speculative: bool = SamplingSettings.speculative,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         given: Tensor | None = None,
@@ -196,7 +196,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         """Generate one image for each of ``class_labels`` (indices or names).
 
         Args:
-            num_inference_steps: at most the number of positions to draw; None: that number, but at most 16.
+            num_inference_steps: at most the number of positions to draw; None: see ``SamplingSettings``.
             guidance_scale, guidance_schedule, guidance_interval, guidance_refresh, temperature, top_p, order: see
                 ``SamplingSettings``.
             speculative: see ``SamplingSettings``.

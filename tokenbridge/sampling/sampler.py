@@ -147,7 +147,7 @@ def sample_tokens(
         NotFiniteError: at the end, if a logit or a drawn latent was NaN or infinite.
     """
     tokens, order, to_draw = _begin(model, quantizer, draws, settings, given, keep)
-    counts = masked_counts(to_draw, settings.steps_for(to_draw))
+    counts = masked_counts(to_draw, settings.steps_for(model.trunk, to_draw))
     rows: Function = partial(draw_rows, model, settings)
     if not settings.speculative:  # whose shapes depend on what is refused
         rows = graphed(rows, draws.uniforms.device)
@@ -203,7 +203,7 @@ def _begin(
     kind = torch.float32 if continuous else torch.long
     tokens = torch.zeros(shape, dtype=kind, device=draws.order.device)  # head order
     grid = model.config.grid_height, model.config.grid_width
-    order, to_draw = reveal_order(draws.order, settings.order, *grid), draws.order.shape[1]
+    order, to_draw = reveal_order(draws.order, settings.order_for(model.trunk), *grid), draws.order.shape[1]
     require(
         model.draft is not None or not settings.speculative,
         "speculative sampling needs a draft, and this model has none: set speculative=false, or train a model with its "
@@ -225,7 +225,7 @@ def _begin(
         require(
             model.trunk not in FIXED_ORDERS or not keep[-to_draw:].any(),
             f"keep has gaps, but a model with trunk={model.trunk} draws what comes after the kept positions in order="
-            f"{settings.order}: keep only a beginning of it",
+            f"{FIXED_ORDERS.get(model.trunk)}: keep only a beginning of it",
         )
     refuse(sampling_mistakes(model.trunk, settings, to_draw))
     return tokens, order, to_draw

@@ -26,7 +26,7 @@ VARIANTS = {
     "parallel": ["models.tiny.head=parallel"],
     "grouped": ["models.tiny.head_group=2"],
     "drafted": ["models.tiny.draft_depth=2"],
-    "causal": ["models.tiny.trunk=causal_random", "models.tiny.decoder_depth=2", "train.mask_ratio_min=1"],
+    "causal": ["models.tiny.trunk=causal_random", "models.tiny.decoder_depth=2"],
     "elements": ["models.tiny.trunk=elements", "quantizer.order=natural"],
 }
 

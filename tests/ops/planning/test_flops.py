@@ -65,7 +65,7 @@ def test_a_token_may_have_more_slots_than_dimensions() -> None:
 
 
 def test_a_step_of_a_causal_trunk_costs_what_the_closed_form_says() -> None:
-    config = composed(*TINY, "models.tiny.trunk=causal_random", "models.tiny.decoder_depth=5", "train.mask_ratio_min=1")
+    config = composed(*TINY, "models.tiny.trunk=causal_random", "models.tiny.decoder_depth=5")
     model, recipe = built(config), config.models["tiny"].train
     found = train_flops(model, recipe)
     length, width = model.buffer_size + model.positions - 1, model.config.width
@@ -134,7 +134,7 @@ def test_sampling_costs_what_the_sampler_does(order: str, change: str) -> None:
 @pytest.mark.parametrize(
     ("trunk", "changes"),
     [
-        ("causal_raster", ["generate.steps=16", "generate.order=raster"]),
+        ("causal_raster", ["generate.steps=16"]),
         ("causal_random", ["generate.guidance_interval=[0.5,1]"]),
         ("causal_random", ["generate.order=confidence", "generate.guidance_scale=1"]),
         ("elements", ["generate.steps=24", "quantizer.order=natural"]),
@@ -142,7 +142,7 @@ def test_sampling_costs_what_the_sampler_does(order: str, change: str) -> None:
     ],
 )
 def test_sampling_with_another_trunk_costs_what_the_sampler_does(trunk: str, changes: list[str]) -> None:
-    config = composed(*TINY, f"models.tiny.trunk={trunk}", "train.mask_ratio_min=1", *changes)
+    config = composed(*TINY, f"models.tiny.trunk={trunk}", *changes)
     latents = torch.randn(64, config.dimensions, 4, 4, generator=torch.Generator().manual_seed(1))
     quantizer, model = fit_quantizer(latents, config.quantizer), fresh_model(config, config.models["tiny"]).eval()
     draws = Draws.from_generators([torch.Generator().manual_seed(0)], model.units, model.head.draw_numbers)

@@ -48,7 +48,7 @@ def sample_flops(model: AutoregressiveModel, settings: SamplingSettings) -> Flop
     ``guidance_refresh``, these steps also compute the positions of the steps that take their difference. Speculative
     sampling counts as plain sampling, because its passes depend on the weights.
     """
-    after = masked_counts(model.units, settings.steps_for(model.units))
+    after = masked_counts(model.units, settings.steps_for(model.trunk, model.units))
     before = [model.units, *after[:-1]]
     both = refreshed(guidance_scales(settings, model.units, after), settings.guidance_refresh, model.causal)
     halves = [2 if each else 1 for each in both]

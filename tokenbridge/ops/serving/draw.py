@@ -88,7 +88,7 @@ def _labels(pipeline: TokenBridgePipeline, classes: Sequence[int | str] | None) 
 
 def _sample(pipeline: TokenBridgePipeline, labels: torch.Tensor, seed: int, settings: SamplingSettings) -> np.ndarray:
     batches = torch.arange(len(labels)).split(BATCH)
-    steps = settings.steps_for(pipeline.transformer.units)
+    steps = settings.steps_for(pipeline.transformer.trunk, pipeline.transformer.units)
     progress = Progress("sample", len(batches) * steps, "steps", every=1.0)
     parts = []
     for batch in batches:

@@ -51,9 +51,10 @@ def draw_edits(
     pipeline = TokenBridgePipeline.from_pretrained(model).to(best_device())
     index = pipeline.label_index(label)
     originals = np.stack([read_fitted(path, "RGB", pipeline.image_size) for path in images]).transpose(0, 3, 1, 2)
-    config = pipeline.transformer.config
-    kept = keep_mask(keep, (config.grid_height, config.grid_width))
-    steps = settings.steps_for(int((~kept).sum()))
+    transformer = pipeline.transformer
+    kept = keep_mask(keep, (transformer.config.grid_height, transformer.config.grid_width))
+    drawn = int((~kept).sum()) * transformer.units // transformer.positions
+    steps = settings.steps_for(transformer.trunk, drawn)
     progress = Progress("edit", len(images) * steps, "steps", every=1.0)
     rows = []
     for row, original in enumerate(originals):

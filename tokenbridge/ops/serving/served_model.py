@@ -73,10 +73,10 @@ class ServedModel(PythonModel):
                 raise ValueError(f"class is {given.get('class')!r}: give a name, or an index as text")
             label = self.pipeline.label_index(given["class"])
             settings = SamplingSettings(**{name: given[name] for name in SETTINGS if name in given})
-            most, units = self.limits["max_steps"], self.pipeline.transformer.units
+            most, model = self.limits["max_steps"], self.pipeline.transformer
             if settings.steps is not None and settings.steps > most:
                 raise ValueError(f"steps is {settings.steps}: ask for at most {most}")
-            masked_counts(units, settings.steps_for(units))
+            masked_counts(model.units, settings.steps_for(model.trunk, model.units))
             seed = given.get("seed", 0)
             if not -SEEDS <= seed < SEEDS:
                 raise ValueError(f"seed is {seed}: must be at least -2**63 and less than 2**63")
