@@ -234,7 +234,7 @@ def masking_figure(default: Config, released: Config) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     axis = figure.add_subplot()
     centres = (torch.arange(parts) + 0.5) / parts
-    for config, name, colour, shift in ((released, "released", ORANGE, -0.2), (default, "default", BLUE, 0.2)):
+    for config, name, colour, shift in ((released, "released", ORANGE, -0.2), (default, "experiment=paper's", BLUE, 0.2)):
         recipe = config.train
         label = f"{name} recipe: mean {recipe.mask_ratio_mean:g}, std {recipe.mask_ratio_std:g}, "
         label += f"at least {recipe.mask_ratio_min:g}"

@@ -8,7 +8,7 @@ from tokenbridge.config.params import compose_config, validate
 
 CONF = CHECKOUT / "conf"
 CHOICES = {
-    "tiny": ["model=tiny"],
+    "tiny": ["experiment=paper"],
     "base": ["experiment=imagenet_l", "model=base"],
     "large": ["experiment=imagenet_l"],
     "huge": ["experiment=imagenet_h"],

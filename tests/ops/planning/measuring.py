@@ -25,7 +25,7 @@ from tokenbridge.training.datasets import FreshTokens
 from tokenbridge.training.trainer import Trainer
 
 # wide enough that what is not counted, an image's tokens and the like, is little beside weights and activations
-WIDE = ["model=tiny", "models.tiny.width=256", "models.tiny.head_width=256", "models.tiny.encoder_depth=1"]
+WIDE = ["experiment=paper", "models.tiny.width=256", "models.tiny.head_width=256", "models.tiny.encoder_depth=1"]
 # every position masked in every step: the mask that the plan takes, which needs most
 WIDE += ["models.tiny.decoder_depth=2", "train.mask_ratio_min=1.0"]
 # what this processor computes without emulation; the plan itself takes auto for bf16

@@ -51,7 +51,7 @@ def for_an_image(model: TokenBridgeTransformer) -> int:
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no GPUs, not even fake ones")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_numerics_are_those_of_autocast_on_a_gpu(variant: str) -> None:
-    config = composed("model=tiny", *VARIANTS[variant])
+    config = composed("experiment=paper", *VARIANTS[variant])
     with GpuNumerics(BF16):
         measured = for_an_image(meta_model(config, config.models["tiny"]))
     torch.set_autocast_enabled("cuda", True)  # torch.autocast refuses where there is no GPU
@@ -88,7 +88,7 @@ def cpu_model(config: Config) -> TokenBridgeTransformer:
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_peak_of_a_step_is_what_was_measured(precision: str, checkpointed: bool, tmp_path: Path) -> None:
-    config, bf16, images = composed("model=tiny"), precision == BF16, 64
+    config, bf16, images = composed("experiment=paper"), precision == BF16, 64
     with FakeTensorMode():
         fake = cpu_model(config)
         found = activations(fake, Step(fake.positions, precision, checkpointed), images)
@@ -105,7 +105,7 @@ def test_the_peak_of_a_step_is_what_was_measured(precision: str, checkpointed: b
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_deep_model_costs_what_shallow_ones_say(variant: str, checkpointed: bool) -> None:
-    config = composed("model=tiny", *VARIANTS[variant])
+    config = composed("experiment=paper", *VARIANTS[variant])
     model = meta_model(config, config.models["tiny"])
     step = Step(12, BF16, checkpointed)
     whole = step_bytes(model, step, IMAGES)

@@ -20,7 +20,7 @@ from tokenbridge.tokenizer.fitting import fit_quantizer
 BLOCK = 24  # linear layers of a block, for each token and the square of the width: qkv, out, MLP
 BACKWARD = 3  # forward, gradients of inputs and of weights
 PARAMETERS = {"tiny": 2_358_816, "large": 486_889_472, "huge": 910_040_576}
-TINY = ["model=tiny", "generate.steps=4"]
+TINY = ["experiment=paper", "generate.steps=4"]
 
 
 def built(config: Config) -> TokenBridgeTransformer:
@@ -58,7 +58,7 @@ def test_a_step_costs_what_the_closed_form_says(config: Config) -> None:
 
 
 def test_a_token_may_have_more_slots_than_dimensions() -> None:
-    model = built(composed("model=tiny", "quantizer=e8"))
+    model = built(composed("experiment=paper", "quantizer=e8"))
     assert (model.head.slots, model.config.dimensions) == (9, 8)
     found = deepened(model, lambda one: step_flops(one, 13))
     assert found.head == pytest.approx(13 * head_form(model), rel=1e-3)

@@ -21,7 +21,7 @@ GROUP = 64  # images with one mask ratio
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_states_are_what_the_training_makes(optimizer: str) -> None:
-    config = composed("model=tiny", f"train.optimizer={optimizer}")
+    config = composed("experiment=paper", f"train.optimizer={optimizer}")
     recipe = config.models["tiny"].train
     model = fresh_model(config, config.models["tiny"])
     optimizers = build_optimizers(

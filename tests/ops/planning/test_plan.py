@@ -56,7 +56,7 @@ def test_numbers_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     main(["plan", "model=[tiny,base]", "--json", str(tmp_path / "plan.json")])
     written = json.loads((tmp_path / "plan.json").read_text())
     assert list(written) == ["tiny", "base"]
-    assert written["tiny"]["parameters"]["total"] == 2_358_816
+    assert written["tiny"]["parameters"]["total"] == 2_327_776
     assert written["tiny"]["volumes"]["images"] == 58_000
 
 

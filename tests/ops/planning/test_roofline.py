@@ -12,7 +12,7 @@ from tokenbridge.ops.planning.roofline import Kernel, Kernels, forward_and_backw
 from tokenbridge.ops.planning.sizes import meta_model
 from tokenbridge.ops.planning.steps import step_flops
 
-PLAN = composed("model=tiny").plan
+PLAN = composed("experiment=paper").plan
 
 
 def test_a_kernel_takes_the_longer_of_both_times() -> None:
@@ -46,7 +46,7 @@ def test_views_move_nothing_and_what_is_expanded_counts_once() -> None:
 
 
 def test_the_parts_have_the_operations_of_the_step() -> None:
-    config = composed("model=tiny")
+    config = composed("experiment=paper")
     model = meta_model(config, config.models["tiny"]).train()
     images, masked = 4, 12
     parts, whole = step_kernels(model, BF16, images, masked), step_flops(model, masked)
