@@ -228,21 +228,21 @@ def masked_shares(config: TrainConfig, parts: int) -> Tensor:
     return counts.bincount(minlength=parts + 1)[1:] / len(counts)
 
 
-def masking_figure(default: Config, released: Config) -> Figure:
+def masking_figure(small: Config, released: Config) -> Figure:
     """The two recipes, and what sampling asks for."""
-    parts = positions_of(default)
+    parts = positions_of(small)
     figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     axis = figure.add_subplot()
     centres = (torch.arange(parts) + 0.5) / parts
-    for config, name, colour, shift in ((released, "released", ORANGE, -0.2), (default, "experiment=paper's", BLUE, 0.2)):
+    for config, name, colour, shift in ((released, "released", ORANGE, -0.2), (small, "experiment=paper's", BLUE, 0.2)):
         recipe = config.train
         label = f"{name} recipe: mean {recipe.mask_ratio_mean:g}, std {recipe.mask_ratio_std:g}, "
         label += f"at least {recipe.mask_ratio_min:g}"
         x = (centres + shift / parts).tolist()
         axis.bar(x, masked_shares(recipe, parts).tolist(), 0.38 / parts, color=colour, label=label)
-    before = [parts, *masked_counts(parts, default.generate.steps)[:-1]]
+    before = [parts, *masked_counts(parts, small.generate.steps)[:-1]]
     met = torch.tensor(before).bincount(minlength=parts + 1)[1:] / len(before)
-    axis.step(centres.tolist(), met.tolist(), where="mid", color=INK, linewidth=1.2, label=sampling_label(default))
+    axis.step(centres.tolist(), met.tolist(), where="mid", color=INK, linewidth=1.2, label=sampling_label(small))
     axis.set_xticks([part / parts for part in range(0, parts + 1, 2)])
     axis.set_xlabel(f"share of positions masked, in {parts} parts")
     axis.set_ylabel("share of batches, or of steps")

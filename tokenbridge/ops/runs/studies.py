@@ -152,7 +152,8 @@ def write_results(root: Path, study: Study, table: Sequence[Row]) -> None:
 def markdown_table(root: Path, study: Study, table: Sequence[Row]) -> str:
     """Return one line for each experiment, in the order of ``experiment_names``, with the values of all its seeds.
 
-    Experiments that share seeds with the base have their difference to it as a further column.
+    A value that all seeds share is written once. Experiments that share seeds with the base have their difference to
+    it as a further column.
     """
     names = experiment_names(root, study)
     of_name = {name: [row for row in table if row["experiment"] == name] for name in names}
@@ -162,7 +163,7 @@ def markdown_table(root: Path, study: Study, table: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for name, rows in of_name.items():
         if rows:
-            cells = [" / ".join(_cell(row, *column) for row in rows) for column in study.shown.values()]
+            cells = [_joined([_cell(row, *column) for row in rows]) for column in study.shown.values()]
             changed = _description(root / study.experiments / f"{name}.yaml")
             further = [differences[name]] if last else []
             lines.append(f"| {' | '.join([f'`{name}`', changed, *cells, *further])} |")
@@ -179,6 +180,10 @@ def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> str:
     if rows == base or len(shared) < 2:
         return ""
     return f"{mean(shared):+.2f} ± {stdev(shared) / math.sqrt(len(shared)):.2f}"
+
+
+def _joined(cells: Sequence[str]) -> str:
+    return " / ".join(cells if len(set(cells)) > 1 else cells[:1])
 
 
 def _cell(row: Row, column: str, digits: int) -> str:
