@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 
+from tests.support.small_model import random_model
 from tests.support.small_pipeline import build_pipeline
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.serving.served_model import COLUMNS, ServedModel
@@ -98,3 +99,10 @@ def test_any_row_is_drawn_or_refused(served: ServedModel, rows: list[dict[str, A
         assert len(ask(served, *({"class": "Bag", "steps": 1} | row for row in rows))) == len(rows)
     except MlflowException as refusal:
         assert refusal.get_http_status_code() == 400
+
+
+def test_steps_that_a_raster_model_cannot_take_are_refused_before_anything_is_drawn(served: ServedModel) -> None:
+    served.pipeline = build_pipeline(random_model("causal_raster"), served.pipeline.quantizer)
+    assert len(ask(served, {"class": "Bag"})) == 1
+    with pytest.raises(MlflowException, match="row 0: steps is 8, but a model with trunk=causal_raster predicts"):
+        ask(served, {"class": "Bag", "steps": 8})

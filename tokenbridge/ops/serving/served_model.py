@@ -64,7 +64,8 @@ class ServedModel(PythonModel):
 
     def read(self, number: int, row: dict[Any, Any]) -> dict[str, Any]:
         """Check a row, and return the arguments of the pipeline's call and the seed."""
-        from tokenbridge.config.model import SamplingSettings
+        from tokenbridge.config.model import SamplingSettings, sampling_mistakes
+        from tokenbridge.config.types import refuse
         from tokenbridge.model.schedule import masked_counts
 
         with _refusals(number):
@@ -77,6 +78,7 @@ class ServedModel(PythonModel):
             if settings.steps is not None and settings.steps > most:
                 raise ValueError(f"steps is {settings.steps}: ask for at most {most}")
             masked_counts(model.units, settings.steps_for(model.trunk, model.units))
+            refuse(sampling_mistakes(model.trunk, settings, model.units))
             seed = given.get("seed", 0)
             if not -SEEDS <= seed < SEEDS:
                 raise ValueError(f"seed is {seed}: must be at least -2**63 and less than 2**63")
