@@ -240,7 +240,7 @@ def masking_figure(small: Config, released: Config) -> Figure:
         label += f"at least {recipe.mask_ratio_min:g}"
         x = (centres + shift / parts).tolist()
         axis.bar(x, masked_shares(recipe, parts).tolist(), 0.38 / parts, color=colour, label=label)
-    before = [parts, *masked_counts(parts, small.generate.steps)[:-1]]
+    before = [parts, *masked_counts(parts, small.generate.steps_for("masked", parts))[:-1]]
     met = torch.tensor(before).bincount(minlength=parts + 1)[1:] / len(before)
     axis.step(centres.tolist(), met.tolist(), where="mid", color=INK, linewidth=1.2, label=sampling_label(small))
     axis.set_xticks([part / parts for part in range(0, parts + 1, 2)])
@@ -251,7 +251,8 @@ def masking_figure(small: Config, released: Config) -> Figure:
 
 
 def sampling_label(config: Config) -> str:
-    return f"sampling, {config.generate.steps} steps of {positions_of(config)} positions"
+    positions = positions_of(config)
+    return f"sampling, {config.generate.steps_for('masked', positions)} steps of {positions} positions"
 
 
 def sampling_figure(released: Config) -> Figure:

@@ -22,7 +22,6 @@ SETTINGS = [
     "data.root=pictures",
     "data.num_classes=3",
     "data.image_size=8",
-    "generate.steps=1",
     "generate.samples=6",
     "evaluate.kid_subset_size=3",
 ]

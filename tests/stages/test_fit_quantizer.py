@@ -17,7 +17,7 @@ from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 @pytest.mark.parametrize("family", ["gaussian", "uniform", "lloyd_max"])
 def test_the_stage_fits_reports_and_draws(family: str, repository: Path, vae_latents: torch.Tensor) -> None:
-    settings = ["quantizer.levels=8", "quantizer.patch_size=2", "generate.steps=1"]
+    settings = ["quantizer.levels=8", "quantizer.patch_size=2"]
     configure(repository, f"quantizer={family}", *settings)
     write_moments(repository / "data/moments", vae_latents)
     fit_quantizer.main()

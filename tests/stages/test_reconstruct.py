@@ -97,7 +97,7 @@ def test_the_stage_measures_continuous_and_quantized_reconstructions(
     monkeypatch.setattr(reconstruct, "given_networks", lambda _config: [inception])
     changes = [f"quantizer.patch_size={patch_size}", "quantizer.levels=8", "quantizer.fit_images=64"]
     changes += ["reconstruct.levels=[2]", "reconstruct.ranges=[5]", "reconstruct.families=[gaussian,lloyd_max]"]
-    configure(repository, *changes, "generate.steps=1", "reconstruct.images=7")
+    configure(repository, *changes, "reconstruct.images=7")
     save_shards(
         repository / "data/images",
         {"train": draw_shapes(12), "validation": by_class(draw_shapes(20, 2)), "test": by_class(draw_shapes(24, 1))},

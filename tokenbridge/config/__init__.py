@@ -167,7 +167,7 @@ class Config(Settings):
     def _mistakes_in_sampling(self) -> dict[str, bool]:
         """Check that every model that is trained here can be sampled as set."""
         generate, known = self.generate, self.vae.pretrained is None
-        positions = (self.data.image_size // self.stride) ** 2 if known else generate.steps
+        positions = (self.data.image_size // self.stride) ** 2 if known else generate.steps or 1
         trunks = {model.trunk for model in self.models.values() if not model.pretrained}
         return {
             f"generate.{message}": wrong
@@ -185,5 +185,7 @@ class Config(Settings):
         return {
             f"data.image_size is {size}: must be a multiple of {self.stride}, the stride of a VAE with "
             f"{len(self.vae.block_widths)} vae.block_widths times quantizer.patch_size": size % self.stride != 0,
-            f"generate.steps is {steps}: must be at most {most}, one for each {unit}": steps > most,
+            f"generate.steps is {steps}: must be at most {most}, one for each {unit}": (
+                steps is not None and steps > most
+            ),
         }

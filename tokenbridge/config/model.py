@@ -211,7 +211,7 @@ class GenerateConfig(SamplingSettings, frozen=True, kw_only=True):
     """Settings of how samples are drawn by the stage ``generate``."""
 
     samples: Positive
-    steps: Positive = Field()
+    steps: Positive | None = Field()
     precision: Precision
     grid_per_class: Positive  # columns of the picture grid
 

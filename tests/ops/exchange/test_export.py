@@ -128,7 +128,7 @@ def test_the_card_shows_reports_data_settings_and_digests(project: Path) -> None
         "0 Sneaker, 1 Bag, 2 Ankle boot",
         "`train.epochs` ",
         "`quantizer.family`",
-        "guidance_scale=3.0",
+        "guidance_scale=4.0",
         sha256_file(project / "dvc.lock"),
     ):
         assert expected in card

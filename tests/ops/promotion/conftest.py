@@ -33,6 +33,7 @@ from tokenbridge.tokenizer.fitting import fit_quantizer
 SIDE = 8
 NAME = registered_name("shapes", "tiny")
 SETTINGS = (
+    "experiment=paper",
     "data.name=shapes",
     f"data.image_size={SIDE}",
     "vae.block_widths=[8,8]",
