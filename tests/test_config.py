@@ -54,7 +54,7 @@ def test_every_launcher_is_valid(path: Path) -> None:
         ("quantizer.order=given", "quantizer.given_order is None: give a list exactly if"),
         ("generate.guidance_interval=[0.5]", "generate.guidance_interval is [0.5]: must be [from, to] with from < to"),
         ("generate.steps=17", "generate.steps is 17: must be at most 16, one for each position"),
-        ("~generate.steps", "generate.steps is missing: set it in conf/"),
+        ("~generate.samples", "generate.samples is missing: set it in conf/"),
         ("data.num_classes=9", "data.label_names has 10 names: must be as many as data.num_classes (9)"),
         ("evaluate.inception_reference=x.npz", "evaluate.inception_reference is 'x.npz': set evaluate.inception_w"),
         ("models.tiny.heads=7", "models.tiny.width is 160: must be a multiple of heads (7)"),

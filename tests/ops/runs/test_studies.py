@@ -141,7 +141,7 @@ def test_the_table_shows_seeds_beside_each_other(tmp_path: Path) -> None:
     (tmp_path / SPEED.page).write_text(f"before\n{START}\nold\n{END}\nafter\n")
     write_results(tmp_path, SPEED, [rows[0] | {"sample_ms": 12.34}, rows[1]])
     page = (tmp_path / SPEED.page).read_text()
-    assert "| `base` | Where it starts | 0 / 1 | 2.500 / 3.500 | 9.25 | 0.875 | 12.3 / |" in page
+    assert "| `base` | Where it starts | 0 / 1 | 2.500 / 3.500 | 9.25 | 0.875 | 12.3 /" in page
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "old" not in page
