@@ -51,13 +51,16 @@ def test_processes_that_the_training_would_refuse_are_refused(nodes: int, messag
         plan_model(composed("experiment=imagenet_l", "launcher=slurm", f"launcher.nodes={nodes}"), "large")
 
 
-def test_numbers_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_go_to_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(CHECKOUT)
     main(["plan", "model=[tiny,base]", "--json", str(tmp_path / "plan.json")])
     written = json.loads((tmp_path / "plan.json").read_text())
     assert list(written) == ["tiny", "base"]
     assert written["tiny"]["parameters"]["total"] == 2_327_776
     assert written["tiny"]["volumes"]["images"] == 58_000
+    assert capsys.readouterr().out.count(" in 16 steps: ") == 2  # what is not set, the trunks decide
 
 
 def test_sampling_is_planned_in_the_precision_of_generate() -> None:

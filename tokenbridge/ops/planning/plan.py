@@ -128,7 +128,7 @@ def model_sizes(model: AutoregressiveModel) -> dict[str, Any]:
     arguments = {name: value for name, value in model.config.items() if not name.startswith("_")}
     if isinstance(model.head, DimensionHead):
         arguments |= {"slots": model.head.slots, "classes": model.head.classes}
-    return arguments | {"positions": model.positions}
+    return arguments | {"trunk": model.trunk, "positions": model.positions, "units": model.units}
 
 
 def fit_warnings(memory: MemoryModel, at_once: int, limit: float) -> list[str]:

@@ -136,9 +136,10 @@ def cost_lines(plan: Plan, config: Config) -> list[Line]:
 
 def sampling_lines(plan: Plan, config: Config) -> list[Line]:
     settings = config.generate
+    steps = settings.steps_for(plan.sizes["trunk"], plan.sizes["units"])
     hours = f"{plan.sample_gpu_hours:,.2f} GPU-hours in {planned_precision(settings.precision)}, if batches are large"
     return [
-        ("an image", f"{scaled(plan.sample.total, 'FLOP')} in {settings.steps} steps: {parts(plan.sample)}"),
+        ("an image", f"{scaled(plan.sample.total, 'FLOP')} in {steps} steps: {parts(plan.sample)}"),
         ("VAE, decoding", scaled(plan.vae_decode, "FLOP")),
         (f"{plan.samples:,} samples", hours),
     ]
