@@ -55,7 +55,9 @@ def test_masking_leaves_nothing_out_and_masks_something(uniform: float, least: f
 
 
 def drawn(data: FreshTokens, recipe: TrainConfig, part: slice = slice(None)) -> Batch:
-    return draw_batch(data, torch.arange(recipe.batch_size) % len(data), recipe, generator("batch"), part)
+    return draw_batch(
+        data, torch.arange(recipe.batch_size) % len(data), recipe, generator("batch"), random_model(), part
+    )
 
 
 def test_each_group_has_one_count_and_groups_differ(data: FreshTokens) -> None:
@@ -110,7 +112,9 @@ def test_recipes_that_would_mask_wrongly_are_refused(wrong: dict[str, float], me
 
 def test_labels_are_dropped_at_their_rate(data: FreshTokens) -> None:
     recipe = replace(RECIPE, label_dropout=0.25)
-    labels = torch.cat([draw_batch(data, torch.arange(64), recipe, generator(step)).labels for step in range(50)])
+    model = random_model()
+    batches = [draw_batch(data, torch.arange(64), recipe, generator(step), model) for step in range(50)]
+    labels = torch.cat([batch.labels for batch in batches])
     assert (labels == 3).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 

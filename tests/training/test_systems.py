@@ -45,11 +45,11 @@ def test_it_learns_and_the_same_seed_gives_the_same_bits(
 
 def test_parts_of_a_batch_have_the_random_numbers_of_the_whole(system: tuple[ModelConfig, FreshTokens]) -> None:
     model, data = system
-    numbers = build_model(model, data, data.quantizer).head.loss_numbers
+    built = build_model(model, data, data.quantizer)
     whole, part = (
-        draw_batch(data, torch.arange(8), RECIPE, generator(0), images, numbers) for images in (slice(8), slice(3, 5))
+        draw_batch(data, torch.arange(8), RECIPE, generator(0), built, images) for images in (slice(8), slice(3, 5))
     )
-    assert part.uniforms.shape == (2, 16, numbers)
+    assert part.uniforms.shape == (2, 16, built.head.loss_numbers)
     assert torch.equal(part.uniforms, whole.uniforms[3:5])
     assert torch.equal(part.tokens, whole.tokens[3:5])
 

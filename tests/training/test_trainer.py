@@ -146,7 +146,7 @@ def test_groups_apart_give_the_gradient_of_the_mean_of_their_means(
     trainers = [trainer(rank) for rank in range(world)]
     losses = [each.accumulate_gradients(each.draw(0)) for each in trainers]
     one = trainer(0)
-    groups = draw_batch(data, one.order.indices(0), recipe, generator(0, "train", 0)).split([4] * 4)
+    groups = draw_batch(data, one.order.indices(0), recipe, generator(0, "train", 0), one.model).split([4] * 4)
     assert len({int(group.num_masked[0]) for group in groups}) > 1
     expected = torch.stack([batch_loss(one.model, data.quantizer, group) for group in groups]).mean()
     expected.backward()

@@ -37,7 +37,7 @@ def test_a_step_reaches_every_parameter(trunk: Trunk, data: FreshTokens) -> None
     model = build_model(config, data, data.quantizer)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    batch = draw_batch(data, torch.arange(8), config.train, generator(1), units=model.units)
+    batch = draw_batch(data, torch.arange(8), config.train, generator(1), model)
     assert (batch.num_masked.tolist() == [model.units] * 8) == model.causal
     batch_loss(model, data.quantizer, batch).backward()
     reached = {name for name, weight in model.named_parameters() if weight.grad.any()}

@@ -225,7 +225,7 @@ def _begin(
         require(
             model.trunk not in FIXED_ORDERS or not keep[-to_draw:].any(),
             f"keep has gaps, but a model with trunk={model.trunk} draws what comes after the kept positions in order="
-            f"{FIXED_ORDERS.get(model.trunk)}: keep only a beginning of it",
+            f"{settings.order_for(model.trunk)}: keep only a beginning of it, or train a model with the masked trunk",
         )
     refuse(sampling_mistakes(model.trunk, settings, to_draw))
     return tokens, order, to_draw

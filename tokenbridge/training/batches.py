@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from tokenbridge.config import TrainConfig
+from tokenbridge.model import AutoregressiveModel
 from tokenbridge.tokenizer.latents import Quantizer
 from tokenbridge.training.datasets import ALL, TrainingData
 
@@ -52,23 +53,22 @@ def draw_batch(
     indices: Tensor,
     config: TrainConfig,
     random: torch.Generator,
+    model: AutoregressiveModel,
     part: slice = ALL,
-    loss_numbers: int = 0,
-    units: int | None = None,
 ) -> Batch:
-    """Draw tokens, class dropout, masks, and ``loss_numbers`` for each unit, of the images ``indices[part]``.
+    """Draw tokens, class dropout, masks, and the numbers of the loss, of the images ``indices[part]``, for a model.
 
     Everything is drawn from ``random`` for all of ``indices`` [N]. So the values of an image depend on its place in the
-    whole batch, but not on ``part``. ``units`` None: the positions.
+    whole batch, but not on ``part``.
     """
-    count, units = len(indices), units or data.height * data.width
+    count, units = len(indices), model.units
     tokens = data.draw(indices, random, part)
     dropped = torch.rand(count, generator=random) < config.label_dropout
     labels = torch.where(dropped, data.num_classes, data.labels[indices])
     order = torch.rand(count, units, generator=random)[part].argsort(dim=1)
     groups = torch.rand(count // config.mask_group, generator=random)
     num_masked = num_masked_positions(groups, units, config).repeat_interleave(config.mask_group)
-    uniforms = torch.rand(count, units, loss_numbers, generator=random)[part]
+    uniforms = torch.rand(count, units, model.head.loss_numbers, generator=random)[part]
     return Batch(tokens, labels[part], order, num_masked[part], uniforms)
 
 

@@ -213,8 +213,7 @@ class Trainer:
         """Draw this process's part of the batch."""
         part = self.processes.share(self.recipe.batch_size)
         random = generator(self.recipe.seed, "train", step)
-        indices, numbers = self.order.indices(step), self.model.head.loss_numbers
-        return draw_batch(self.data, indices, self.recipe, random, part, numbers, self.model.units)
+        return draw_batch(self.data, self.order.indices(step), self.recipe, random, self.model, part)
 
     def step(self, step: int) -> dict[str, Tensor]:
         batch = self.batches.take(step).to(self.device)

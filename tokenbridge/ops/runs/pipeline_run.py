@@ -51,7 +51,7 @@ from tokenbridge.stages.runtime import PARENT_VARIABLE, only_pipeline
 
 logger = logging.getLogger(__name__)
 
-LONGEST_TITLE = 200  # characters
+LONGEST = 200  # characters of a title or a list
 FETCH = "fetch"
 ENDED = "the pipeline has ended"
 REGISTRATION = "tokenbridge.ops.promotion.registration"
@@ -224,7 +224,12 @@ class PipelineRun:
 
 def title(what: str, overrides: Sequence[str]) -> str:
     """Return a name for a run that distinguishes it from others in MLflow's and Prefect's pages."""
-    return textwrap.shorten(" ".join([what, *overrides]), LONGEST_TITLE, placeholder=" ...")
+    return shortened(" ".join([what, *overrides]))
+
+
+def shortened(words: str) -> str:
+    """Return as many of the words as a line takes."""
+    return textwrap.shorten(words, LONGEST, placeholder=" ...")
 
 
 @contextmanager
@@ -252,8 +257,9 @@ def pipeline_run(
             sync.linked = tracker.id
             run = PipelineRun(root, tracker, sync=sync, config=config)
             with at_end(lambda: _record(run, process)):
-                for out in expose_damaged(root):
-                    logger.info(f"{out} is not what {LOCK_FILE} records: it is restored or made again")
+                if damaged := expose_damaged(root):
+                    names = shortened(", ".join(damaged))
+                    logger.info(f"restored or made again, because {LOCK_FILE} records other files: {names}")
                 yield run
 
 
