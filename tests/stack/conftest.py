@@ -157,8 +157,9 @@ def promoted(team: Project, retrained: State) -> State:
 
 @pytest.fixture(scope="package")
 def retrained_again(team: Project, promoted: State) -> State:
-    """With fewer epochs, so that the model is trained, and version 2 registered."""
-    return run_deployment(team, "retrain/retrain", overrides=[*team.overrides, "train.epochs=2"])
+    """With the default's trunk and fewer epochs, so that the model is trained, and version 2 registered."""
+    raster = ["train.epochs=2", "models.tiny.trunk=causal_raster", "generate.steps=null"]
+    return run_deployment(team, "retrain/retrain", overrides=[*team.overrides, *raster])
 
 
 @pytest.fixture
