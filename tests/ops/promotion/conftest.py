@@ -18,6 +18,7 @@ from tests.support.checkout import CHECKOUT
 from tests.support.small_model import QUANTIZER, random_model
 from tests.support.small_pipeline import NAMES, build_pipeline
 from tokenbridge.classifier.network import ImageClassifier, save_classifier
+from tokenbridge.config.model import Trunk
 from tokenbridge.config.params import write_params
 from tokenbridge.infra.dvc import md5_as_dvc
 from tokenbridge.infra.tracking.logged_model import MODEL_MD5
@@ -101,10 +102,10 @@ def noise(count: int) -> Shapes:
     return pixels, np.arange(count) % len(NAMES)
 
 
-def small(seed: int) -> TokenBridgePipeline:
+def small(seed: int, trunk: Trunk = "masked") -> TokenBridgePipeline:
     """A pipeline of random weights; another for every seed."""
     latents = torch.randn(64, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    model = random_model()
+    model = random_model(trunk)
     torch.manual_seed(seed)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

@@ -15,6 +15,7 @@ from mlflow import pyfunc
 from PIL import Image
 
 from tests.ops.promotion.conftest import NAME, Project, small
+from tokenbridge.base.checks import ConfigError
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json, write_json
 from tokenbridge.config.params import load_params
@@ -23,7 +24,7 @@ from tokenbridge.infra.dvc import md5_as_dvc, read_stages
 from tokenbridge.infra.tracking.registry import VETO, Registry, RegistryError
 from tokenbridge.ops.promotion import PromotionError
 from tokenbridge.ops.promotion.cli import add_commands
-from tokenbridge.ops.promotion.measurement import Bench
+from tokenbridge.ops.promotion.measurement import Bench, settings_for_versions
 from tokenbridge.ops.promotion.promote import carry_out, promote, rollback
 from tokenbridge.ops.promotion.trial import Trial
 
@@ -250,6 +251,16 @@ def test_the_command_prints_the_report_and_fails_if_refused(
     shown = capsys.readouterr().out
     assert f"# {NAME} version 1: would be refused." in shown
     assert "samples.png" in shown
+
+
+def test_the_trunk_of_each_version_decides_what_it_can_follow(arena: Project) -> None:
+    """The settings of the project may be those of another trunk by now, and have ``generate.steps=2`` here."""
+    settings = settings_for_versions(arena.root, "tiny", ["models.tiny.trunk=causal_raster"])
+    bench = Bench(arena.root, settings, arena.registry, "tiny")
+    bench.load(arena.registry.version(NAME, 1))  # masked
+    raster = arena.register(small(3, "causal_raster"))
+    with pytest.raises(ConfigError, match=r"cannot be drawn: generate.steps is 2, but .* use steps=16"):
+        bench.load(raster)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from typing import Any
 from tokenbridge.base.device import pick_device, resolve_precision
 from tokenbridge.classifier.network import class_accuracy, load_classifier, predict, read_small
 from tokenbridge.config import Config
-from tokenbridge.config.params import flatten
+from tokenbridge.config.model import sampling_mistakes
+from tokenbridge.config.params import flatten, load_params
+from tokenbridge.config.types import refuse
 from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.features import POOLED, Features, ShardImageDataset
 from tokenbridge.evaluation.metrics import sample_metrics
@@ -58,6 +60,12 @@ class Measurement:
         return next(value for name, value in self.metrics.items() if name.startswith(f"{kind}_"))
 
 
+def settings_for_versions(root: Path, model: str, changes: Sequence[str]) -> Config:
+    """Read params.yaml with ``changes``. A version may have another trunk: ``load`` checks what it can follow."""
+    known = model in load_params(root).models
+    return load_params(root, [*([f"models.{model}.pretrained=registry"] if known else []), *changes])
+
+
 class Bench:
     """A bench that measures versions of one model with the project's settings ``generate``, ``evaluate`` and ``seed``.
 
@@ -85,7 +93,8 @@ class Bench:
         """Return the version's pipeline, if it draws the classes and the size of the validation images.
 
         Raises:
-            UserError: if it draws other classes or another size, or the store no longer has the version.
+            UserError: if it draws other classes or another size, cannot follow the settings, or the store no longer has
+                the version.
         """
         pipeline = TokenBridgePipeline.from_pretrained(self._home(version) / "models" / self.model).to(self.device)
         size = (self.validation.image_size, self.validation.image_size)
@@ -94,6 +103,9 @@ class Bench:
                 f"{version} draws {pipeline.image_size} pixels of {', '.join(pipeline.class_names[:5])}...: "
                 "data/images has other classes or another size, so choose the `data` that it was trained on"
             )
+        transformer = pipeline.transformer
+        mistakes = sampling_mistakes(transformer.trunk, self.config.generate, transformer.units)
+        refuse({f"{version} cannot be drawn: generate.{message}": wrong for message, wrong in mistakes.items()})
         pipeline.precision = self.drawing_precision
         return pipeline
 

@@ -14,6 +14,7 @@ from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.ops.promotion import PromotionError
 from tokenbridge.ops.promotion.decision import PROMOTED, REFUSED, Decision
 from tokenbridge.ops.promotion.gates import veto_gate
+from tokenbridge.ops.promotion.measurement import settings_for_versions
 from tokenbridge.ops.promotion.registration import registered_name
 from tokenbridge.ops.promotion.trial import Trial
 from tokenbridge.stages.runtime import WORK, only_pipeline
@@ -35,7 +36,7 @@ def promote(
     Raises:
         UserError: with a message that says what to fix, before anything is measured.
     """
-    config = load_params(root, changes)
+    config = settings_for_versions(root, model, changes)
     name = registered_name(config.data.name, model)
     with open_registry(root) as registry, only_pipeline(root), _alone(root):
         trial = Trial(root, config, registry, model, registry.version(name, number), registry.holder(name, CHAMPION))

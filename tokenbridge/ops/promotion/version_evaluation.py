@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenbridge.config.params import load_params
 from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.registry import Version, open_registry
 from tokenbridge.infra.tracking.spool import Tracker
-from tokenbridge.ops.promotion.measurement import Bench, Measurement
+from tokenbridge.ops.promotion.measurement import Bench, Measurement, settings_for_versions
 from tokenbridge.ops.promotion.registration import registered_name
 from tokenbridge.stages.runtime import only_pipeline
 
@@ -27,7 +26,7 @@ def evaluate_version(
     Raises:
         UserError: with a message that says what to fix, before anything is drawn.
     """
-    config = load_params(root, changes)
+    config = settings_for_versions(root, model, changes)
     with open_registry(root) as registry, only_pipeline(root):
         version = registry.version(registered_name(config.data.name, model), number)
         bench = Bench(root, config, registry, model)

@@ -1,4 +1,4 @@
-"""What quality costs: studies whose tables have the time and the operations for each image beside the quality.
+"""What quality costs: studies whose tables have time, memory and operations for each image beside the quality.
 
 Quality is that of trained models (``studies``). Times do not depend on the values of weights, so they are measured on
 fresh ones: every experiment in turn, in several rounds, because other processes may use the machine too.
@@ -20,7 +20,7 @@ from tokenbridge.base.seeding import generator
 from tokenbridge.config import LEVEL_HEADS, Config
 from tokenbridge.ops.planning.flops import sample_flops
 from tokenbridge.ops.planning.sizes import fresh_model, grid_side, loss_uniforms, meta_model, step_inputs
-from tokenbridge.ops.planning.steps import train_flops
+from tokenbridge.ops.planning.steps import HeldBytes, train_flops
 from tokenbridge.ops.runs.studies import Row, experiment_config, run_study, write_results
 from tokenbridge.ops.runs.study import (
     BITS,
@@ -28,12 +28,15 @@ from tokenbridge.ops.runs.study import (
     METRICS,
     MODEL,
     SAMPLE_GFLOP,
+    SAMPLE_MIB,
     SAMPLE_MS,
+    SAMPLE_ONE_MS,
     TRAIN_GFLOP,
     TRAIN_MS,
     Study,
 )
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.sampling.sampler import Draws, sample_tokens
 from tokenbridge.sampling.samples import draw_samples
 from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.training.batches import predicted_positions
@@ -41,7 +44,7 @@ from tokenbridge.vae.training import build_vae
 
 logger = logging.getLogger(__name__)
 
-ROUNDS, IMAGES = 5, 20
+ROUNDS, IMAGES = 5, 100
 AXES = {  # of the picture: column of the table -> its label
     SAMPLE_MS: "sampling, ms for each image",
     TRAIN_MS: "training, ms for each image",
@@ -59,7 +62,9 @@ def run_with_costs(root: Path, study: Study, names: Sequence[str], seeds: Sequen
         times = measure(
             configs, lambda done: logger.info(f"{study.page_name}: round {done} of {ROUNDS} of the times is measured")
         )
-        costs = {name: times[name] | operations(config) | bits(config) for name, config in configs.items()}
+        costs = {
+            name: times[name] | memory(config) | operations(config) | bits(config) for name, config in configs.items()
+        }
         table = [
             row | costs[row["experiment"]] | coded_bits(configs[row["experiment"]], float(row["validation_loss"]))
             for row in table
@@ -103,12 +108,29 @@ def _numbers(config: Config) -> int:
     return grid_side(config) ** 2 * config.quantizer.slots(config.dimensions)
 
 
+def memory(config: Config) -> Costs:
+    """Return the peak MiB of tensors, without weights, while tokens of ``IMAGES`` images are drawn, for each image."""
+    pipeline = fresh_pipeline(config)
+    model, settings = pipeline.transformer, config.generate
+    generators = [generator(config.seed, "sample", index) for index in range(IMAGES)]
+    draws = Draws.from_generators(generators, model.units, model.head.draw_numbers, settings.speculative)
+    labels = torch.zeros(IMAGES, dtype=torch.long, device=model.device)
+    with HeldBytes() as held:
+        sample_tokens(model, pipeline.quantizer, labels, draws.to(model.device), settings)
+    return {SAMPLE_MIB: held.most / 2**20 / IMAGES}
+
+
 def measure(configs: Mapping[str, Config], on_round: Callable[[int], None]) -> dict[str, Costs]:
     """Return the milliseconds of one image, in sampling and in training: medians of rounds that take turns."""
+    images = {SAMPLE_MS: IMAGES, SAMPLE_ONE_MS: 1, TRAIN_MS: IMAGES}
     calls = {
         (name, what): call
         for name, config in configs.items()
-        for what, call in ((SAMPLE_MS, sampling(config)), (TRAIN_MS, training(config)))
+        for what, call in (
+            (SAMPLE_MS, sampling(config)),
+            (SAMPLE_ONE_MS, sampling(config, 1)),
+            (TRAIN_MS, training(config)),
+        )
     }
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for done in range(ROUNDS + 1):
@@ -118,14 +140,17 @@ def measure(configs: Mapping[str, Config], on_round: Callable[[int], None]) -> d
             if done:  # the first round warms up
                 taken[key].append(perf_counter() - start)
         on_round(done)
-    return {
-        name: {what: 1e3 * median(taken[name, what]) / IMAGES for what in (SAMPLE_MS, TRAIN_MS)} for name in configs
-    }
+    return {name: {what: 1e3 * median(taken[name, what]) / count for what, count in images.items()} for name in configs}
 
 
-def sampling(config: Config) -> Callable[[], object]:
-    """Return a function that draws and decodes ``IMAGES`` images, as the stage ``generate`` does."""
-    side, device = grid_side(config), best_device()
+def sampling(config: Config, images: int = IMAGES) -> Callable[[], object]:
+    """Return a function that draws and decodes images, as the stage ``generate`` does."""
+    pipeline = fresh_pipeline(config)
+    return lambda: draw_samples(pipeline, list(range(images)), config.seed, config.generate)
+
+
+def fresh_pipeline(config: Config) -> TokenBridgePipeline:
+    side = grid_side(config)
     random = generator("speed")
     latents = torch.randn(64, config.vae.dimensions, side, side, generator=random)
     codebook = torch.randn(config.quantizer.codewords, config.vae.dimensions, generator=random)  # as if of the VAE
@@ -134,9 +159,9 @@ def sampling(config: Config) -> Callable[[], object]:
         fresh_model(config, config.models[MODEL]).eval(),
         fit_quantizer(latents, config.quantizer, codebook),
         [str(label) for label in range(config.data.num_classes)],
-    ).to(device)
+    ).to(best_device())
     pipeline.precision = config.generate.precision
-    return lambda: draw_samples(pipeline, list(range(IMAGES)), config.seed, config.generate)
+    return pipeline
 
 
 def training(config: Config) -> Callable[[], object]:

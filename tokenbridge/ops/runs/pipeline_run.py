@@ -258,8 +258,8 @@ def pipeline_run(
             run = PipelineRun(root, tracker, sync=sync, config=config)
             with at_end(lambda: _record(run, process)):
                 if damaged := expose_damaged(root):
-                    names = shortened(", ".join(damaged))
-                    logger.info(f"restored or made again, because {LOCK_FILE} records other files: {names}")
+                    outs = shortened(", ".join(damaged))
+                    logger.info(f"restored or made again, because {LOCK_FILE} records other files: {outs}")
                 yield run
 
 

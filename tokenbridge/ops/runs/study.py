@@ -21,13 +21,20 @@ SHOWN = {  # column of the page -> column of the table, digits
     "recall": (METRICS[3], 2),
     "parameters": ("parameters", 0),
 }
-SAMPLE_MS, TRAIN_MS = "sample_ms", "train_ms"  # of one image
+SAMPLE_MS, TRAIN_MS = "sample_ms", "train_ms"  # of one image of many
+SAMPLE_ONE_MS = "sample_one_ms"  # of an image that is drawn alone
+SAMPLE_MIB = "sample_mib"  # tensors that exist at once while the tokens of many images are drawn, of each
 SAMPLE_GFLOP, TRAIN_GFLOP = "sample_gflop", "train_gflop"  # of one image
 BITS = "bits"  # of the tokens of one image, without entropy coding; continuous tokens have none
 CODED = "coded_bits"  # the same, coded by the model's own probabilities
 RATE = "rate"  # multiple of the recipe's learning rates
 QUALITY = {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
-TIMES = {"sampling, ms": (SAMPLE_MS, 1), "training, ms": (TRAIN_MS, 2)}
+TIMES = {
+    "sampling, ms": (SAMPLE_MS, 1),
+    "sampling alone, ms": (SAMPLE_ONE_MS, 0),
+    "sampling, MiB": (SAMPLE_MIB, 2),
+    "training, ms": (TRAIN_MS, 2),
+}
 OPERATIONS = {"sampling, GFLOP": (SAMPLE_GFLOP, 2), "training, GFLOP": (TRAIN_GFLOP, 3)}
 CHOSEN = {"learning rate": (RATE, 1), "guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
 COMPARED = {name: column for name, column in SHOWN.items() if name != "validation loss"} | {
