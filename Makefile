@@ -7,8 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 UV := $(BIN)/uv pip install --python $(BIN)/python --no-deps $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 export PATH := $(abspath $(BIN)):$(PATH)
 # tests start many processes: threads that spin while they wait would slow down the others. A test that kills its worker
-# is a failure; xdist would run it again without end. `make test` runs three at once on two cores, because those that wait
-# for servers leave a core free
+# is a failure; xdist would run it again without end. `auto`: see tests/conftest.py
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest --max-worker-restart 0 --durations 20
 # no usage statistics are sent
 export DO_NOT_TRACK := true
@@ -64,7 +63,7 @@ system: env ## install the programs that tests need (PostgreSQL, Chromium, Slurm
 	@python -m tests.support.programs
 
 test: env system ## run every test, also with whole pipelines and real servers: about 40 minutes
-	@$(PYTEST) -n 3 --dist loadscope
+	@$(PYTEST) -n auto --dist loadscope
 
 test-fast: env ## run the tests that need no server and no download: about 4 minutes
 	@$(PYTEST) -n 2 --dist worksteal -m "not pipeline and not cluster"

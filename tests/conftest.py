@@ -6,6 +6,7 @@ Fixtures import torch and our modules themselves: xdist's own process, which run
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -63,6 +64,14 @@ def place_in_order(item: pytest.Item) -> tuple[int, bool, int]:
     folder, uses = shared_folder(item.path), set(getattr(item, "fixturenames", ()))
     later = folder == "stack" and bool(uses & {"stack", "project"})
     return (*SHARING, "").index(folder), later, list(TIERS).index(tier_of(item))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run three tests at once on two cores, because those that wait for servers leave a core free.
+
+    Three need 10 GB at the peak, so a machine with little memory runs two.
+    """
+    return 3 if psutil.virtual_memory().total > 12 * 2**30 else 2
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -10,7 +10,7 @@ from tests.support.checkout import CHECKOUT
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import compose_config, flatten, validate
 from tokenbridge.ops.planning.sizes import Parameters, meta_model
-from tokenbridge.ops.runs.costs import bits, coded_bits, operations, sampling
+from tokenbridge.ops.runs.costs import bits, coded_bits, memory, operations, sampling
 from tokenbridge.ops.runs.search import coordinate_search
 from tokenbridge.ops.runs.studies import (
     END,
@@ -94,6 +94,17 @@ def test_the_coded_bits_of_a_model_that_knows_nothing_are_those_of_equally_long_
 def test_the_sampling_of_every_system_can_be_timed(name: str) -> None:
     config = validate(compose_config([f"experiment={COMPARISON.name}/{name}", f"model={MODEL}"], CHECKOUT / "conf"))
     sampling(config)  # fits the quantizer and builds the model; the call itself takes seconds
+
+
+@pytest.mark.pipeline  # for its time alone
+def test_the_memory_of_a_causal_trunk_is_at_least_that_of_its_cache() -> None:
+    """Keys and values of both halves of the guidance, in float32, at each position but the last."""
+    overrides = [f"experiment={COMPARISON.name}/tokenbridge_raster", "model=tiny"]
+    config = validate(compose_config(overrides, CHECKOUT / "conf"))
+    model = config.models[MODEL]
+    numbers = 2 * 2 * (model.encoder_depth + model.decoder_depth) * 15 * model.width
+    cache = 4 * numbers / 2**20
+    assert cache < memory(config)["sample_mib"] < 4 * cache
 
 
 def test_settings_are_searched_one_after_the_other_and_none_twice() -> None:
