@@ -26,13 +26,13 @@ pytestmark = pytest.mark.pipeline
 PROGRAM = "tests.support.distributed_training"
 CASES = {
     2: [
-        *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "fsdp_grouped"),
+        *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "compiled", "fsdp_grouped"),
         *("fsdp_checkpointed_compiled", "flow", "fsdp_flow"),
         *("dropout", "bad", "dropout_interrupted", "dropout_interrupted<2"),
         *("ddp_interrupted", "fsdp_interrupted", "fsdp_interrupted<2"),
     ],
     1: [
-        *("ddp", "accumulated", "checkpointed", "compiled", "grouped", "flow", "ddp_interrupted", "fsdp_interrupted"),
+        *("ddp", "accumulated", "checkpointed", "grouped", "flow", "ddp_interrupted", "fsdp_interrupted"),
         *("ddp_interrupted<2", "fsdp_interrupted<2"),
     ],
     4: ["ddp", "fsdp", "ddp_interrupted<2", "fsdp_interrupted<2", "ddp_interrupted<1", "fsdp_interrupted<1"],
@@ -41,7 +41,7 @@ if BF16 in PRECISIONS:
     CASES[1].append("bf16")
     CASES[2] += ["bf16", "fsdp_bf16"]
 SAME_MATHS = ["ddp/2", "ddp/4", "fsdp/2", "fsdp/4", "accumulated/1", "accumulated/2", "fsdp_accumulated/2"]
-SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2", "compiled/1", "fsdp_checkpointed_compiled/2", "fsdp_grouped/2"]
+SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2", "compiled/2", "fsdp_checkpointed_compiled/2", "fsdp_grouped/2"]
 SAME_MATHS += ["flow/2", "fsdp_flow/2"]
 RESUMED = [f"{case}_interrupted/{way}" for case in ("ddp", "fsdp") for way in ("2-1", "2-4", "1-4")]
 
