@@ -37,7 +37,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 
 env: $(VENV)/installed ## make the Python environment from the lock file
 
-repro: env ## run the whole pipeline (dvc repro), recorded in MLflow: 20 to 30 minutes the first time
+repro: env ## run the whole pipeline (dvc repro), recorded in MLflow: 20 to 35 minutes the first time
 	@echo "Running the stages of dvc.yaml that changed; stages that are up to date are skipped"
 	@tokenbridge repro $(OVERRIDES)
 

@@ -64,6 +64,7 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
         assert target.startswith("https://") or (CHECKOUT / target).exists(), target
 
 
+@pytest.mark.pipeline  # for its time alone
 def test_the_site_has_no_dead_link(tmp_path: Path) -> None:
     for name in ("docs", "tokenbridge", "flows"):
         shutil.copytree(CHECKOUT / name, tmp_path / name)

@@ -163,6 +163,7 @@ def test_the_variance_term_trains_only_the_variance() -> None:
     torch.testing.assert_close(gradient, torch.full_like(gradient, 2))  # of the squared error alone
 
 
+@pytest.mark.pipeline  # for its time alone
 def test_a_trained_head_knows_the_mean_and_the_spread() -> None:
     check_recovery(make_head(width=64, steps=50, repeats=4))
 

@@ -112,6 +112,7 @@ def test_half_precision_is_near_full_precision(head: str, group: int) -> None:
     assert tokens.shape == (3, 4)
 
 
+@pytest.mark.pipeline  # for its time alone
 @each_head
 def test_compiled_it_computes_the_same_loss_and_gradients(head: str, group: int) -> None:
     model, compiled = (random_model(head=head, head_group=group) for _ in range(2))
@@ -135,6 +136,7 @@ def test_its_features_compile_to_one_graph_whatever_the_number_of_visible_positi
         torch.testing.assert_close(features(values, labels, visible), model.features(values, labels, visible))
 
 
+@pytest.mark.pipeline  # for its time alone
 @torch.no_grad()
 def test_its_blocks_can_be_compiled_one_by_one_for_sampling(model: TokenBridgeTransformer) -> None:
     plain = random_model()

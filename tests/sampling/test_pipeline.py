@@ -304,6 +304,7 @@ def test_bfloat16_leaves_the_quantizer_alone(pipeline: TokenBridgePipeline) -> N
     assert pipeline.edit(IMAGES, LEFT, [0, 1]).images[0].size == (8, 8)
 
 
+@pytest.mark.pipeline  # for its time alone
 def test_a_compiled_transformer_draws_the_same(pipeline: TokenBridgePipeline) -> None:
     before = pixels(pipeline([0], 3, generator=seeded()).images)
     pipeline.transformer.features = torch.compile(pipeline.transformer.features, backend="eager", dynamic=True)

@@ -35,6 +35,7 @@ def trained(folder: Path, model: ModelConfig, data: FreshTokens, **recipe: objec
     return train(config, data, data, quantizer, folder=folder, launcher=SELDOM, tracker=Silent(), device=device)
 
 
+@pytest.mark.pipeline  # for its time alone
 def test_it_learns_and_the_same_seed_gives_the_same_bits(
     system: tuple[ModelConfig, FreshTokens], tmp_path: Path
 ) -> None:

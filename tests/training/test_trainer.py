@@ -36,6 +36,7 @@ def test_the_model_takes_its_shapes_from_data_and_quantizer(data: FreshTokens, v
     assert (config.grid_height, config.grid_width, config.dimensions) == (2, 2, 16)
 
 
+@pytest.mark.pipeline  # for its time alone
 def test_it_learns(data: FreshTokens, tmp_path: Path) -> None:
     falling = losses(run(tmp_path / "run", data, launcher=SELDOM, epochs=30))
     assert sum(falling[-20:]) / 20 < falling[0] - 0.5

@@ -141,6 +141,7 @@ def test_it_learns_and_its_discriminator_plays(images: np.ndarray, tmp_path: Pat
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.pipeline  # for its time alone
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_same_seed_gives_the_same_bits(
     images: np.ndarray, tmp_path: Path, optimizer: Literal["adamw", "muon"]

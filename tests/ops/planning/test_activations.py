@@ -20,6 +20,8 @@ from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.planning.sizes import Parameters, deepened, fresh_model, meta_model, step_inputs
 from tokenbridge.ops.planning.steps import IMAGES, GpuNumerics, Step, activations, measured, step_bytes, step_flops
 
+pytestmark = pytest.mark.pipeline  # for their time alone
+
 VARIANTS = {
     "tiny": [],
     "dropout": ["models.tiny.dropout=0.1"],

@@ -15,6 +15,8 @@ from tokenbridge.ops.planning.sizes import fresh_model
 from tokenbridge.ops.planning.steps import Step, activations
 from tokenbridge.training.trainer import is_matrix
 
+pytestmark = pytest.mark.pipeline  # for their time alone
+
 LARGE = memory_model(composed("experiment=imagenet_l", "launcher=slurm", "launcher.nodes=4"), "large")
 GROUP = 64  # images with one mask ratio
 

@@ -13,6 +13,8 @@ from tokenbridge.config import ConfigError
 from tokenbridge.ops.planning.plan import memory_limit, memory_model, plan_model
 from tokenbridge.stages.tokenize import size_report
 
+pytestmark = pytest.mark.pipeline  # for their time alone
+
 RELEASED = ("experiment=imagenet_l", "launcher=slurm", "launcher.nodes=4", "launcher.checkpoint_activations=true")
 
 

@@ -29,6 +29,7 @@ SHARDED = [*WIDE, ADAMW, "train.batch_size=16", "train.precision=fp32", "launche
 PROCESSES = 2
 
 
+@pytest.mark.pipeline  # for its time alone
 @pytest.mark.parametrize("changes", STEPS.values(), ids=STEPS)
 def test_a_step_takes_the_planned_memory(changes: list[str], tmp_path: Path) -> None:
     config = composed(*WIDE, *changes)
