@@ -10,6 +10,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from tests.support.patience import PATIENCE
 from tokenbridge.base.console import log_to_console
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def one_thread() -> None:
 
 # seconds that a test of each tier may take, its fixtures included; the order in which they run. Servers of the tier
 # "cluster" need much memory, so they start when those of tests/stack have ended
-TIERS = {"pipeline": 900, "cluster": 900, "fast": 120}
+TIERS = {"pipeline": 3 * PATIENCE, "cluster": 3 * PATIENCE, "fast": 300}
 SHARING = ("stack", "pipeline", "planning")  # folders whose tests share a pipeline, or plans; they take longest
 
 

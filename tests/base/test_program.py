@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.patience import PATIENCE
 from tokenbridge.base.errors import UserError, WorkFailedError
 from tokenbridge.base.program import DEBUG_VARIABLE, program
 
@@ -59,11 +60,11 @@ def test_whatever_ends_a_driver_ends_all_that_it_started(
     if signum == signal.SIGKILL:
         assert driver.wait() == -signum
     else:
-        last = driver.communicate(timeout=30)[0].splitlines()[-1]
+        last = driver.communicate(timeout=PATIENCE)[0].splitlines()[-1]
         assert last == f"driver: ended by {signum.name}: what is done stays done; repeat the command to go on"
         assert driver.returncode == 128 + signum
         assert (tmp_path / "recorded").exists(), "it was not awaited"
-    assert not psutil.wait_procs(started, timeout=30)[1]
+    assert not psutil.wait_procs(started, timeout=PATIENCE)[1]
     assert (tmp_path / "recorded").exists()
 
 

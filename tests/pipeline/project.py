@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 import yaml
 
+from tests.support.patience import PATIENCE
 from tokenbridge.base.files import sha256_tree
 from tokenbridge.config.params import PARAMS_FILE
 from tokenbridge.infra.dvc import read_outcome
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from tokenbridge.infra.tracking.store import Store
 
 T = TypeVar("T")
-PATIENCE = 300  # seconds; a test that waits longer has hung
 IDENTITY = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 STAGES = [
     "fetch",

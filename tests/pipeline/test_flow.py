@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline.project import PATIENCE, STAGES, Project, descendant, wait_for
+from tests.pipeline.project import STAGES, Project, descendant, wait_for
+from tests.support.patience import PATIENCE
 
 pytestmark = pytest.mark.pipeline
 

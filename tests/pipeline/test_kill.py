@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pipeline.project import PATIENCE, Project, descendant, first_match, outcomes, wait_for
+from tests.pipeline.project import Project, descendant, first_match, outcomes, wait_for
+from tests.support.patience import PATIENCE
 
 pytestmark = pytest.mark.pipeline
 

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.pipeline.fixtures import TRAIN, TWO
-from tests.pipeline.project import PATIENCE, Project, descendant, first_match, wait_for
+from tests.pipeline.project import Project, descendant, first_match, wait_for
+from tests.support.patience import PATIENCE
 
 pytestmark = pytest.mark.pipeline
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from tests.pipeline.project import PATIENCE, Project
+from tests.pipeline.project import Project
+from tests.support.patience import PATIENCE
 
 MODEL = "tokenbridge-fashion_mnist-tiny"
 GATES = "promotion.min_class_accuracy=0,promotion.min_precision=0,promotion.min_recall=0"  # it is a smoke model
@@ -25,7 +26,7 @@ def start_deployment(
     code = (
         "import json, sys; from prefect.deployments import run_deployment\n"
         "name, settings = sys.argv[1:]\n"
-        "run = run_deployment(name, **json.loads(settings), timeout=600, poll_interval=0.5)\n"
+        f"run = run_deployment(name, **json.loads(settings), timeout={PATIENCE}, poll_interval=0.5)\n"
         "print(json.dumps({'id': str(run.id), 'name': run.state.name, 'message': run.state.message}))"
     )
     settings = {"parameters": parameters | {"root": str(team.root)}, "job_variables": {"env": environment or {}}}

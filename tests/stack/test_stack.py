@@ -16,6 +16,7 @@ from native.team import SERVICES, Team
 
 from tests.pipeline.project import wait_for
 from tests.stack.conftest import Stack, answer, experiments, log_run
+from tests.support.patience import PATIENCE
 from tokenbridge.base.errors import UserError
 
 pytestmark = pytest.mark.cluster
@@ -37,11 +38,12 @@ DEPLOY = """
     from prefect import flow
     from prefect.deployments import run_deployment
 
-    folder, pool = sys.argv[1:]
+    folder, pool, patience = sys.argv[1:]
     deployed = flow.from_source(folder, entrypoint="greeting.py:greet").deploy(
         "test", work_pool_name=pool, print_next_steps=False, ignore_warnings=True
     )
-    print(run_deployment("greet/test", parameters={"name": "Ada"}, timeout=120, poll_interval=0.5).state.type.value)
+    run = run_deployment("greet/test", parameters={"name": "Ada"}, timeout=int(patience), poll_interval=0.5)
+    print(run.state.type.value)
 """
 
 
@@ -103,8 +105,8 @@ def test_the_worker_runs_a_deployed_flow_with_the_servers_addresses(stack: Stack
     (tmp_path / "greeting.py").write_text(textwrap.dedent(FLOW))
     settings = stack.settings()
     environment = {**stack.main_process("worker").environ(), "PREFECT_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", textwrap.dedent(DEPLOY), str(tmp_path), settings["WORK_POOL"]]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=180)
+    command = [sys.executable, "-c", textwrap.dedent(DEPLOY), str(tmp_path), settings["WORK_POOL"], str(PATIENCE)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert ended.stdout.splitlines()[-1] == "COMPLETED", ended.stdout + ended.stderr
     assert (tmp_path / "greeting.txt").read_text() == f"Ada {stack.clients()['MLFLOW_TRACKING_URI']}"
 

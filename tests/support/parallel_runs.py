@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 from tests.support.checkout import CHECKOUT
-
-PATIENCE = 300  # seconds
+from tests.support.patience import PATIENCE
 
 
 def run_processes(count: int, module: str, *arguments: str, code: int = 0) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.patience import PATIENCE
 from tests.support.programs import require, require_rights
 
 NODES = ("n1", "n2")
-PATIENCE = 30  # seconds; a cluster that needs more has failed
 CONTROLLER_PORT, NODE_PORT = 16_817, 16_820  # free for sure: the network is our own
 SLURM_CONF = """
 ClusterName=tests

@@ -6,10 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Timer
 
+from tests.support.patience import PATIENCE
 from tests.support.small_model import LAUNCHER
 from tokenbridge.base.files import write_json
-
-PATIENCE = 120  # seconds; a test that waits longer has hung
 
 
 def command(work: Path, *arguments: object, **settings: object) -> list[str]:

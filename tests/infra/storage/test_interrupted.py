@@ -11,6 +11,7 @@ import pytest
 
 from tests.infra.storage.conftest import start_upload
 from tests.pipeline.project import wait_for
+from tests.support.patience import PATIENCE
 from tests.support.services import S3Place, S3Server, use_s3
 from tokenbridge.base.files import sha256_tree
 from tokenbridge.infra.storage import StorageError
@@ -55,7 +56,7 @@ def start_and_wait(folder: Path, place: S3Place) -> subprocess.Popen[str]:
 
 def last_line(process: subprocess.Popen[str]) -> str:
     """The message of a command that fails."""
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode in (1, 128 + signal.SIGINT)
     assert "Traceback" not in output
     return output.splitlines()[-1]

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.infra.tracking.conftest import MlflowServer
 from tests.infra.tracking.test_registry import NAME, record, send
+from tests.support.patience import PATIENCE
 from tokenbridge.infra.tracking.logged_model import EXAMPLE, MAX_ROWS, MAX_STEPS
 from tokenbridge.infra.tracking.registry import CHAMPION, Registry
 from tokenbridge.infra.tracking.store import connect
@@ -57,7 +58,7 @@ def ask(address: str, *rows: Row) -> tuple[int, Any]:
     body = json.dumps({"dataframe_records": rows}).encode()
     request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=120) as reply:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -132,4 +133,4 @@ def test_sigterm_ends_every_process(server: MlflowServer) -> None:
     mother = psutil.Process(server.process.pid)
     family = [mother, *mother.children(recursive=True)]
     mother.terminate()
-    assert psutil.wait_procs(family, timeout=30)[1] == []
+    assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []

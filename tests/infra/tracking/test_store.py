@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.infra.tracking.conftest import Start
+from tests.support.patience import PATIENCE
 from tokenbridge.infra.dvc import md5_as_dvc
 from tokenbridge.infra.tracking.logged_model import MODEL_MD5
 from tokenbridge.infra.tracking.registry import EVALUATION
@@ -39,7 +40,7 @@ def record(root: Path, key: str, status: Status = "FINISHED") -> None:
 @pytest.mark.pipeline
 def test_processes_that_start_together_get_one_database_and_one_experiment(start: Start) -> None:
     processes = [start(CONNECT) for _ in range(4)]
-    answers = {process.communicate(timeout=120)[0] for process in processes}
+    answers = {process.communicate(timeout=PATIENCE)[0] for process in processes}
     assert answers == {"1\n"}
 
 

@@ -12,6 +12,7 @@ from mlflow.entities import Run
 
 from tests.infra.tracking.conftest import Start
 from tests.support.checkout import CHECKOUT
+from tests.support.patience import PATIENCE
 from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.pending import Spool, find_spools
 from tokenbridge.infra.tracking.registry import Registry
@@ -321,7 +322,7 @@ def test_two_syncers_at_once_send_everything_once(root: Path, store: Store, star
             tracker.metrics({"loss": float(step)}, step)
         tracker.finish()
     parent.finish()
-    counts = [int(process.communicate(timeout=120)[0]) for process in [start(SYNCER) for _ in range(3)]]
+    counts = [int(process.communicate(timeout=PATIENCE)[0]) for process in [start(SYNCER) for _ in range(3)]]
     assert sum(counts) == 9
     for tracker in trackers:
         assert len(history(store, run_of(store, tracker), "loss")) == 300
