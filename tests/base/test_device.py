@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from tests.support.checkout import CHECKOUT
 from tests.support.small_model import LAUNCHER, Silent
 from tokenbridge.base.checks import AUTO, BF16, FP32
-from tokenbridge.base.device import autocast, emulation_cost, has_bf16, pick_device, resolve_precision
+from tokenbridge.base.device import autocast, best_device, emulation_cost, has_bf16, pick_device, resolve_precision
 from tokenbridge.base.errors import UserError
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.infra.dvc import read_stages
@@ -188,8 +189,9 @@ def test_a_stage_is_deterministic_on_gpus_if_the_launcher_says_so(
     assert ("CUBLAS_WORKSPACE_CONFIG" in environment) == wanted
 
 
-def test_float32_is_not_tf32_on_gpus() -> None:
+@pytest.mark.parametrize("ask", [best_device, lambda: pick_device(LAUNCHER)], ids=["commands", "stages"])
+def test_float32_is_not_tf32_on_gpus(ask: Callable[[], torch.device]) -> None:
     torch.backends.cudnn.allow_tf32 = True
-    pick_device(LAUNCHER)
+    ask()
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

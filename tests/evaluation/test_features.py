@@ -1,5 +1,6 @@
 """EfficientNet-Lite0's features: the released weights, strictly, and the same numbers every time."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_another_weight_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_features_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = load_efficientnet_lite0(PACKAGED)
+    net = deepcopy(load_efficientnet_lite0(PACKAGED))
     with torch.no_grad():
         net.classifier.bias[5] = float("nan")
     monkeypatch.setattr("tokenbridge.evaluation.features.load_efficientnet_lite0", lambda _: net)

@@ -69,10 +69,11 @@ def test_the_loss_alone_is_the_same() -> None:
     assert not alone.requires_grad
 
 
-def test_only_one_part_is_in_memory() -> None:
+@pytest.mark.parametrize("changes", [{}, {"levels": 256, "head_group": 2}], ids=["levels", "65,536 classes"])
+def test_only_one_part_is_in_memory(changes: dict[str, object]) -> None:
     def most(by_parts: bool) -> int:
         with torch.device("meta"):
-            model = small_model()
+            model = small_model(**changes)
         model.head.loss_by_parts = by_parts
         rows = head_loss.positions_at_once(model.head, model.device)
         with torch.device("meta"), HeldBytes() as held:
@@ -81,7 +82,8 @@ def test_only_one_part_is_in_memory() -> None:
             head_loss.head_loss(model.head, z, tokens, uniforms).backward()
         return held.most
 
-    assert most(by_parts=True) < 0.2 * most(by_parts=False)
+    activation = 4 * head_loss.NUMBERS  # bytes
+    assert most(by_parts=True) < min(0.2 * most(by_parts=False), 100 * activation)
 
 
 @pytest.mark.usefixtures("in_parts")

@@ -66,11 +66,15 @@ def test_every_order_is_drawn_whatever_is_drawn_beside_it(random_trunk: System, 
     assert torch.equal(together[1:2], sample_tokens(*random_trunk, LABELS[1:2], draws_of(model, 6), settings))
 
 
-def test_slices_of_images_have_caches_of_their_own(random_trunk: System, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_do_not_fit_into_the_memory_are_drawn_one_after_the_other(
+    random_trunk: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw = partial(sample_tokens, *random_trunk, LABELS, draws_of(random_trunk[0], 5, 6, 7), RANDOM)
     tokens = draw()
     monkeypatch.setattr("tokenbridge.base.slices.VALUES", 1)
-    assert torch.equal(tokens, draw())
+    steps: list[tuple[int, int]] = []
+    assert torch.equal(tokens, draw(on_step=lambda *step: steps.append(step)))
+    assert steps == [(done + 1, 18) for done in range(18)]  # six steps of three images
 
 
 @torch.no_grad()

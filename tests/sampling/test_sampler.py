@@ -20,7 +20,7 @@ from tokenbridge.base.checks import FP32
 from tokenbridge.base.device import widest_float
 from tokenbridge.base.seeding import generator
 from tokenbridge.base.slices import VALUES
-from tokenbridge.config.model import GUIDANCE_SCHEDULES, REVEAL_ORDERS, RevealOrder, SamplingSettings
+from tokenbridge.config.model import GUIDANCE_SCHEDULES, REVEAL_ORDERS, RevealOrder, SamplingSettings, Trunk
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.model.schedule import masked_counts
@@ -208,14 +208,17 @@ def test_slices_of_images_change_no_token(sample: Sample, monkeypatch: pytest.Mo
     assert torch.equal(tokens, sample(labels, draws, SETTINGS))
 
 
-def test_many_images_of_a_large_model_are_drawn_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """250 images of L at once would take 9 GiB in encoder and decoder."""
+@pytest.mark.parametrize(("trunk", "depth"), [("masked", 1), ("causal_random", 16)])
+def test_many_images_of_a_large_model_are_drawn_within_the_memory(
+    trunk: Trunk, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """250 images of L at once would take 9 GiB in encoder and decoder, or 39 in keys and values of a causal trunk."""
     monkeypatch.setattr("tokenbridge.sampling.sampler.check_finite", lambda *_: None)  # meta tensors have no values
     config = validate(compose_config(["experiment=imagenet_l"], CHECKOUT / "conf"))
-    shallow = replace(config.models["large"], encoder_depth=1, decoder_depth=1, head_width=8, head_depth=1)
-    model = meta_model(config, shallow).eval()
+    sizes = {"encoder_depth": depth, "decoder_depth": depth, "head_width": 8, "head_depth": 1}
+    model = meta_model(config, replace(config.models["large"], trunk=trunk, **sizes)).eval()
     values, tokens, labels, order = step_inputs(model, 250)
-    quantizer = Mock(decode=lambda _: values, from_head_order=lambda _: tokens, slots=tokens.shape[-1])
+    quantizer = Mock(decode=lambda of: values[: len(of)], from_head_order=lambda of: of, slots=tokens.shape[-1])
     with GpuNumerics(FP32), HeldBytes() as held:
         sample_tokens(model, quantizer, labels, Draws(order, values), SamplingSettings(1, 2.0))
     assert 0.5 * 4 * VALUES < held.most < 1.1 * 4 * VALUES

@@ -114,7 +114,7 @@ def test_the_stage_measures_continuous_and_quantized_reconstructions(
     assert set(report) == {f"{kind}_{name}" for kind in kinds for name in metrics} | {"numeric_precision", "protocol"}
     about = report["protocol"]
     assert (about["images"], about["fewest_of_a_class"], about["most_of_a_class"]) == (7, 2, 3)
-    assert about["references"]["test"]["images"] == 24
+    assert {split: each["images"] for split, each in about["references"].items()} == {"test": 24, "validation": 20}
     with (repository / "reports/reconstruct/table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[:4] == ["quantizer", "family", "levels", "range"]

@@ -20,16 +20,16 @@ AVX512_WITHOUT_BF16 = ("AVX512_CORE", "AVX512_CORE_VNNI")  # their values at whi
 
 
 def best_device() -> torch.device:
-    """Return the GPU if there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU.
+
+    From now on, products and convolutions in float32 have its full precision: what needs speed runs in bf16, not TF32.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions is TF32
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_device(launcher: Launcher) -> torch.device:
-    """Return the best device. From now on, torch has the launcher's number of CPU threads and its determinism.
-
-    Products and convolutions in float32 have its full precision, because what needs speed runs in bf16: not TF32.
-    """
-    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions is TF32
+    """Return the best device. From now on, torch has the launcher's number of CPU threads and its determinism."""
     if launcher.threads:
         limit_threads(launcher.threads)
     if launcher.deterministic:

@@ -6,6 +6,7 @@ pip works. They are not Inception's weights, and the names of the metrics say so
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,9 @@ def timm_name(key: str) -> str:
     return f"{TOP_NAMES[top]}.{tensor}"
 
 
+@cache
 def load_efficientnet_lite0(weights: Path) -> EfficientNet:
-    """Return EfficientNet-Lite0 with the packaged ImageNet weights; every tensor must fit.
+    """Return EfficientNet-Lite0 with the packaged ImageNet weights, read once; every tensor must fit.
 
     Raises:
         EvaluationError: if the file is not the released one.

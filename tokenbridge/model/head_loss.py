@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from tokenbridge.model.heads import Head
 
 NUMBERS_ON_CPU, NUMBERS = 2**19, 2**25  # in an activation of one part: on a CPU, and on any other device
+OUTPUTS = 4  # outputs that take as much memory as one number of an activation, of which there are many
 
 
 def head_loss(head: Head, z: Tensor, tokens: Tensor, uniforms: Tensor) -> Tensor:
@@ -35,7 +36,8 @@ def head_loss(head: Head, z: Tensor, tokens: Tensor, uniforms: Tensor) -> Tensor
 
 def positions_at_once(head: Head, device: torch.device) -> int:
     """Return for how many positions the head computes its loss at once."""
-    return max(1, (NUMBERS_ON_CPU if device.type == "cpu" else NUMBERS) // head.numbers)
+    largest = max(head.numbers, head.outputs // OUTPUTS)
+    return max(1, (NUMBERS_ON_CPU if device.type == "cpu" else NUMBERS) // largest)
 
 
 def parts(rows: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:

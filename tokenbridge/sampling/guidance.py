@@ -14,6 +14,7 @@ from tokenbridge.model.layers import gather
 from tokenbridge.model.transformer import Reader
 
 HELD = 16  # numbers for each of the features that encoder and decoder hold at once, at most
+CACHED = 2  # numbers for each feature that a causal block keeps from step to step: a key and a value
 
 
 def refreshed(scales: Sequence[float], refresh: int, causal: bool = False) -> list[bool]:
@@ -43,6 +44,12 @@ def needed_until(both: Sequence[bool], counts: Sequence[int], refresh: int) -> l
     return [counts[min(step + refresh - 1, last) if each else step] for step, each in enumerate(both)]
 
 
+def held_values(model: AutoregressiveModel) -> int:
+    """Return a bound on the numbers that exist at once for the features of one image, of both halves."""
+    kept = CACHED * len(model.decoder) if model.causal else 0
+    return 2 * (HELD + kept) * (model.buffer_size + model.units) * model.config.width
+
+
 class Guidance:
     """The features of N images from step to step.
 
@@ -54,8 +61,7 @@ class Guidance:
 
     def __init__(self, model: AutoregressiveModel, labels: Tensor, refresh: int) -> None:
         self.model, self.labels, self.refresh = model, labels, refresh
-        held = 2 * HELD * (model.buffer_size + model.units) * model.config.width
-        self.readers = [(part, model.reader()) for part in slices(len(labels), held)]
+        self.readers = [(part, model.reader()) for part in slices(len(labels), held_values(model))]
         self.difference: Tensor | None = None  # [N, S, D]
 
     def features(self, values: Tensor, visible: Tensor, wanted: Tensor, scale: float, both: bool, later: int) -> Tensor:

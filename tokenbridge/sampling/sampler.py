@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tokenbridge.base.device import widest_float
 from tokenbridge.base.finite import check_finite
+from tokenbridge.base.slices import slices
 from tokenbridge.config import require
 from tokenbridge.config.model import FIXED_ORDERS, SamplingSettings, sampling_mistakes
 from tokenbridge.config.types import refuse
@@ -31,7 +32,7 @@ from tokenbridge.model.schedule import masked_counts
 from tokenbridge.model.token_head import TokenHead
 from tokenbridge.model.uniforms import shifted, to_class
 from tokenbridge.sampling.graphs import Function, graphed
-from tokenbridge.sampling.guidance import Guidance, needed_until, refreshed
+from tokenbridge.sampling.guidance import Guidance, held_values, needed_until, refreshed
 from tokenbridge.sampling.orders import reveal_order
 from tokenbridge.sampling.speculative import UNIFORMS, sample_speculatively
 from tokenbridge.tokenizer.latents import Quantizer
@@ -71,6 +72,9 @@ class Draws:
 
     def to(self, device: torch.device) -> "Draws":
         return Draws(self.order.to(device), self.uniforms.to(device))
+
+    def of(self, images: slice) -> "Draws":
+        return Draws(self.order[images], self.uniforms[images])
 
 
 def guidance_at(settings: SamplingSettings, positions: int, masked_before: int, masked_after: int) -> float:
@@ -135,6 +139,9 @@ def sample_tokens(
 ) -> Tensor:
     """Sample tokens [N, S, G], slots in natural order, for labels [N].
 
+    A causal trunk keeps keys and values of its images until their last step. So it draws as many images as fit into the
+    memory, one slice of them after the other; any other trunk takes all images through a step.
+
     Args:
         on_step: called with (steps done, total steps).
         given: tokens [N, S, G] of images to edit, slots in natural order; needs ``keep``.
@@ -146,6 +153,30 @@ def sample_tokens(
             probabilities for top-p and confidence, or settings that the model's trunk cannot follow.
         NotFiniteError: at the end, if a logit or a drawn latent was NaN or infinite.
     """
+    parts = slices(len(labels), held_values(model)) if model.causal else [slice(None)]
+
+    def sample(number: int, images: slice) -> Tensor:
+        def advance(done: int, total: int) -> None:
+            if on_step is not None:
+                on_step(number * total + done, len(parts) * total)
+
+        edited = None if given is None else given[images]
+        return _sample(model, quantizer, labels[images], draws.of(images), settings, advance, edited, keep)
+
+    return torch.cat([sample(number, images) for number, images in enumerate(parts)])
+
+
+def _sample(
+    model: AutoregressiveModel,
+    quantizer: Quantizer,
+    labels: Tensor,
+    draws: Draws,
+    settings: SamplingSettings,
+    on_step: Callable[[int, int], None],
+    given: Tensor | None,
+    keep: Tensor | None,
+) -> Tensor:
+    """Sample as ``sample_tokens``, all images in each step."""
     tokens, order, to_draw = _begin(model, quantizer, draws, settings, given, keep)
     counts = masked_counts(to_draw, settings.steps_for(model.trunk, to_draw))
     rows: Function = partial(draw_rows, model, settings)
@@ -176,8 +207,7 @@ def sample_tokens(
         revealed = order[:, masked_after:masked_before]
         tokens.scatter_(1, revealed[..., None].expand_as(drawn), drawn)
         masked_before = masked_after
-        if on_step is not None:
-            on_step(step + 1, len(counts))
+        on_step(step + 1, len(counts))
     check_finite("the model's logits", torch.cat(sums), model, quantizer)
     return _whole(model, quantizer, tokens)
 

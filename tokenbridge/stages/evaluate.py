@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tokenbridge.base.files import sha256_file, write_csv, write_json
 from tokenbridge.base.image_grid import image_grid
-from tokenbridge.classifier.network import accuracy_by_class, load_classifier, shared_predictions
+from tokenbridge.classifier.network import WEIGHTS, accuracy_by_class, load_classifier, shared_predictions
 from tokenbridge.config import Config
 from tokenbridge.evaluation.checks import check_counts, check_sample_count
 from tokenbridge.evaluation.features import POOLED, ShardImageDataset, feature_files, read_features
@@ -74,7 +74,14 @@ def work(context: StageContext) -> None:
     precisions = {NUMERIC_PRECISION: network.precision, f"samples_{NUMERIC_PRECISION}": samples_precision}
     references = {name: shards[name] for name in (*REFERENCES, TRAIN)}
     reference_files = {each.distance: sha256_file(each.reference_file) for each in given if each.reference_file}
-    facts = {"seed": context.config.seed, "searched": len(sets[TRAIN]), "reference_files": reference_files}
+    facts = {
+        "seed": context.config.seed,
+        "searched": len(sets[TRAIN]),
+        "reference_files": reference_files,
+        "kid_subsets": config.kid_subsets,
+        "kid_subset_size": config.kid_subset_size,
+        "classifier": sha256_file(context.root / "models/classifier" / WEIGHTS),
+    }
     about = protocol(samples.labels, references, [network, *given], **facts)
     write_json(context.work / "metrics.json", metrics | precisions | {"protocol": about})
 

@@ -69,7 +69,7 @@ def work(context: StageContext) -> None:
     study_figure(panels, studied[CONTINUOUS]).savefig(plots / "study.png")
     image_grid(np.concatenate(list(pictures.values())), PICTURED, list(pictures)).save(plots / "images.png")
     validation = {f"{VALIDATION}_{name}": value for name, value in _summary(studied, config).items()}
-    facts = {NUMERIC_PRECISION: measure.precision, "protocol": measure.protocol}
+    facts = {NUMERIC_PRECISION: measure.precision, "protocol": measure.protocol()}
     write_json(context.work / "report.json", _summary(tested, config) | validation | facts)
 
 
@@ -133,7 +133,7 @@ class Measure:
         self.precision = context.precision(context.config.reconstruct.precision)
         config = context.config.evaluate
         self.networks = [lite0(config, resolve_precision(config.precision, context.device)), *given_networks(config)]
-        self.protocol: dict[str, Any] = {}  # of the last call of `reconstructions`
+        self.shards = {split: ImageShards(context.root / "data/images", split) for split in (TEST, VALIDATION)}
         sets = (variants + 5) * len(self.networks)
         self.progress = Progress("reconstruct", sets, "sets", context.config.launcher.log_seconds)
 
@@ -141,8 +141,7 @@ class Measure:
         self, split: str, quantizers: Mapping[str, Quantizer]
     ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
         """Return title -> metrics of each set of reconstructions, and title -> images of it for the picture."""
-        images, config = ImageShards(self.context.root / "data/images", split), self.context.config
-        chosen = balanced_subset(images.labels, config.reconstruct.images)
+        images, chosen = self.shards[split], self._chosen(split)
         pictured = balanced_subset(images.labels[chosen], PICTURED)
         originals = self._on_disk(ORIGINAL, (images.take(each)[0] for each in self._batches(chosen)), len(chosen))
         references = self._statistics(ShardImageDataset(images))
@@ -155,8 +154,16 @@ class Measure:
             distances = {each: distance(found[each], reference) for each, reference in references.items()}
             metrics[name] = {"psnr": psnr(rebuilt, originals), "ssim": ssim(rebuilt, originals)} | distances
             pictures[name] = rebuilt[pictured]
-        self.protocol = protocol(images.labels[chosen], {split: images}, self.networks, seed=config.seed)
         return metrics, pictures
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the protocol of the final figures, and the references of both splits."""
+        labels, seed = self.shards[TEST].labels[self._chosen(TEST)], self.context.config.seed
+        return protocol(labels, self.shards, self.networks, seed=seed)
+
+    def _chosen(self, split: str) -> np.ndarray:
+        """Return the rows of the images that are reconstructed."""
+        return balanced_subset(self.shards[split].labels, self.context.config.reconstruct.images)
 
     def _statistics(self, images: Dataset[torch.Tensor] | np.ndarray) -> dict[str, Statistics]:
         """Return name of a distance -> statistics of the images."""
