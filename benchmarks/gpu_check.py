@@ -74,12 +74,13 @@ def check(facts: dict[str, str], page: Path) -> int:
     """Run the tests, and write ``page``. Return the exit code."""
     import pytest
 
-    faulthandler.dump_traceback_later(LIMIT, exit=True)
+    faulthandler.dump_traceback_later(LIMIT, exit=True, file=os.dup(2))  # pytest captures what has number 2
     results = Results(lambda text: write(page, facts, text))
     folder = PROJECT / "tests/gpu"
     # neither the other tests' conftest.py, whose packages may be missing here, nor what else is installed for pytest
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    options = [f"--confcutdir={folder}", f"--rootdir={PROJECT}", "-p", "no:cacheprovider", "-m", "gpu", "-v"]
+    own = ["-p", "no:cacheprovider", "-p", "no:faulthandler"]  # pytest's faulthandler would cancel the time limit above
+    options = [f"--confcutdir={folder}", f"--rootdir={PROJECT}", *own, "-m", "gpu", "-v"]
     code = pytest.main([*options, *(str(folder / f"test_{name}.py") for name in FILES)], plugins=[results])
     faulthandler.cancel_dump_traceback_later()
     results.end(passed=code == 0)

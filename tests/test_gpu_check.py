@@ -1,6 +1,8 @@
 """`make gpu-check`: what it needs, and what it writes. Its tests are those of tests/gpu."""
 
 import ast
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 
 from benchmarks import gpu_check
 from tests.support.checkout import CHECKOUT
+from tests.support.patience import PATIENCE
 
 # what its page names, and what those packages bring themselves
 NAMED = {"torch", "diffusers", "safetensors", "numpy", "hydra-core", "omegaconf", "pydantic", "pyyaml", "pytest"}
@@ -65,6 +68,28 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     assert gpu_check.main() == 2
     assert "lacks no-such-package" in capsys.readouterr().out
     assert gpu_check.PAGE.read_text() == before
+
+
+def test_what_hangs_is_ended_at_the_limit(tmp_path: Path) -> None:
+    """With the project's own settings of pytest, whose faulthandler has a limit too."""
+    page, folder = tmp_path / "docs/gpu.md", tmp_path / "tests/gpu"
+    page.parent.mkdir()
+    page.write_text(gpu_check.RESULTS)
+    folder.mkdir(parents=True)
+    shutil.copy2(CHECKOUT / "pyproject.toml", tmp_path)
+    test = "import time, pytest\n\n@pytest.mark.gpu\ndef test_{name}():\n    time.sleep({seconds})\n"
+    (folder / "test_quick.py").write_text(test.format(name="quick", seconds=0))
+    (folder / "test_hanging.py").write_text(test.format(name="hanging", seconds=PATIENCE))
+    program = f"""if True:
+        from pathlib import Path
+        from benchmarks import gpu_check
+        gpu_check.PROJECT, gpu_check.LIMIT, gpu_check.FILES = Path({str(tmp_path)!r}), 5, ("quick", "hanging")
+        gpu_check.check({{}}, Path({str(page)!r}))
+    """
+    ended = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "Timeout" in ended.stderr) == (1, True), ended.stdout + ended.stderr
+    assert "**did not finish**" in page.read_text()
+    assert "| quick | passed |" in page.read_text()
 
 
 def test_the_page_keeps_its_text_and_gets_the_results_of_each_test(tmp_path: Path, pytester: pytest.Pytester) -> None:
