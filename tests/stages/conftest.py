@@ -5,10 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from tests.support.checkout import CHECKOUT
+from tokenbridge.base.checks import FP32
+from tokenbridge.base.device import autocast as device_autocast
 from tokenbridge.config.params import PARAMS_FILE, compose_config
+from tokenbridge.stages import encode, reconstruct
 from tokenbridge.stages.runtime import PARENT_VARIABLE
 
 
@@ -21,6 +25,20 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(PARENT_VARIABLE, "parent")
     return tmp_path
+
+
+@pytest.fixture
+def autocasts(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The precisions in which encode and reconstruct let the VAE compute. It computes in float32 here."""
+    asked: set[str] = set()
+
+    def autocast(device: torch.device, precision: str) -> torch.autocast:
+        asked.add(precision)
+        return device_autocast(device, FP32)
+
+    for stage in (encode, reconstruct):
+        monkeypatch.setattr(stage, "autocast", autocast)
+    return asked
 
 
 def configure(repository: Path, *overrides: str) -> None:

@@ -20,9 +20,9 @@ NAMES = ["light", "dark"]
 
 @pytest.mark.parametrize(("limit", "encoded"), [("null", list(range(10))), ("5", [0, 1, 2, 6, 7])])
 def test_a_limit_takes_images_of_every_class_of_a_sorted_split(
-    repository: Path, limit: str, encoded: list[int]
+    repository: Path, limit: str, encoded: list[int], autocasts: set[str]
 ) -> None:
-    settings = ["encode.flip=true", "encode.precision=fp32", "launcher.batch_size=4"]
+    settings = ["encode.flip=true", "encode.precision=bf16", "launcher.batch_size=4"]
     configure(repository, f"encode.images={limit}", *settings)
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8), dtype=np.uint8)
     labels = np.array([0] * 6 + [1] * 4)
@@ -42,6 +42,7 @@ def test_a_limit_takes_images_of_every_class_of_a_sorted_split(
     for flip, pixels in enumerate((images, images[..., ::-1].copy())):
         expected = encode_moments(vae, pixels[[encoded[row] for row in rows]])
         torch.testing.assert_close(moments.read(rows, torch.full((2,), flip)), expected, atol=5e-3, rtol=5e-3)
+    assert autocasts == {"bf16"}
 
 
 def test_moments_beyond_float16_are_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

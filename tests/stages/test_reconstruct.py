@@ -91,13 +91,13 @@ def by_class(shapes: Shapes) -> Shapes:
 
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_the_stage_measures_continuous_and_quantized_reconstructions(
-    repository: Path, patch_size: int, monkeypatch: pytest.MonkeyPatch
+    repository: Path, patch_size: int, monkeypatch: pytest.MonkeyPatch, autocasts: set[str]
 ) -> None:
     inception = Network("fid_inception", "colour", mean_colours, weights="none")
     monkeypatch.setattr(reconstruct, "given_networks", lambda _config: [inception])
     changes = [f"quantizer.patch_size={patch_size}", "quantizer.levels=8", "quantizer.fit_images=64"]
     changes += ["reconstruct.levels=[2]", "reconstruct.ranges=[5]", "reconstruct.families=[gaussian,lloyd_max]"]
-    configure(repository, *changes, "reconstruct.images=7")
+    configure(repository, *changes, "reconstruct.images=7", "reconstruct.precision=bf16")
     save_shards(
         repository / "data/images",
         {"train": draw_shapes(12), "validation": by_class(draw_shapes(20, 2)), "test": by_class(draw_shapes(24, 1))},
@@ -126,5 +126,7 @@ def test_the_stage_measures_continuous_and_quantized_reconstructions(
         "lloyd_max, 8 levels",
     ]
     assert float(rows[2]["psnr"]) == report["validation_quantized_psnr"]
+    assert report["numeric_precision"] == "bf16"
+    assert autocasts == {"bf16"}
     for picture in ("images.png", "study.png"):
         assert Image.open(repository / "reports/reconstruct" / picture).width > 200
