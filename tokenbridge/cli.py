@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
+from tokenbridge.base.imports import quick_imports
 from tokenbridge.base.program import program
 from tokenbridge.config import Config
 from tokenbridge.config.model import GUIDANCE_SCHEDULES, REVEAL_ORDERS, SamplingSettings
@@ -194,7 +195,6 @@ def _params(options: argparse.Namespace) -> None:
 
 
 def _repro(options: argparse.Namespace) -> None:
-    from tokenbridge.base.imports import quick_imports
     from tokenbridge.base.subprocesses import StageFailedError
     from tokenbridge.infra.tracking.process import MLflowProcess
 
@@ -208,7 +208,8 @@ def _repro(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.runs.reproduction import report, reproduce_run
+    with quick_imports():
+        from tokenbridge.ops.runs.reproduction import report, reproduce_run
 
     result = reproduce_run(find_project(), options.run_id, options.recompute, trust=options.trust)
     print(f"\n{report(result)}")
@@ -217,14 +218,16 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.serving.draw import write_grid
+    with quick_imports():
+        from tokenbridge.ops.serving.draw import write_grid
 
     settings = _sampling_settings(options)
     write_grid(options.model, options.classes, options.count, options.out, seed=options.seed, settings=settings)
 
 
 def _edit(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.serving.edit import draw_edits
+    with quick_imports():
+        from tokenbridge.ops.serving.edit import draw_edits
 
     draw_edits(
         options.model,
@@ -249,7 +252,8 @@ def _given(options: argparse.Namespace, settings: "type[DataclassInstance]") -> 
 
 
 def _import_tokenbridge(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.exchange.tokenbridge_checkpoint import CheckpointSettings, import_tokenbridge
+    with quick_imports():
+        from tokenbridge.ops.exchange.tokenbridge_checkpoint import CheckpointSettings, import_tokenbridge
 
     released = _released_config()
     settings = replace(CheckpointSettings.of(released), **_given(options, CheckpointSettings))
@@ -261,14 +265,16 @@ def _import_tokenbridge(options: argparse.Namespace) -> None:
 
 
 def _import_vae(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.exchange.kl16 import import_vae
+    with quick_imports():
+        from tokenbridge.ops.exchange.kl16 import import_vae
 
     import_vae(options.checkpoint, options.out, _released_config())
     print(f"{options.out} written: `tokenbridge repro vae=kl16 vae.pretrained={options.out}` takes it")
 
 
 def _resize(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.exchange.resize import resize_pipeline
+    with quick_imports():
+        from tokenbridge.ops.exchange.resize import resize_pipeline
 
     resize_pipeline(options.folder, options.image_size, options.out)
     print(f"{options.out} written: `tokenbridge sample --model {options.out}` draws with it")
@@ -283,20 +289,23 @@ def _released_config() -> Config:
 
 def _export(options: argparse.Namespace) -> None:
     if options.checkpoint:
-        from tokenbridge.ops.exchange.checkpoint_export import export_checkpoint
+        with quick_imports():
+            from tokenbridge.ops.exchange.checkpoint_export import export_checkpoint
 
         export_checkpoint(find_project(), options.model, options.out)
         print(f"{options.out} written: `tokenbridge sample --model {options.out}` draws with it")
         return
-    from tokenbridge.ops.exchange.export import export_model
+    with quick_imports():
+        from tokenbridge.ops.exchange.export import export_model
 
     export_model(find_project(), options.model, options.out)
     print(f"{options.out} written; its README.md is the model card")
 
 
 def _study(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.runs.costs import run_with_costs
-    from tokenbridge.ops.runs.studies import run_study
+    with quick_imports():
+        from tokenbridge.ops.runs.costs import run_with_costs
+        from tokenbridge.ops.runs.studies import run_study
 
     run = run_with_costs if options.study.costs else run_study
     run(find_project(), options.study, options.names, options.seeds)

@@ -2,6 +2,7 @@
 
 import argparse
 
+from tokenbridge.base.imports import quick_imports
 from tokenbridge.config.project import here
 
 
@@ -16,8 +17,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _plan(options: argparse.Namespace) -> None:
     from tokenbridge.base.files import check_target, write_json
     from tokenbridge.config.params import compose_config, validate
-    from tokenbridge.ops.planning.plan import plan_model
-    from tokenbridge.ops.planning.report import report
+
+    with quick_imports():
+        from tokenbridge.ops.planning.plan import plan_model
+        from tokenbridge.ops.planning.report import report
 
     if options.json is not None:
         check_target(options.json)

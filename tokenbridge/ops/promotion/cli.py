@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from tokenbridge.base.imports import quick_imports
 from tokenbridge.config.project import find_project
 
 
@@ -33,7 +34,8 @@ def _add(
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.promotion.version_evaluation import evaluate_version
+    with quick_imports():
+        from tokenbridge.ops.promotion.version_evaluation import evaluate_version
 
     version, found = evaluate_version(find_project(), options.model, options.version, options.changes)
     print(f"\n{version}")
@@ -45,7 +47,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _promote(options: argparse.Namespace) -> None:
     """Promote a version; exit with code 1 if it is refused."""
     from tokenbridge.ops.promotion.decision import REFUSED
-    from tokenbridge.ops.promotion.promote import promote
+
+    with quick_imports():
+        from tokenbridge.ops.promotion.promote import promote
 
     given = {"number": options.version, "dry_run": options.dry_run, "changes": options.changes}
     decision = promote(find_project(), options.model, **given)
@@ -57,7 +61,8 @@ def _promote(options: argparse.Namespace) -> None:
 
 
 def _rollback(options: argparse.Namespace) -> None:
-    from tokenbridge.ops.promotion.promote import rollback
+    with quick_imports():
+        from tokenbridge.ops.promotion.promote import rollback
 
     print(rollback(find_project(), options.model, options.veto))
     if options.veto is None:
