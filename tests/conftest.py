@@ -3,6 +3,7 @@
 Fixtures import torch and our modules themselves: xdist's own process, which runs no test, loads this file too.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from hypothesis import settings
 
 from tests.support.patience import PATIENCE
 from tokenbridge.base.console import log_to_console
+from tokenbridge.base.imports import quick_imports
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +50,13 @@ def one_thread() -> None:
 # "cluster" need much memory, so they start when those of tests/stack have ended
 TIERS = {"pipeline": 3 * PATIENCE, "cluster": 3 * PATIENCE, "fast": 300}
 SHARING = ("stack", "pipeline", "planning")  # folders whose tests share a pipeline, or plans; they take longest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Collect as stages start: every module is imported now, in each worker."""
+    with quick_imports():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
