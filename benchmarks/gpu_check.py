@@ -2,7 +2,7 @@
 
 Runs the tests of tests/gpu, and writes the card, versions and results into docs/gpu.md. The page is written again after
 each test, so it is right even if the check is killed. Ends with 0 if all tests passed, with 1 if not, and with 2 if
-there is no GPU or a package is missing.
+there is no GPU, or a package is missing or too old.
 """
 
 import datetime
@@ -21,6 +21,7 @@ PROJECT = Path(__file__).parents[1]
 PAGE = PROJECT / "docs/gpu.md"
 RESULTS = "## Results\n"  # what follows on the page is replaced
 NEEDED = ("torch", "diffusers", "safetensors", "numpy", "hydra-core", "omegaconf", "pydantic", "pyyaml", "pytest")
+TORCH = (2, 11)  # the oldest version whose functions this code calls
 # attention is last: an illegal memory access would fail every later test of this process
 FILES = ("training", "sampling", "vae", "speed", "attention")
 LIMIT = 600  # seconds
@@ -31,6 +32,9 @@ def main() -> int:
     versions = {name: found for name in NEEDED if (found := installed(name))}
     if missing := [name for name in NEEDED if name not in versions]:
         print(f"{sys.executable} lacks {', '.join(missing)}: install them, or name another Python by PYTHON=")
+        return NO_GPU
+    if tuple(int(part) for part in versions["torch"].split(".")[:2]) < TORCH:
+        print(f"torch {versions['torch']} of {sys.executable} is too old: install torch {TORCH[0]}.{TORCH[1]} or newer")
         return NO_GPU
     import torch
 

@@ -37,6 +37,34 @@ def test_every_experiment_can_be_built(path: Path) -> None:
         assert meta_model(config, model).head
 
 
+RELEASED = {  # the released script: 64 images for each of 32 processes
+    "batch_size": 2048,
+    "optimizer": "adamw",
+    "learning_rate": 4e-4,
+    "weight_decay": 0.02,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "warmup_epochs": 100,
+    "clip_norm": 3.0,
+    "ema_decay": 0.9999,
+    "ema_warmup": False,
+    "label_dropout": 0.1,
+    "mask_ratio_mean": 1.0,
+    "mask_ratio_std": 0.25,
+    "mask_ratio_min": 0.7,
+    "mask_group_size": 64,
+    "head_share": 1.0,
+}
+
+
+@pytest.mark.parametrize(("experiment", "name"), [("imagenet_l", "large"), ("imagenet_h", "huge")])
+def test_the_large_models_have_the_released_recipe(experiment: str, name: str) -> None:
+    model = validate(compose_config([f"experiment={experiment}"], CHECKOUT / "conf")).models[name]
+    recipe = vars(model.train)
+    assert {setting: recipe[setting] for setting in RELEASED} == RELEASED
+    assert (model.dropout, model.level_embedding_std, model.head, model.trunk) == (0.1, 1.0, "autoregressive", "masked")
+
+
 @pytest.mark.parametrize("path", sorted((CONF / "launcher").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_launcher_is_valid(path: Path) -> None:
     assert composed(f"launcher={path.stem}")

@@ -64,6 +64,9 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_check.main() == 2
     assert "finds no CUDA GPU" in capsys.readouterr().out
+    monkeypatch.setattr(gpu_check, "TORCH", (99, 1))
+    assert gpu_check.main() == 2
+    assert "is too old: install torch 99.1 or newer" in capsys.readouterr().out
     monkeypatch.setattr(gpu_check, "NEEDED", ("torch", "no-such-package"))
     assert gpu_check.main() == 2
     assert "lacks no-such-package" in capsys.readouterr().out
