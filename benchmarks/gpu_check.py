@@ -78,12 +78,15 @@ def check(facts: dict[str, str], page: Path) -> int:
     """Run the tests, and write ``page``. Return the exit code."""
     import pytest
 
-    faulthandler.dump_traceback_later(LIMIT, exit=True, file=os.dup(2))  # pytest captures what has number 2
+    stderr = os.dup(2)  # pytest captures what has number 2
+    faulthandler.enable(stderr)
+    faulthandler.dump_traceback_later(LIMIT, exit=True, file=stderr)
     results = Results(lambda text: write(page, facts, text))
+    results.publish_rows("did not finish")
     folder = PROJECT / "tests/gpu"
     # neither the other tests' conftest.py, whose packages may be missing here, nor what else is installed for pytest
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    own = ["-p", "no:cacheprovider", "-p", "no:faulthandler"]  # pytest's faulthandler would cancel the time limit above
+    own = ["-p", "no:cacheprovider", "-p", "no:faulthandler"]  # pytest's own would cancel the time limit above
     options = [f"--confcutdir={folder}", f"--rootdir={PROJECT}", *own, "-m", "gpu", "-v"]
     code = pytest.main([*options, *(str(folder / f"test_{name}.py") for name in FILES)], plugins=[results])
     faulthandler.cancel_dump_traceback_later()
@@ -115,12 +118,12 @@ class Results:
         measured = "; ".join(f"{key}: {value}" for key, value in report.user_properties)
         cell = " ".join(filter(None, [measured, why])).replace("|", "/")
         self.rows[name] = f"| {name} | {report.outcome} | {report.duration:.0f} | {cell} |"
-        self._publish("did not finish")
+        self.publish_rows("did not finish")
 
     def end(self, *, passed: bool) -> None:
-        self._publish("passed" if passed else "FAILED")
+        self.publish_rows("passed" if passed else "FAILED")
 
-    def _publish(self, verdict: str) -> None:
+    def publish_rows(self, verdict: str) -> None:
         today = datetime.datetime.now(datetime.UTC).date()
         head = f"{today}: **{verdict}**, in {time.monotonic() - self.began:.0f} seconds.\n"
         table = "\n".join(["| test | result | seconds | measured |", "|---|---|---|---|", *self.rows.values()])

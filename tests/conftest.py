@@ -48,7 +48,7 @@ def one_thread() -> None:
 
 # seconds that a test of each tier may take, its fixtures included; the order in which they run. Servers of the tier
 # "cluster" need much memory, so they start when those of tests/stack have ended
-TIERS = {"pipeline": 3 * PATIENCE, "cluster": 3 * PATIENCE, "fast": 300}
+TIERS = {"pipeline": 3 * PATIENCE, "cluster": 3 * PATIENCE, "fast": PATIENCE}
 SHARING = ("stack", "pipeline", "planning")  # folders whose tests share a pipeline, or plans; they take longest
 
 

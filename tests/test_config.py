@@ -59,7 +59,7 @@ RELEASED = {  # the released script: 64 images for each of 32 processes
 
 @pytest.mark.parametrize(("experiment", "name"), [("imagenet_l", "large"), ("imagenet_h", "huge")])
 def test_the_large_models_have_the_released_recipe(experiment: str, name: str) -> None:
-    model = validate(compose_config([f"experiment={experiment}"], CHECKOUT / "conf")).models[name]
+    model = composed(f"experiment={experiment}").models[name]
     recipe = vars(model.train)
     assert {setting: recipe[setting] for setting in RELEASED} == RELEASED
     assert (model.dropout, model.level_embedding_std, model.head, model.trunk) == (0.1, 1.0, "autoregressive", "masked")

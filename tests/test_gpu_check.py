@@ -73,11 +73,12 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     assert gpu_check.PAGE.read_text() == before
 
 
-def test_what_hangs_is_ended_at_the_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", [("quick", "hanging"), ("hanging",)], ids=["after others", "first"])
+def test_what_hangs_is_ended_at_the_limit(files: tuple[str, ...], tmp_path: Path) -> None:
     """With the project's own settings of pytest, whose faulthandler has a limit too."""
     page, folder = tmp_path / "docs/gpu.md", tmp_path / "tests/gpu"
     page.parent.mkdir()
-    page.write_text(gpu_check.RESULTS)
+    page.write_text(f"{gpu_check.RESULTS}**passed** long ago")
     folder.mkdir(parents=True)
     shutil.copy2(CHECKOUT / "pyproject.toml", tmp_path)
     test = "import time, pytest\n\n@pytest.mark.gpu\ndef test_{name}():\n    time.sleep({seconds})\n"
@@ -86,13 +87,14 @@ def test_what_hangs_is_ended_at_the_limit(tmp_path: Path) -> None:
     program = f"""if True:
         from pathlib import Path
         from benchmarks import gpu_check
-        gpu_check.PROJECT, gpu_check.LIMIT, gpu_check.FILES = Path({str(tmp_path)!r}), 5, ("quick", "hanging")
+        gpu_check.PROJECT, gpu_check.LIMIT, gpu_check.FILES = Path({str(tmp_path)!r}), 30, {files}
         gpu_check.check({{}}, Path({str(page)!r}))
     """
     ended = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert (ended.returncode, "Timeout" in ended.stderr) == (1, True), ended.stdout + ended.stderr
     assert "**did not finish**" in page.read_text()
-    assert "| quick | passed |" in page.read_text()
+    assert "long ago" not in page.read_text()
+    assert ("| quick | passed |" in page.read_text()) == ("quick" in files)
 
 
 def test_the_page_keeps_its_text_and_gets_the_results_of_each_test(tmp_path: Path, pytester: pytest.Pytester) -> None:

@@ -105,7 +105,7 @@ def test_the_worker_runs_a_deployed_flow_with_the_servers_addresses(stack: Stack
     (tmp_path / "greeting.py").write_text(textwrap.dedent(FLOW))
     settings = stack.settings()
     environment = {**stack.main_process("worker").environ(), "PREFECT_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", textwrap.dedent(DEPLOY), str(tmp_path), settings["WORK_POOL"], str(PATIENCE)]
+    command = [sys.executable, "-c", textwrap.dedent(DEPLOY), str(tmp_path), settings["WORK_POOL"], str(PATIENCE // 2)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert ended.stdout.splitlines()[-1] == "COMPLETED", ended.stdout + ended.stderr
     assert (tmp_path / "greeting.txt").read_text() == f"Ada {stack.clients()['MLFLOW_TRACKING_URI']}"

@@ -1,3 +1,3 @@
-"""How long a test waits for what must happen: only what hangs is ever given up, for machines differ in speed."""
+"""How long a test waits for what must happen. Machines differ in speed, so only what hangs is given up."""
 
 PATIENCE = 600  # seconds

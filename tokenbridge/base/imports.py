@@ -17,7 +17,8 @@ class ImportedLater(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # python itself asks every module for these
             raise AttributeError(name)
-        sys.modules.pop(self.__name__, None)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
 
 

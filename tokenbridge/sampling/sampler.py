@@ -151,9 +151,12 @@ def sample_tokens(
     Raises:
         UserError: if there are more steps than positions to draw, no positions to draw, no draft for speculation, no
             probabilities for top-p and confidence, or settings that the model's trunk cannot follow.
-        NotFiniteError: at the end, if a logit or a drawn latent was NaN or infinite.
+        NotFiniteError: at the end of a slice, if a logit or a drawn latent was NaN or infinite.
     """
     parts = slices(len(labels), held_values(model)) if model.causal else [slice(None)]
+    rows: Function = partial(draw_rows, model, settings)
+    if not settings.speculative:  # whose shapes depend on what is refused
+        rows = graphed(rows, draws.uniforms.device)
 
     def sample(number: int, images: slice) -> Tensor:
         def advance(done: int, total: int) -> None:
@@ -161,7 +164,7 @@ def sample_tokens(
                 on_step(number * total + done, len(parts) * total)
 
         edited = None if given is None else given[images]
-        return _sample(model, quantizer, labels[images], draws.of(images), settings, advance, edited, keep)
+        return _sample(model, quantizer, labels[images], draws.of(images), settings, rows, advance, edited, keep)
 
     return torch.cat([sample(number, images) for number, images in enumerate(parts)])
 
@@ -172,16 +175,14 @@ def _sample(
     labels: Tensor,
     draws: Draws,
     settings: SamplingSettings,
+    rows: Function,
     on_step: Callable[[int, int], None],
     given: Tensor | None,
     keep: Tensor | None,
 ) -> Tensor:
-    """Sample as ``sample_tokens``, all images in each step."""
+    """Sample as ``sample_tokens``, all images in each step; ``rows`` is ``draw_rows`` of the model."""
     tokens, order, to_draw = _begin(model, quantizer, draws, settings, given, keep)
     counts = masked_counts(to_draw, settings.steps_for(model.trunk, to_draw))
-    rows: Function = partial(draw_rows, model, settings)
-    if not settings.speculative:  # whose shapes depend on what is refused
-        rows = graphed(rows, draws.uniforms.device)
     sums: list[Tensor] = []
     draw = partial(_draw, rows, positions_at_once(model.head), sums)
     by_confidence, masked_before = settings.order == "confidence", to_draw

@@ -21,7 +21,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
     """The lines of ``process`` up to the first with these words."""
     assert process.stdout is not None
     lines = []
-    timer = Timer(PATIENCE, process.kill)
+    timer = Timer(PATIENCE / 2, process.kill)  # before the time limit of a fast test
     timer.start()
     for line in process.stdout:
         lines.append(line)
