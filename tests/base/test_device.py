@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.support.checkout import CHECKOUT
+from tests.support.dvc import init_dvc
 from tests.support.small_model import LAUNCHER, Silent
 from tokenbridge.base.checks import AUTO, BF16, FP32
 from tokenbridge.base.device import autocast, best_device, emulation_cost, has_bf16, pick_device, resolve_precision
@@ -154,7 +155,7 @@ def test_the_cost_of_emulation_is_said_before_anything_runs(capsys: pytest.Captu
 def test_what_cannot_be_resumed_is_refused_before_anything_runs(tmp_path: Path) -> None:
     for name in ("dvc.yaml", "params.yaml"):
         (tmp_path / name).write_bytes((CHECKOUT / name).read_bytes())
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    init_dvc(tmp_path)
     stages = read_stages(tmp_path).values()
     work = tmp_path / WORK / "vae" / next(stage.key for stage in stages if stage.name == "vae")
     work.mkdir(parents=True)

@@ -15,6 +15,7 @@ import yaml
 from dvc.cli import main
 
 from tests.support.checkout import CHECKOUT
+from tests.support.dvc import init_dvc
 from tokenbridge.base.errors import UserError
 from tokenbridge.infra.dvc import (
     clear_busy_paths,
@@ -38,7 +39,7 @@ DVC_YAML = {
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    subprocess.run([*DVC, "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    init_dvc(tmp_path)
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(DVC_YAML))
     (tmp_path / "params.yaml").write_text("seed: 0\ngroup: {a: 1, b: [2, 3]}\nlauncher: {threads: 1}\n")
     (tmp_path / "code.py").write_text("x = 1\n")

@@ -1,7 +1,5 @@
 """A folder in which stages can run alone."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.support.checkout import CHECKOUT
+from tests.support.dvc import init_dvc
 from tokenbridge.base.checks import FP32
 from tokenbridge.base.device import autocast as device_autocast
 from tokenbridge.config.params import PARAMS_FILE, compose_config
@@ -21,7 +20,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the project's stages and settings, where no syncer runs."""
     for name in ("dvc.yaml", "params.yaml"):
         (tmp_path / name).write_bytes((CHECKOUT / name).read_bytes())
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    init_dvc(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(PARENT_VARIABLE, "parent")
     return tmp_path

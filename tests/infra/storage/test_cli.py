@@ -1,13 +1,12 @@
 """The commands as a user types them."""
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.checkout import CHECKOUT
+from tests.support.dvc import init_dvc
 from tests.support.services import S3Place
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import sha256_tree
@@ -53,7 +52,7 @@ def test_in_a_project_its_settings_set_the_server(folder: Path, s3_place: S3Plac
 
 @pytest.mark.cluster
 def test_the_remote_is_that_of_the_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    init_dvc(Path.cwd())
     Path("dvc.yaml").touch()
     with pytest.raises(UserError, match=r"storage\.bucket is not set"):
         run("remote")

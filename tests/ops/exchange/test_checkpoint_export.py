@@ -1,8 +1,6 @@
 """``tokenbridge export --checkpoint``: a training that has not ended, as a pipeline folder."""
 
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from tests.ops.exchange.conftest import export, refused
 from tests.support.checkout import CHECKOUT
+from tests.support.dvc import init_dvc
 from tests.support.small_model import Silent
 from tests.support.small_pipeline import NAMES
 from tests.support.small_project import write_inputs
@@ -38,7 +37,7 @@ def project(
 ) -> Path:
     """A project with all that the stage ``train@tiny`` needs, which is the current folder."""
     shutil.copy(CHECKOUT / "dvc.yaml", tmp_path)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    init_dvc(tmp_path)
     write_inputs(tmp_path, vae_latents, quantizer, ["train.epochs=8", "train.evaluations=4"])
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.ops.exchange.conftest import export, refused
 from tests.support.checkout import CHECKOUT
+from tests.support.dvc import init_dvc
 from tests.support.small_model import QUANTIZER, random_model
 from tests.support.small_pipeline import NAMES, build_pipeline
 from tokenbridge.base.files import sha256_file, write_json
@@ -40,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(CHECKOUT / name, root)
     shutil.copytree(CHECKOUT / "tokenbridge", root / "tokenbridge", ignore=shutil.ignore_patterns("__pycache__"))
-    run_dvc(root, "init", "--no-scm", "-q")
+    init_dvc(root)
     write_outs(root)
     run_dvc(root, "commit", "-f", "-q")
     return root

@@ -1,8 +1,6 @@
 """A project whose images are 8 x 8 pixels, with models of random weights and a real MLflow store."""
 
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from mlflow.entities import Run
 from tests.evaluation.conftest import Shapes
 from tests.evaluation.shards import save_shards
 from tests.support.checkout import CHECKOUT
+from tests.support.dvc import init_dvc
 from tests.support.small_model import QUANTIZER, random_model
 from tests.support.small_pipeline import NAMES, build_pipeline
 from tokenbridge.classifier.network import ImageClassifier, save_classifier
@@ -119,7 +118,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(CHECKOUT / "dvc.yaml", root)
     for folder in ("conf", "tokenbridge"):
         shutil.copytree(CHECKOUT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=root, check=True)
+    init_dvc(root)
     write_params(SETTINGS, root)
     images = {"train": noise(40), "validation": noise(32), "test": noise(20)}
     save_shards(root / "data/images", images, NAMES)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.checkout import CHECKOUT
+from tests.support.dvc import init_dvc
 from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.infra.dvc import LOCK_FILE, RAN, SKIPPED
 from tokenbridge.infra.tracking.spool import Tracker
@@ -22,7 +23,7 @@ def test_a_failure_is_raised_once_even_if_its_cause_prevents_the_record(
 ) -> None:
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(CHECKOUT / name, tmp_path)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    init_dvc(tmp_path)
     # nothing is sent
     monkeypatch.setattr("tokenbridge.ops.runs.pipeline_run.LiveSync", lambda *_, **__: nullcontext(SimpleNamespace()))
     with pytest.raises(StageFailedError, match="as dvc says") as caught, pipeline_run(tmp_path):

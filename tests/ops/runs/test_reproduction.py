@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.dvc import init_dvc
 from tokenbridge.base.machine import installed_packages, processor
 from tokenbridge.infra.dvc import RAN
 from tokenbridge.infra.git import git
@@ -30,7 +31,7 @@ def run(tmp_path: Path) -> PipelineRun:
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"measure": stage}}))
     (tmp_path / "params.yaml").write_text("seed: 0\n")
     (tmp_path / "measure.json").write_text(json.dumps({"distance": 5.0}))
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    init_dvc(tmp_path)
     return PipelineRun(tmp_path, Tracker.open("test", "key", tmp_path, system_interval=0), {"measure": RAN})
 
 
