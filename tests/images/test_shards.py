@@ -2,13 +2,17 @@
 
 import pickle
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.sources.conftest import CLASSES, encode
+from tests.support.patience import PATIENCE
+from tokenbridge.base.threads import THREADS
 from tokenbridge.images import DataError, shards
+from tokenbridge.images.decoding import decode_rgb
 from tokenbridge.images.shards import Example, ImageShards, write_manifest, write_shards
 
 
@@ -72,6 +76,18 @@ def test_chosen_images_are_read_with_each_row_group_once(
     np.testing.assert_array_equal(pixels, images[indices].transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(labels, np.array(indices) % 3)
     assert len(read) == len(set(read))
+
+
+def test_images_are_decoded_by_all_threads(folder: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = Barrier(THREADS)
+
+    def decode(content: bytes, path: str, size: int) -> np.ndarray:
+        together.wait(PATIENCE)
+        return decode_rgb(content, path, size)
+
+    monkeypatch.setattr(shards, "DECODED_TOGETHER", 1)
+    monkeypatch.setattr(shards, "decode_rgb", decode)
+    assert np.array_equal(ImageShards(folder, "train").read(0, THREADS)[0], images[:THREADS].transpose(0, 3, 1, 2))
 
 
 def test_a_range_outside_of_the_split_is_refused(folder: Path) -> None:

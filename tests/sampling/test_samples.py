@@ -1,0 +1,37 @@
+"""Samples of a model as shards."""
+
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.patience import PATIENCE
+from tokenbridge.base.threads import THREADS
+from tokenbridge.images.decoding import encode_png
+from tokenbridge.images.shards import ImageShards
+from tokenbridge.sampling import samples
+from tokenbridge.sampling.samples import sample_chunks, write_samples
+
+
+def test_samples_are_compressed_by_all_threads_and_come_back_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread would keep GPUs idle for minutes after 50,000 samples."""
+    together = Barrier(THREADS)
+
+    def encode(image: Image.Image) -> bytes:
+        together.wait(PATIENCE)
+        return encode_png(image)
+
+    monkeypatch.setattr(samples, "encode_png", encode)
+    count = 2 * THREADS
+    images = np.random.default_rng(0).integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
+    (chunk,) = sample_chunks(tmp_path / "drawn", count)
+    chunk.path.parent.mkdir()
+    np.save(chunk.path, images)
+    write_samples(tmp_path / "samples", tmp_path / "drawn", ["light", "dark"], 8, count, 1000, "fp32")
+    written = ImageShards(tmp_path / "samples", "samples")
+    assert np.array_equal(written.read(0, count)[0], images)
+    assert written.labels.tolist() == [0, 1] * THREADS
