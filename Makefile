@@ -62,7 +62,7 @@ stack-down: env ## stop the servers; their data stay
 system: env ## install the programs that tests need (PostgreSQL, Chromium, Slurm), as root and with apt-get
 	@python -m tests.support.programs
 
-test: env system ## run every test, also with whole pipelines and real servers: 30 to 40 minutes
+test: env system ## run every test, also with whole pipelines and real servers: 25 to 40 minutes
 	@$(PYTEST) -n auto --dist loadscope
 
 test-fast: env ## run the tests that need no server and no download: about 8 minutes

@@ -10,7 +10,7 @@ from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 import psutil
-from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped]
+from supervisor.xmlrpc import Faults, SupervisorTransport  # type: ignore[import-untyped]
 
 from native import postgres
 from native.settings import CHECKOUT, SECRETS, Settings
@@ -68,10 +68,14 @@ def start_supervisor(settings: Settings) -> None:
 
 
 def start(name: str, settings: Settings) -> None:
-    """Tell supervisord to start a service that does not run."""
+    """Tell supervisord to start a service that does not run. Its state tells whether it ended at once."""
     with suppress(Fault):
         supervisor(settings).stopProcess(name)  # a service that waits for its next try
-    supervisor(settings).startProcess(name, False)
+    try:
+        supervisor(settings).startProcess(name, False)
+    except Fault as fault:
+        if fault.faultCode != Faults.SPAWN_ERROR:  # which says that it ended before supervisord answered
+            raise
 
 
 def end_supervisor(settings: Settings, worker: int) -> None:

@@ -6,6 +6,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from xmlrpc.client import Fault
 
 import psutil
 import pytest
@@ -142,6 +143,15 @@ def test_a_missing_program_is_named(settings: Settings, stubs: Stubs) -> None:
     processes.start("seaweedfs", settings)
     with pytest.raises(UserError, match=r"(?s)seaweedfs: ended by itself.*weed.*No such file"):
         Team(settings).wait_until_healthy("seaweedfs")
+
+
+def test_a_service_that_ends_before_supervisord_answers_is_no_error_yet(settings: Settings, stubs: Stubs) -> None:
+    """Supervisord answers with a fault then, but not always, so it is asked often."""
+    (stubs.folder / "weed").unlink()
+    for _ in range(30):
+        processes.start("seaweedfs", settings)
+    with pytest.raises(Fault, match="BAD_NAME"):
+        processes.start("nobody", settings)
 
 
 def test_a_service_that_is_never_healthy_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
