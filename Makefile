@@ -65,7 +65,7 @@ system: env ## install the programs that tests need (PostgreSQL, Chromium, Slurm
 test: env system ## run every test, also with whole pipelines and real servers: 25 to 40 minutes
 	@$(PYTEST) -n auto --dist loadscope
 
-test-fast: env ## run the tests that need no server and no download: about 8 minutes
+test-fast: env ## run the tests that need no server and no download: 4 to 8 minutes
 	@$(PYTEST) -n 2 --dist worksteal -m "not pipeline and not cluster"
 
 check: lint test-fast ## run what a commit needs: style, types, fast tests
