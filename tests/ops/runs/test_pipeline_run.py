@@ -45,8 +45,8 @@ def test_dvc_is_started_for_the_stages_alone_that_may_have_to_run(tmp_path: Path
     (tmp_path / "dvc.yaml").write_text(TWO_STAGES)
     for name in ("source", "more"):
         (tmp_path / name).write_text(name)
-    for command in (("init", "--no-scm", "--quiet"), ("repro", "--quiet")):
-        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, check=True)
+    init_dvc(tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=tmp_path, check=True)
     (tmp_path / "more").write_text(" and more")
     lines: list[str] = []
     run = PipelineRun(tmp_path, Tracker.open("test", "key", tmp_path, system_interval=0))
