@@ -71,7 +71,7 @@ def test_the_report_names_its_features(project: Project) -> None:
     assert report["samples"] == 500
     assert {f"{set_of}nearest_train_efficientnet_lite0_32px" for set_of in ("", "test_")} <= set(report)
     about = report["protocol"]
-    assert (about["images"], about["fewest_of_a_class"], about["seed"]) == (500, 50, 0)
+    assert (about["images"], about["fewest_of_a_class"], about["seed"], about["batch_size"]) == (500, 50, 0, 250)
     assert set(about["references"]) == {"train", "validation", "test"}
     assert about["classifier"] == sha256_file(project.root / "models/classifier/model.safetensors")
     assert report["floor_fd_efficientnet_lite0_32px"] < report["fd_efficientnet_lite0_32px"]

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.support.patience import PATIENCE
 from tokenbridge.base.threads import THREADS
 from tokenbridge.images.decoding import encode_png
-from tokenbridge.images.shards import ImageShards
+from tokenbridge.images.shards import ImageShards, read_manifest
 from tokenbridge.sampling import samples
 from tokenbridge.sampling.samples import sample_chunks, write_samples
 
@@ -31,7 +31,9 @@ def test_samples_are_compressed_by_all_threads_and_come_back_as_they_were(
     (chunk,) = sample_chunks(tmp_path / "drawn", count)
     chunk.path.parent.mkdir()
     np.save(chunk.path, images)
-    write_samples(tmp_path / "samples", tmp_path / "drawn", ["light", "dark"], 8, count, 1000, "fp32")
+    facts = {"precision": "fp32", "batch_size": 100}
+    write_samples(tmp_path / "samples", [chunk], ["light", "dark"], 8, 1000, facts)
+    assert read_manifest(tmp_path / "samples").items() >= facts.items()
     written = ImageShards(tmp_path / "samples", "samples")
     assert np.array_equal(written.read(0, count)[0], images)
     assert written.labels.tolist() == [0, 1] * THREADS

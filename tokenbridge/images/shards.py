@@ -7,7 +7,7 @@ digest.
 
 import json
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -125,7 +125,7 @@ def write_manifest(
     citation: str = "",
     left_out: dict[str, list[str]] | None = None,
     converted: dict[str, list[str]] | None = None,
-    precision: str | None = None,
+    drawn: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write and return the manifest of a folder of shards.
 
@@ -133,7 +133,7 @@ def write_manifest(
         splits: split -> the shards that ``write_shards`` returned.
         left_out: split -> paths of the images that were broken; recorded if there are any.
         converted: split -> paths of the images that were written again (``decoding.Converted``); recorded likewise.
-        precision: the precision in which generated images were computed.
+        drawn: how generated images were computed: precision and batch size.
     """
     content = {
         "image_size": image_size,
@@ -144,8 +144,7 @@ def write_manifest(
     for key, paths in (("left_out", left_out), ("converted", converted)):
         if any((paths or {}).values()):
             manifest[key] = paths
-    if precision is not None:
-        manifest["precision"] = precision
+    manifest |= drawn or {}
     write_json(folder / MANIFEST, manifest)
     return manifest
 

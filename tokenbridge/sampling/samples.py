@@ -1,7 +1,8 @@
 """Samples of a model as shards, balanced over classes. Sample i depends only on the seed and i."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,15 +61,20 @@ def draw_chunks(
 
 
 def write_samples(
-    folder: Path, drawn: Path, label_names: list[str], image_size: int, count: int, shard_size: int, precision: str
+    folder: Path,
+    chunks: list[Chunk],
+    label_names: list[str],
+    image_size: int,
+    shard_size: int,
+    drawn: Mapping[str, Any],
 ) -> None:
-    """Write the images that ``draw_chunks`` wrote to ``drawn`` as the split ``samples``: PNG in shards, and a manifest.
-
-    The manifest states the ``precision`` (bf16 or fp32) in which they were drawn.
+    """Write the images of ``chunks`` as the split ``samples``: PNG in shards, and a manifest that states how they were
+    ``drawn``: precision and batch size.
     """
+    count = chunks[-1].span.stop
 
     def encoded() -> Iterator[bytes]:
-        for chunk in sample_chunks(drawn, count):
+        for chunk in chunks:
             yield from in_threads(encode_png, (Image.fromarray(i.transpose(1, 2, 0)) for i in np.load(chunk.path)))
 
     labels = [sample_label(i, len(label_names)) for i in range(count)]
@@ -81,7 +87,7 @@ def write_samples(
         image_size=image_size,
         label_names=label_names,
         splits={"samples": shards},
-        precision=precision,
+        drawn=drawn,
     )
 
 

@@ -70,12 +70,13 @@ def work(context: StageContext) -> None:
         metrics |= _distances(its_files, each)
     metrics |= _memorisation(context, sets, files)
     metrics["class_accuracy"] = _classify(context, samples, predicted)
-    samples_precision = read_manifest(context.root / "data/samples" / context.item)["precision"]
-    precisions = {NUMERIC_PRECISION: network.precision, f"samples_{NUMERIC_PRECISION}": samples_precision}
+    drawn = read_manifest(context.root / "data/samples" / context.item)
+    precisions = {NUMERIC_PRECISION: network.precision, f"samples_{NUMERIC_PRECISION}": drawn["precision"]}
     references = {name: shards[name] for name in (*REFERENCES, TRAIN)}
     reference_files = {each.distance: sha256_file(each.reference_file) for each in given if each.reference_file}
     facts = {
         "seed": context.config.seed,
+        "batch_size": drawn["batch_size"],
         "searched": len(sets[TRAIN]),
         "reference_files": reference_files,
         "kid_subsets": config.kid_subsets,

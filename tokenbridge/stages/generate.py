@@ -31,8 +31,9 @@ def work(context: StageContext) -> None:
     precision = pipeline.precision = context.precision(config.generate.precision)
     draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher, context.processes)
     if context.processes.first:
-        count, data = config.generate.samples, config.data
-        write_samples(context.work / "samples", drawn, names, data.image_size, count, data.shard_size, precision)
+        chunks, data = sample_chunks(drawn, config.generate.samples), config.data
+        facts = {"precision": precision, "batch_size": config.launcher.batch_size}
+        write_samples(context.work / "samples", chunks, names, data.image_size, data.shard_size, facts)
         _write_grid(config.generate, drawn, names, context.work / "grid.png")
 
 

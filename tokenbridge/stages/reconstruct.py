@@ -158,8 +158,8 @@ class Measure:
 
     def protocol(self) -> dict[str, Any]:
         """Return the protocol of the final figures, and the references of both splits."""
-        labels, seed = self.shards[TEST].labels[self._chosen(TEST)], self.context.config.seed
-        return protocol(labels, self.shards, self.networks, seed=seed)
+        labels, config = self.shards[TEST].labels[self._chosen(TEST)], self.context.config
+        return protocol(labels, self.shards, self.networks, seed=config.seed, batch_size=config.launcher.batch_size)
 
     def _chosen(self, split: str) -> np.ndarray:
         """Return the rows of the images that are reconstructed."""
