@@ -128,6 +128,14 @@ def test_every_launcher_is_valid(path: Path) -> None:
             "generate.speculative is true, but models without a draft are to be sampled (tiny): set their draft_depth",
         ),
         (
+            "generate.speculative=true models.tiny.draft_depth=1 generate.guidance_on=output",
+            "speculative is true and guidance_on is output: set guidance_on=features",
+        ),
+        (
+            "quantizer=continuous models.tiny.head=mixture generate.guidance_on=output",
+            "generate.guidance_on is output, but guidance cannot mix the outputs of mixture heads",
+        ),
+        (
             "models.tiny.trunk=causal_random train.head_share=0.5",
             "models.tiny.train.head_share is 0.5, but trunk=causal_random learns every position at each step",
         ),

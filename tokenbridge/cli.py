@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from tokenbridge.base.imports import quick_imports
 from tokenbridge.base.program import program
 from tokenbridge.config import Config
-from tokenbridge.config.model import GUIDANCE_SCHEDULES, REVEAL_ORDERS, SamplingSettings
+from tokenbridge.config.model import GUIDANCE_SCHEDULES, GUIDED, REVEAL_ORDERS, SamplingSettings
 from tokenbridge.config.project import enter_project, find_project, here
 from tokenbridge.config.types import Integer
 from tokenbridge.infra.storage import cli as storage
@@ -128,6 +128,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance-schedule", choices=GUIDANCE_SCHEDULES, help="default: linear")
     group.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="default: 0 1")
     group.add_argument("--guidance-refresh", type=int, help="guided steps per unconditional half; default: 1")
+    group.add_argument("--guidance-on", choices=GUIDED, help="what is mixed; default: features")
     group.add_argument("--temperature", type=float, help="0 takes the likeliest level; default: 1")
     group.add_argument("--top-p", type=float, help="draw among the likeliest levels of this probability; default: 1")
     group.add_argument(

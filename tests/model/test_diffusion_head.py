@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from tests.support.continuous import check_recovery, normal, random, spread_of_draws
+from tests.support.continuous import check_guidance, check_recovery, normal, random, spread_of_draws
 from tokenbridge.base.errors import UserError
 from tokenbridge.model.denoising import Predict, embed_time
 from tokenbridge.model.diffusion_head import LIMIT, NOISE_STEPS, DiffusionHead, signal_share
@@ -34,8 +34,8 @@ def scheduler(steps: int, clip: bool = False) -> DDPMScheduler:
     return made
 
 
-def exact(spread: float, steps: int, variance: str) -> Predict:
-    """The best prediction for x ~ N(MEAN, spread^2), with a choice of the variance of the reverse step.
+def exact(spread: float, steps: int, variance: str, mean: float | Tensor = MEAN) -> Predict:
+    """The best prediction for x ~ N(mean, spread^2), with a choice of the variance of the reverse step.
 
     ``best`` adds the variance of the true x given x_t to the least variance.
     """
@@ -45,7 +45,7 @@ def exact(spread: float, steps: int, variance: str) -> Predict:
     def predict(x: Tensor, times: Tensor) -> Tensor:
         share, last = float(signal_share(times)), before[int(times)]
         total = share * spread**2 + 1 - share
-        noise = math.sqrt(1 - share) * (x - math.sqrt(share) * MEAN) / total
+        noise = math.sqrt(1 - share) * (x - math.sqrt(share) * mean) / total
         v = {"least": -1.0, "most": 1.0}.get(variance, 0.0)
         if variance == "best" and last < 1:
             beta = 1 - share / last
@@ -87,6 +87,22 @@ def test_with_the_exact_noise_the_draws_have_the_known_spread(
 ) -> None:
     found = [spread_found(spread, steps, variance) for variance in ("least", "best", "most")]
     assert found == pytest.approx([least, best, most], abs=1.5e-3)
+
+
+def test_guidance_moves_the_mean_between_two_normals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spread is that of the class: the variance of ``none`` is not asked."""
+
+    def predict(means: Tensor) -> Predict:
+        of_half = exact(0.3, 25, "best", means)
+
+        def halves(x: Tensor, times: Tensor) -> Tensor:
+            noise, v = of_half(x, times).chunk(2, dim=-1)
+            of_none = torch.arange(len(v))[:, None] >= len(v) // 2
+            return torch.cat([noise, v.masked_fill(of_none, 9.0)], dim=-1)
+
+        return halves
+
+    check_guidance(make_head(dimensions=1, features=1, steps=25), predict, 0.3, monkeypatch)
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.3])

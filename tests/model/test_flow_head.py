@@ -1,10 +1,12 @@
 """The flow head: its direction, its loss, and the spread of its draws, against closed forms."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from tests.support.continuous import check_recovery, normal, random, spread_of_draws
+from tests.support.continuous import check_guidance, check_recovery, normal, random, spread_of_draws
 from tokenbridge.base.errors import UserError
 from tokenbridge.model.denoising import TIME_SCALE, Predict
 from tokenbridge.model.flow_head import FlowHead
@@ -17,13 +19,13 @@ def make_head(**changes: int) -> FlowHead:
     return FlowHead(**({"dimensions": 2, "features": 2, "width": 32, "depth": 2} | changes))
 
 
-def exact(spread: float) -> Predict:
-    """The velocity of the flow from N(0, 1) to N(MEAN, spread^2)."""
+def exact(spread: float, mean: float | Tensor = MEAN) -> Predict:
+    """The velocity of the flow from N(0, 1) to N(mean, spread^2)."""
 
     def predict(x: Tensor, times: Tensor) -> Tensor:
         t = times[:, None] / TIME_SCALE
         slope = (t * spread**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * spread**2)
-        return MEAN + slope * (x - t * MEAN)
+        return mean + slope * (x - t * mean)
 
     return predict
 
@@ -41,6 +43,11 @@ def test_with_the_exact_velocity_the_draws_have_the_known_spread(
         mean, found = spread_of_draws(lambda u, head=head: head._sample(exact(spread), u, temperature), 1)
         assert float(mean) == pytest.approx(MEAN, abs=1e-4)
         assert float(found) == pytest.approx(temperature * known, abs=6e-4)
+
+
+def test_guidance_moves_the_mean_between_two_normals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of N(0.9, 0.3^2) for the class and N(0.2, 0.3^2) for none, it makes N(0.2 + 3 (0.9 - 0.2), 0.3^2)."""
+    check_guidance(make_head(dimensions=1, features=1, steps=25), partial(exact, 0.3), 0.301, monkeypatch)
 
 
 def test_the_least_loss_is_that_of_the_exact_velocity() -> None:

@@ -188,6 +188,7 @@ def test_every_sampling_setting_is_an_argument(pipeline: TokenBridgePipeline, or
         "guidance_schedule": "cosine",
         "guidance_interval": (0.2, 0.8),
         "guidance_refresh": 2,
+        "guidance_on": "output",
         "temperature": 0.9,
         "top_p": 0.9,
     }

@@ -13,13 +13,14 @@ from tests.support.systems import SYSTEMS, random_system
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.finite import NotFiniteError
 from tokenbridge.base.seeding import generator
-from tokenbridge.config.model import SamplingSettings
+from tokenbridge.config.model import SamplingSettings, Trunk
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.sampler import Draws, sample_tokens
 from tokenbridge.tokenizer.latents import Quantizer
 
 SETTINGS = SamplingSettings(steps=4, guidance_scale=2.0)
+ON_OUTPUT = replace(SETTINGS, guidance_on="output")
 System = tuple[TokenBridgeTransformer, Quantizer]
 
 
@@ -44,6 +45,27 @@ def test_an_image_depends_on_its_own_seed_alone(system: System) -> None:
     other = sample_tokens(model, quantizer, torch.tensor([1]), draws_of(model, 8), SETTINGS)
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(alone.float(), other.float())
+
+
+@pytest.mark.parametrize("trunk", ["masked", "causal_random"])
+@pytest.mark.parametrize("name", ["levels", "codebook", "diffusion", "flow", "bits"])
+def test_guidance_on_the_output_is_another_one_and_keeps_images_apart(
+    name: str, trunk: Trunk, vae_latents: Tensor
+) -> None:
+    model, quantizer = random_system(name, vae_latents, trunk)
+    scale = 20.0 if quantizer.classes is None else 200.0  # random weights hardly know the class
+    strong, labels, draws = replace(ON_OUTPUT, guidance_scale=scale), torch.tensor([0, 1, 2]), draws_of(model, 5, 6, 7)
+    together = sample_tokens(model, quantizer, labels, draws, strong)
+    on_features = sample_tokens(model, quantizer, labels, draws, replace(strong, guidance_on="features"))
+    alone = sample_tokens(model, quantizer, labels[1:2], draws_of(model, 6), strong)
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together.float(), on_features.float())
+
+
+def test_densities_cannot_be_mixed(vae_latents: Tensor) -> None:
+    model, quantizer = random_system("mixture", vae_latents)
+    with pytest.raises(UserError, match="cannot mix the outputs of this model's mixture head"):
+        sample_tokens(model, quantizer, torch.tensor([0]), draws_of(model, 1), ON_OUTPUT)
 
 
 def test_kept_positions_stay_exactly(system: System) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
+from tokenbridge.model.denoising import DenoisingHead, Predict
 from tokenbridge.model.token_head import TokenHead
 
 DIMENSIONS, FEATURES = 3, 5
@@ -48,6 +50,25 @@ def spread_of_draws(sample: Callable[[Tensor], Tensor], numbers: int) -> tuple[T
     noise = torch.cat([torch.zeros(1, numbers), torch.eye(numbers)])
     found = sample(torch.special.ndtr(noise.double()))[:, 0].double()
     return found[0], (found[1:] - found[0]).square().sum().sqrt()
+
+
+def check_guidance(
+    head: DenoisingHead, predict: Callable[[Tensor], Predict], spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that guidance of the predictions for two normals, whose means are the features, gives the one between them.
+
+    Args:
+        predict: gives the exact predictions for means [M, 1].
+    """
+    monkeypatch.setattr(head, "condition", torch.nn.Identity())
+    monkeypatch.setattr(head, "_predict", predict)
+
+    def sample(uniforms: Tensor) -> Tensor:
+        return head.draw(torch.tensor([[0.9, 0.2]]).expand(len(uniforms), -1), uniforms, 1.0, torch.tensor(3.0))
+
+    mean, found = spread_of_draws(sample, head.draw_numbers)
+    assert float(mean) == pytest.approx(0.2 + 3 * (0.9 - 0.2), abs=1e-3)
+    assert float(found) == pytest.approx(spread, abs=1.5e-3)
 
 
 def check_recovery(head: TokenHead) -> None:

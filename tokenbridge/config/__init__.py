@@ -162,6 +162,9 @@ class Config(Settings):
             "generate.top_p and order=confidence need the probabilities of levels, which the heads of "
             f"{', '.join(whole)} do not give: set top_p=1 and another order": bool(whole)
             and (generate.top_p < 1 or generate.order == "confidence"),
+            "generate.guidance_on is output, but guidance cannot mix the outputs of mixture heads, which are "
+            "densities: set it to features": generate.guidance_on == "output"
+            and any(model.head == "mixture" for model in trained.values()),
         }
 
     def _mistakes_in_sampling(self) -> dict[str, bool]:

@@ -28,6 +28,7 @@ MaskedTrunk = Literal["masked", "elements"]
 CausalTrunk = Literal["causal_random", "causal_raster"]
 Trunk = MaskedTrunk | CausalTrunk
 GuidanceSchedule = Literal["linear", "constant", "cosine"]
+GuidanceOn = Literal["features", "output"]
 RevealOrder = Literal["random", "raster", "confidence", "halton"]
 LEVEL_HEADS: tuple[str, ...] = get_args(LevelHead)
 CONTINUOUS_HEADS: tuple[str, ...] = get_args(ContinuousHead)
@@ -37,6 +38,7 @@ CAUSAL_TRUNKS: tuple[CausalTrunk, ...] = get_args(CausalTrunk)
 TRUNKS: tuple[Trunk, ...] = (*get_args(MaskedTrunk), *CAUSAL_TRUNKS)
 HEAD_MODULATIONS: tuple[str, ...] = get_args(HeadModulation)
 GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = get_args(GuidanceSchedule)
+GUIDED: tuple[GuidanceOn, ...] = get_args(GuidanceOn)
 REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
 Decay = Annotated[Number, Field(ge=0, le=0.999999)]
 FIXED_ORDERS: dict[Trunk, RevealOrder] = {"causal_raster": "raster"}  # of trunks that know one order alone
@@ -148,6 +150,8 @@ class SamplingSettings(Settings, frozen=True):
         guidance_interval: guidance acts while the share of revealed positions lies in [from, to).
         guidance_refresh: every so many guided steps, the unconditional half is computed; in between, its difference to
             the conditional half is taken from the last time (LazyMAR). 1: it is always computed.
+        guidance_on: what is mixed: the ``features`` of a position, as the released code does, so that the head runs
+            once; or the head's ``output`` (logits, noise or velocity), so that it runs for both halves.
         temperature: of the logits; 0 takes the likeliest level. Smaller ones than ``LEAST_TEMPERATURE`` would overflow.
         top_p: draw among the likeliest levels that together have this probability; 1: all.
         order: ``random``, the paper's: each image in its own order; ``raster``: row by row from the top left;
@@ -164,6 +168,7 @@ class SamplingSettings(Settings, frozen=True):
     guidance_schedule: GuidanceSchedule = "linear"
     guidance_interval: Sequence[Share] = (0.0, 1.0)
     guidance_refresh: Positive = 1
+    guidance_on: GuidanceOn = "features"
     temperature: Annotated[Number, Field(ge=0, le=1000)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     order: RevealOrder | None = None
@@ -177,6 +182,8 @@ class SamplingSettings(Settings, frozen=True):
             {
                 f"guidance_interval is {interval}: must be [from, to] with from < to": wrong,
                 cold: 0 < self.temperature < LEAST_TEMPERATURE,
+                "speculative is true and guidance_on is output: set guidance_on=features": self.speculative
+                and self.guidance_on == "output",
             }
         )
 

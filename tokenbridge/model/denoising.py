@@ -62,6 +62,8 @@ class DenoisingHead(TokenHead):
         repeats: the number of times and noises with which each position is trained (MAR's ``diffusion_batch_mul``).
     """
 
+    guided = True
+
     def __init__(
         self, *, dimensions: int, outputs: int, features: int, width: int, depth: int, steps: int, repeats: int
     ) -> None:
@@ -116,6 +118,22 @@ class DenoisingHead(TokenHead):
 
     def _draw(self, z: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
         return self._sample(self._predict(self.condition(z)), uniforms, temperature)
+
+    def _draw_guided(
+        self, z: Tensor, unconditional: Tensor, uniforms: Tensor, temperature: float, scale: Tensor
+    ) -> Tensor:
+        """Draw with the mixed prediction of both halves, which see the same noisy latent (MAR).
+
+        What is predicted beside it, the diffusion head's variance, is that of the class.
+        """
+        predict = self._predict(self.condition(torch.cat([z, unconditional])))
+
+        def mixed(x: Tensor, time: Tensor) -> Tensor:
+            of_class, of_none = predict(x.repeat(2, 1), time).chunk(2)
+            first, others = of_class.tensor_split([self.dimensions], dim=-1)
+            return torch.cat([torch.lerp(of_none[:, : self.dimensions], first, scale), others], dim=-1)
+
+        return self._sample(mixed, uniforms, temperature)
 
     def _predict(self, condition: Tensor) -> Predict:
         return lambda x, times: self.denoise(x, times, condition)

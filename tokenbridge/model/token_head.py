@@ -53,6 +53,7 @@ class TokenHead(nn.Module, ABC):
         draw_numbers: the uniform random numbers that one draw of a position needs.
         numbers: the numbers in the largest activation of one position in training.
         outputs: the numbers that the last layer gives for one position.
+        guided: whether guidance can mix the head's outputs.
     """
 
     blocks: nn.ModuleList
@@ -60,6 +61,7 @@ class TokenHead(nn.Module, ABC):
     draw_numbers: int
     numbers: int
     outputs: int
+    guided = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,16 +78,20 @@ class TokenHead(nn.Module, ABC):
         with exact(z.device):
             return self._loss(z.float(), values, uniforms)
 
-    def draw(self, z: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    def draw(self, z: Tensor, uniforms: Tensor, temperature: float, scale: Tensor | None = None) -> Tensor:
         """Draw tokens [M, C], float32, which are not finite if what they are drawn from is not.
 
         Args:
-            z: features [M, Z].
+            z: features [M, Z]; with a ``scale``, those of the class and of no class [M, 2 Z].
             uniforms: [M, draw_numbers] in [0, 1).
             temperature: the factor of the noise; below 1 the draws spread less.
+            scale: of guidance on the output; only heads with ``guided`` have one that can be mixed.
         """
         with exact(z.device):
-            return self._draw(z.float(), uniforms, temperature)
+            if scale is None:
+                return self._draw(z.float(), uniforms, temperature)
+            of_class, of_none = z.float().chunk(2, dim=-1)
+            return self._draw_guided(of_class, of_none, uniforms, temperature, scale)
 
     @abstractmethod
     def initialize(self) -> None:
@@ -98,6 +104,12 @@ class TokenHead(nn.Module, ABC):
     @abstractmethod
     def _draw(self, z: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
         """Return what ``draw`` does, from float32 features."""
+
+    def _draw_guided(
+        self, z: Tensor, unconditional: Tensor, uniforms: Tensor, temperature: float, scale: Tensor
+    ) -> Tensor:
+        """Return what ``draw`` does with a ``scale``, from the features of the class and of no class, each [M, Z]."""
+        raise NotImplementedError
 
 
 def initialize_layers(head: TokenHead) -> None:

@@ -1,5 +1,7 @@
 """Guidance: features of the class and of no class, mixed as z_uncond + s (z_cond - z_uncond) before the head (MAR).
 
+Guidance on the output leaves both for the head, whose logits or predictions are mixed in the same way.
+
 Shapes: N images, S positions, K wanted positions, C dimensions, D width.
 """
 
@@ -57,15 +59,20 @@ class Guidance:
     and mix z_cond + (s - 1) d.
 
     Differs: LazyMAR keeps the difference before the decoder's last norm. Here it is that of z, which is what is mixed.
+
+    Args:
+        on_output: return both halves of z, for the head, where they would be mixed.
     """
 
-    def __init__(self, model: AutoregressiveModel, labels: Tensor, refresh: int) -> None:
-        self.model, self.labels, self.refresh = model, labels, refresh
+    def __init__(self, model: AutoregressiveModel, labels: Tensor, refresh: int, on_output: bool = False) -> None:
+        self.model, self.labels, self.refresh, self.on_output = model, labels, refresh, on_output
         self.readers = [(part, model.reader()) for part in slices(len(labels), held_values(model))]
         self.difference: Tensor | None = None  # [N, S, D]
 
     def features(self, values: Tensor, visible: Tensor, wanted: Tensor, scale: float, both: bool, later: int) -> Tensor:
         """Return the features [N, K, D] at the ``wanted`` positions [N, later + K], except the first ``later`` of them.
+
+        With ``on_output``, guided steps return [N, K, 2 D]: the features of the class, and of no class.
 
         Args:
             values: dequantized latents [N, S, C].
@@ -76,8 +83,10 @@ class Guidance:
         drawn = wanted[:, later:]
         if not both:
             z = self._halves(values, self.labels, visible, drawn)
-            kept = self.difference
-            return z if scale == 1 or kept is None else z + (scale - 1) * gather(kept, drawn)
+            if scale == 1 or self.difference is None:
+                return z
+            kept = gather(self.difference, drawn)
+            return torch.cat([z, z - kept], dim=-1) if self.on_output else z + (scale - 1) * kept
         doubled = torch.stack([self.labels, torch.full_like(self.labels, self.model.num_classes)], dim=1)
         z = self._halves(values, doubled, visible, wanted)
         conditional, unconditional = z.chunk(2, dim=-1)
@@ -86,7 +95,7 @@ class Guidance:
             places = wanted[..., None].expand_as(difference)
             full = difference.new_zeros(len(difference), self.model.units, difference.shape[-1])
             self.difference = full.scatter(1, places, difference)
-        return unconditional[:, later:] + scale * difference[:, later:]
+        return z[:, later:] if self.on_output else unconditional[:, later:] + scale * difference[:, later:]
 
     def _halves(self, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
         """Return the features for labels [N] as [N, K, D], or for both labels [N, 2] of an image as [N, K, 2 D]."""

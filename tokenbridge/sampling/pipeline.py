@@ -20,7 +20,7 @@ from tokenbridge.base.checks import AUTO, Precision
 from tokenbridge.base.device import autocast, resolve_precision
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.loading import LoadError, load_whole, read_object
-from tokenbridge.config.model import GuidanceSchedule, RevealOrder, SamplingSettings
+from tokenbridge.config.model import GuidanceOn, GuidanceSchedule, RevealOrder, SamplingSettings
 from tokenbridge.images.decoding import to_rgb
 from tokenbridge.model import AutoregressiveModel, load_model
 from tokenbridge.sampling.sampler import Draws, sample_tokens
@@ -182,6 +182,7 @@ class TokenBridgePipeline(DiffusionPipeline):
         guidance_schedule: GuidanceSchedule = SamplingSettings.guidance_schedule,
         guidance_interval: Sequence[float] = SamplingSettings.guidance_interval,
         guidance_refresh: int = SamplingSettings.guidance_refresh,
+        guidance_on: GuidanceOn = SamplingSettings.guidance_on,
         temperature: float = SamplingSettings.temperature,
         top_p: float = SamplingSettings.top_p,
         order: RevealOrder | None = SamplingSettings.order,
@@ -197,9 +198,8 @@ class TokenBridgePipeline(DiffusionPipeline):
 
         Args:
             num_inference_steps: at most the number of positions to draw; None: see ``SamplingSettings``.
-            guidance_scale, guidance_schedule, guidance_interval, guidance_refresh, temperature, top_p, order: see
-                ``SamplingSettings``.
-            speculative: see ``SamplingSettings``.
+            guidance_scale, guidance_schedule, guidance_interval, guidance_refresh, guidance_on, temperature, top_p,
+                order, speculative: see ``SamplingSettings``.
             generator: one for all images, or one for each image. Image i depends only on its own generator.
             given: tokens [N, S, C] of images to edit; needs ``keep``.
             keep: a mask [h, w] over positions, true where the tokens of ``given`` are kept (see ``edit``).
@@ -214,6 +214,7 @@ class TokenBridgePipeline(DiffusionPipeline):
             guidance_schedule=guidance_schedule,
             guidance_interval=guidance_interval,
             guidance_refresh=guidance_refresh,
+            guidance_on=guidance_on,
             temperature=temperature,
             top_p=top_p,
             order=order,

@@ -183,13 +183,15 @@ def _sample(
     """Sample as ``sample_tokens``, all images in each step; ``rows`` is ``draw_rows`` of the model."""
     tokens, order, to_draw = _begin(model, quantizer, draws, settings, given, keep)
     counts = masked_counts(to_draw, settings.steps_for(model.trunk, to_draw))
+    on_output = settings.guidance_on == "output"
     sums: list[Tensor] = []
-    draw = partial(_draw, rows, positions_at_once(model.head), sums)
+    draw = partial(_draw, rows, max(1, positions_at_once(model.head) // (2 if on_output else 1)), sums)
     by_confidence, masked_before = settings.order == "confidence", to_draw
     scales = guidance_scales(settings, to_draw, counts)
     both = refreshed(scales, settings.guidance_refresh, model.causal)
     until = needed_until(both, counts, settings.guidance_refresh)
-    guidance = Guidance(model, labels, settings.guidance_refresh)
+    guidance = Guidance(model, labels, settings.guidance_refresh, on_output)
+    mixes = torch.tensor(scales, device=labels.device)
     for step, masked_after in enumerate(counts):
         visible = model.visible_positions(order, masked_before)
         values = quantizer.decode(_whole(model, quantizer, tokens))
@@ -197,14 +199,15 @@ def _sample(
         needed = 0 if by_confidence else until[step]
         drawn_at, wanted = order[:, first:masked_before], order[:, needed:masked_before]
         z = guidance.features(values, visible, wanted, scales[step], both[step], first - needed)
+        guided = [mixes[step]] if z.shape[-1] > model.config.width else []  # both halves
         if by_confidence:
             uniforms = shifted(draws.uniforms, step)  # else rejected levels are drawn again
-            drawn, confidence = draw(z, gather(uniforms, drawn_at))
+            drawn, confidence = draw(z, gather(uniforms, drawn_at), *guided)
             rank = confidence.argsort(dim=1, stable=True)
             order = torch.cat([order[:, :masked_before].gather(1, rank), order[:, masked_before:]], dim=1)
             drawn = gather(drawn, rank[:, masked_after:])
         else:
-            drawn, _ = draw(z, gather(draws.uniforms, drawn_at))
+            drawn, _ = draw(z, gather(draws.uniforms, drawn_at), *guided)
         revealed = order[:, masked_after:masked_before]
         tokens.scatter_(1, revealed[..., None].expand_as(drawn), drawn)
         masked_before = masked_after
@@ -245,6 +248,10 @@ def _begin(
         f"this model's {model.config.head} head gives no probabilities of levels for top_p and order=confidence: use "
         "top_p=1 and another order",
     )
+    require(
+        isinstance(model.head, DimensionHead) or model.head.guided or settings.guidance_on == "features",
+        f"guidance cannot mix the outputs of this model's {model.config.head} head: use guidance_on=features",
+    )
     require((given is None) == (keep is None), "given and keep go together: give both or neither")
     if given is not None and keep is not None:
         whole = [len(tokens), model.positions, quantizer.slots]
@@ -268,26 +275,31 @@ def positions_at_once(head: Head) -> int:
     return max(1, MAX_BYTES // (CACHED_BYTES * cached + LOGIT_BYTES * head.outputs))
 
 
-def _draw(draw_rows: Function, rows: int, sums: list[Tensor], z: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def _draw(
+    draw_rows: Function, rows: int, sums: list[Tensor], z: Tensor, uniforms: Tensor, *scale: Tensor
+) -> tuple[Tensor, Tensor]:
     """Draw tokens [N, K, G] in head order from z [N, K, D]; return them and their confidence [N, K].
 
-    ``_LevelChoice`` defines the confidence, and what is added to ``sums``.
+    ``_LevelChoice`` defines the confidence, and what is added to ``sums``. With a ``scale``, z has both halves.
     """
     parts = zip(*(x.flatten(0, 1).split(rows) for x in (z, uniforms)), strict=True)
-    drawn, confidence, found = zip(*(draw_rows(*part) for part in parts), strict=True)
+    drawn, confidence, found = zip(*(draw_rows(*part, *scale) for part in parts), strict=True)
     sums += found
     return torch.cat(drawn).view(*z.shape[:2], -1), torch.cat(confidence).view(z.shape[:2])
 
 
 def draw_rows(
-    model: AutoregressiveModel, settings: SamplingSettings, z: Tensor, uniforms: Tensor
+    model: AutoregressiveModel, settings: SamplingSettings, z: Tensor, uniforms: Tensor, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw tokens [M, G] from z [M, D]; return them, their confidence [M], and sums of the logits or latents."""
+    """Draw tokens [M, G] from z [M, D]; return them, their confidence [M], and sums of the logits or latents.
+
+    With the ``scale`` of guidance on the output, z has the features of the class and of no class: [M, 2 D].
+    """
     if isinstance(model.head, TokenHead):
-        drawn = model.head.draw(z, uniforms, settings.temperature)
+        drawn = model.head.draw(z, uniforms, settings.temperature, scale)
         tokens = drawn if model.config.levels is None else drawn.nan_to_num().long()
         return tokens, drawn.new_zeros(len(z)), drawn.sum()[None]
-    choice = _LevelChoice(uniforms, settings)
+    choice = _LevelChoice(uniforms, settings, scale)
     return choice.draw(model, model.head, z), choice.confidence, torch.stack(choice.sums)
 
 
@@ -296,6 +308,7 @@ class _LevelChoice:
 
     Args:
         uniforms: [M, C], or [M, 3 C] for speculative sampling.
+        scale: of guidance on the logits.
 
     Attributes:
         confidence: [M], the sum over slots of the log-probability of the chosen class, before temperature and top-p.
@@ -304,13 +317,15 @@ class _LevelChoice:
             read only at the end, so that a GPU is never waited for.
     """
 
-    def __init__(self, uniforms: Tensor, settings: SamplingSettings) -> None:
-        self.uniforms, self.settings = uniforms, settings
+    def __init__(self, uniforms: Tensor, settings: SamplingSettings, scale: Tensor | None) -> None:
+        self.uniforms, self.settings, self.scale = uniforms, settings, scale
         self.sums: list[Tensor] = []
         self.confidence = torch.zeros(len(uniforms), device=uniforms.device)
 
     def draw(self, model: AutoregressiveModel, head: DimensionHead, z: Tensor) -> Tensor:
-        """Draw tokens [M, C] in head order from features z [M, Z]."""
+        """Draw tokens [M, C] in head order from features z [M, Z], with a scale from those of both halves [M, 2 Z]."""
+        if self.scale is not None:
+            return head.sample(torch.cat(z.chunk(2, dim=-1)), self._guided)[: len(z)]
         if not self.settings.speculative:
             return head.sample(z, self)
         assert model.draft is not None, "sample_tokens checks it"
@@ -325,6 +340,12 @@ class _LevelChoice:
         logits = logits.float()
         self.sums.append(logits.sum())
         return level_probabilities(logits, self.settings.temperature, self.settings.top_p)
+
+    def _guided(self, logits: Tensor, slot: int) -> Tensor:
+        """Choose from the mixed logits of both halves [2 M, J]. Both continue with the same choice."""
+        assert self.scale is not None
+        of_class, of_none = logits.float().chunk(2)
+        return self(torch.lerp(of_none, of_class, self.scale), slot).repeat(2)
 
     def __call__(self, logits: Tensor, slot: int) -> Tensor:
         logits = logits.float()

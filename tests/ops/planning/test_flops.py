@@ -117,7 +117,13 @@ def test_checkpointing_repeats_the_blocks_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("order", ["random", "confidence"])
 @pytest.mark.parametrize(
-    "change", ["models.tiny.head=autoregressive", "models.tiny.head=parallel", "generate.guidance_refresh=3"]
+    "change",
+    [
+        "models.tiny.head=autoregressive",
+        "models.tiny.head=parallel",
+        "generate.guidance_refresh=3",
+        "generate.guidance_on=output",
+    ],
 )
 def test_sampling_costs_what_the_sampler_does(order: str, change: str) -> None:
     config = composed(*TINY, change, f"generate.order={order}", "generate.guidance_scale=3")
@@ -139,6 +145,7 @@ def test_sampling_costs_what_the_sampler_does(order: str, change: str) -> None:
         ("causal_random", ["generate.order=confidence", "generate.guidance_scale=1"]),
         ("elements", ["generate.steps=24", "quantizer.order=natural"]),
         ("elements", ["generate.order=confidence", "quantizer.order=natural"]),
+        ("causal_random", ["generate.guidance_on=output", "generate.guidance_interval=[0.5,1]"]),
     ],
 )
 def test_sampling_with_another_trunk_costs_what_the_sampler_does(trunk: str, changes: list[str]) -> None:

@@ -44,19 +44,23 @@ class Flops:
 def sample_flops(model: AutoregressiveModel, settings: SamplingSettings) -> Flops:
     """Return the operations for sampling the tokens of one image.
 
-    Guidance doubles the trunk in the steps that compute both halves, but never the head. With a larger
-    ``guidance_refresh``, these steps also compute the positions of the steps that take their difference. Speculative
-    sampling counts as plain sampling, because its passes depend on the weights.
+    Guidance doubles the trunk in the steps that compute both halves, and guidance on the output doubles the head in
+    guided steps. With a larger ``guidance_refresh``, the first also compute the positions of the steps that take their
+    difference. Speculative sampling counts as plain sampling, because its passes depend on the weights.
     """
     after = masked_counts(model.units, settings.steps_for(model.trunk, model.units))
     before = [model.units, *after[:-1]]
-    both = refreshed(guidance_scales(settings, model.units, after), settings.guidance_refresh, model.causal)
+    scales = guidance_scales(settings, model.units, after)
+    both = refreshed(scales, settings.guidance_refresh, model.causal)
     halves = [2 if each else 1 for each in both]
     drawn = wanted = before
     if settings.order != "confidence":
         until = needed_until(both, after, settings.guidance_refresh)
         drawn, wanted = ([first - last for first, last in zip(before, each, strict=True)] for each in (after, until))
     head = deepened(model, lambda one: Flops(0, 0, head_flops(one))).head
+    if settings.guidance_on == "output":
+        doubled = [each or scale != 1 for each, scale in zip(both, scales, strict=True)]
+        drawn = [count * (1 + each) for count, each in zip(drawn, doubled, strict=True)]
     return trunk_flops(model, before, wanted, halves) + Flops(0, 0, sum(drawn) * head)
 
 
