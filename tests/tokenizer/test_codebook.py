@@ -18,7 +18,15 @@ from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 CODEBOOK = replace(QUANTIZER, family="codebook")
 VECTORS = 200_000
 # distortion for each dimension of iid N(0, 1) vectors of 8 dimensions, of k-means fitted to so many (Lloyd's iteration)
-DISTORTIONS = {(1, 256): 0.325, (2, 64): 0.187, (2, 256): 0.098, (4, 16): 0.111, (4, 64): 0.0309}
+DISTORTIONS = {
+    (1, 256): 0.325,
+    (1, 1024): 0.238,
+    (1, 4096): 0.174,
+    (2, 64): 0.187,
+    (2, 256): 0.098,
+    (4, 16): 0.111,
+    (4, 64): 0.0309,
+}
 
 
 def gaussian(count: int, seed: int, dimensions: int = 8) -> Tensor:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -47,7 +47,7 @@ def program(name: str, mistake_code: int = FAILURE_CODE) -> Iterator[None]:
     prepare_environment()
     log_to_console()
     try:
-        with _signals_unwind(), explain_disk_error(Path.cwd()):
+        with signals_unwind(), explain_disk_error(Path.cwd()):
             yield
     except InterruptedBySignalError as interrupted:
         _end(f"{name}: {interrupted}: what is done stays done; repeat the command to go on", interrupted.code)
@@ -91,16 +91,20 @@ def _end(line: str, code: int) -> None:
 
 
 @contextmanager
-def _signals_unwind() -> Iterator[None]:
+def signals_unwind(error: Callable[[int], BaseException] = InterruptedBySignalError) -> Iterator[None]:
     """Raise an exception for the first signal that asks the process to end. Ignore the others, as cleaning up goes on.
 
+    There may be several even for one cause: Linux sends PR_SET_PDEATHSIG for each thread of a parent that is killed.
     Signals that are ignored already stay so, as under nohup. Only the main thread can do this.
+
+    Args:
+        error: makes the exception from the signal's number.
     """
 
     def leave(signum: int, _frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
-        raise InterruptedBySignalError(signum)
+        raise error(signum)
 
     main = threading.current_thread() is threading.main_thread()
     before = {each: signal.getsignal(each) for each in SIGNALS if main}

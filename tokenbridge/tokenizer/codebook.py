@@ -20,7 +20,7 @@ from tokenbridge.tokenizer.latents import Quantizer
 
 ROUNDS = 30  # of k-means, at most
 NEGLIGIBLE_GAIN = 1e-4  # k-means stops when a round reduces the squared error by at most this share
-DISTANCES = 2**24  # distances between latents and codewords that are held at once
+DISTANCES = 2**20  # distances between latents and codewords at once: 4 MiB, which stay in the cache of a processor
 
 
 class Codebooks(Quantizer):

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ import pytest
 from tests.infra.launching.driving import command, read_until, rest
 from tests.infra.launching.small_worker import SAVE_STEPS, STEPS, undisturbed
 from tests.pipeline.project import wait_for
+from tests.support.patience import PATIENCE
 from tokenbridge.base.files import read_json
 
 pytestmark = pytest.mark.pipeline
@@ -66,6 +68,24 @@ def test_an_ended_driver_leaves_no_process(tmp_path: Path, signum: signal.Signal
     driver.send_signal(signum)
     wait_for(lambda: not psutil.wait_procs(processes, timeout=0)[1], "end of the processes")
     assert driver.wait() == (128 + signum if signum == signal.SIGTERM else -signum)
+
+
+def test_torchrun_ends_its_workers_although_further_signals_come(tmp_path: Path) -> None:
+    """Linux may send several when a driver is killed, one for each of its threads."""
+    (tmp_path / "hold").touch()
+    driver = start(tmp_path)
+    read_until(driver, "[rank 1] starts at step 0")
+    (torchrun,) = psutil.Process(driver.pid).children()
+    workers = torchrun.children()
+    for worker in workers:
+        worker.suspend()  # so that torchrun has to wait for their end
+    for _ in range(3):
+        torchrun.terminate()
+        time.sleep(0.5)
+    for worker in workers:
+        worker.resume()
+    wait_for(lambda: not psutil.wait_procs([torchrun, *workers], timeout=0)[1], "end of the processes")
+    assert driver.wait(PATIENCE) == 1
 
 
 @pytest.mark.parametrize(

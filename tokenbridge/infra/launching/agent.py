@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+from tokenbridge.base.program import signals_unwind
 from tokenbridge.base.subprocesses import DRIVER_VARIABLE, end_with
 from tokenbridge.infra.launching.failure import note_failure
 
@@ -14,11 +15,18 @@ def main(folder: Path) -> None:
     end_with(signal.SIGTERM, os.getppid())  # torchrun then ends its workers
     os.environ[DRIVER_VARIABLE] = str(os.getpid())  # for the workers
     # these imports take seconds, and the driver may end meanwhile
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    def interrupted(signum: int) -> SignalException:
+        return SignalException(f"ended by signal {signum}", signal.Signals(signum))
+
     try:
-        torchrun()
+        # torch's own handler raises at each signal. A further one would interrupt the end of the workers, and then the
+        # threads that follow their output would never let this process end
+        with signals_unwind(interrupted):
+            torchrun(["--signals-to-handle=SIGQUIT", *sys.argv[1:]])
     except ChildFailedError as error:
         note_failure(folder, error.failures)
         raise
