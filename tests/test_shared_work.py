@@ -82,7 +82,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
     images = {split: draw_shapes(count, seed) for seed, (split, count) in enumerate(counts.items())}
     save_shards(root / "data/images", images, LABEL_NAMES)
-    save_shards(root / "data/samples/tiny", {"samples": draw_shapes(SAMPLES, 3)}, LABEL_NAMES, precision="fp32")
+    drawn = {"precision": "fp32", "batch_size": BATCH}
+    save_shards(root / "data/samples/tiny", {"samples": draw_shapes(SAMPLES, 3)}, LABEL_NAMES, drawn)
     torch.manual_seed(0)
     build_vae(replace(VAE, dimensions=4), SIDE).save_pretrained(root / "models/vae")
     save_classifier(ImageClassifier(width=8, label_names=LABEL_NAMES), root / "models/classifier")

@@ -2,6 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -9,7 +10,9 @@ from tests.evaluation.conftest import Shapes
 from tokenbridge.images.shards import write_manifest, write_shards
 
 
-def save_shards(folder: Path, splits: dict[str, Shapes], label_names: list[str], precision: str | None = None) -> None:
+def save_shards(
+    folder: Path, splits: dict[str, Shapes], label_names: list[str], drawn: dict[str, Any] | None = None
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for split, (images, labels) in splits.items():
@@ -20,4 +23,4 @@ def save_shards(folder: Path, splits: dict[str, Shapes], label_names: list[str],
             examples.append((buffer.getvalue(), f"{number}.png", int(label)))
         written[split] = write_shards(folder, split, examples, label_names, 10000, len(examples))
     size = images.shape[-1]
-    write_manifest(folder, name="shapes", image_size=size, label_names=label_names, splits=written, precision=precision)
+    write_manifest(folder, name="shapes", image_size=size, label_names=label_names, splits=written, drawn=drawn)

@@ -26,6 +26,7 @@ from tokenbridge.config.params import compose_config, validate
 from tokenbridge.model import layers
 from tokenbridge.tokenizer.fitting import fit_quantizer
 from tokenbridge.training.datasets import FreshTokens
+from tokenbridge.training.parallel import compiles
 from tokenbridge.training.trainer import Trainer
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the tests of determinism; cuBLAS reads it once
@@ -117,6 +118,9 @@ def data(device: torch.device, sizes: Sizes, tmp_path_factory: pytest.TempPathFa
 
 def train_on(data: FreshTokens, config: Config, folder: Path, device: torch.device) -> Trainer:
     """A new training of model L on ``device``, on this process alone."""
+    by_default = replace(config.launcher, compile=None)
+    if config.launcher.compile and device.type == "cuda" and not compiles(by_default, device):
+        pytest.skip("Triton needs a C compiler, and there is none")
     folder.mkdir(exist_ok=True)
     model = config.models["large"]
     return Trainer(model, data, data.quantizer.to(device), folder, config.launcher, device, SINGLE_PROCESS)

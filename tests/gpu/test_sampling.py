@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.model.golden import Golden, load_golden
 from tests.model.test_golden import SAMPLES
-from tokenbridge.config.model import SamplingSettings
+from tokenbridge.config.model import GUIDED, GuidanceOn, SamplingSettings
 from tokenbridge.model import layers
 from tokenbridge.sampling import sampler
 from tokenbridge.sampling.sampler import Draws, sample_tokens
@@ -45,10 +45,13 @@ def test_graphs_of_the_head_draw_what_plain_calls_do(
     assert torch.equal(ours, drawn(golden, settings, uniforms, device))
 
 
-def test_no_step_waits_for_the_gpu(golden: Golden, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("guidance_on", GUIDED)
+def test_no_step_waits_for_the_gpu(
+    golden: Golden, device: torch.device, monkeypatch: pytest.MonkeyPatch, guidance_on: GuidanceOn
+) -> None:
     monkeypatch.setattr(sampler, "graphed", lambda function, _: function)  # a capture waits
     monkeypatch.setattr(sampler, "check_finite", lambda *_: None)  # the one read, after all steps
-    settings = SamplingSettings(steps=4, guidance_scale=2.0, temperature=0.9, top_p=0.95)
+    settings = SamplingSettings(steps=4, guidance_scale=2.0, guidance_on=guidance_on, temperature=0.9, top_p=0.95)
     draws = Draws(golden.inputs["orders"], torch.rand(*golden.inputs["orders"].shape, 16)).to(device)
     model, quantizer, labels = golden.model.to(device), golden.quantizer.to(device), golden.inputs["labels"].to(device)
     if device.type == "cuda":

@@ -19,6 +19,13 @@ def test_the_first_of_each_class_are_kept(limit: int, kept: list[int]) -> None:
     assert balanced_subset(np.array([2, 2, 0, 1, 1, 1, 0, 2]), limit).tolist() == kept
 
 
+def test_fewer_examples_than_classes_are_spread_over_the_classes() -> None:
+    """Of a sorted split, the first classes would be others than the last ones."""
+    labels = np.repeat(np.arange(10), 3)
+    assert labels[balanced_subset(labels, 5)].tolist() == [0, 2, 4, 6, 8]
+    assert np.bincount(labels[balanced_subset(labels, 12)]).tolist() == [2, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 60))
 def test_classes_differ_by_one_unless_one_runs_out(labels: list[int], limit: int) -> None:
     array = np.array(labels)

@@ -162,6 +162,9 @@ def test_any_version_is_evaluated_with_other_settings(team: Project) -> None:
     (run,) = runs(team, "evaluation")
     assert run.data.params["generate.steps"] == "2"
     assert "class_accuracy" in run.data.metrics
+    about = {name for name in run.data.params if name.startswith("protocol.")}
+    named = {"images", "fewest_of_a_class", "crop", "seed", "batch_size", "precision", "classifier"}
+    assert {f"protocol.{name}" for name in (*named, "references.validation.digest")} <= about
 
 
 def test_a_sweep_runs_every_combination(team: Project) -> None:

@@ -114,6 +114,7 @@ def test_the_stage_measures_continuous_and_quantized_reconstructions(
     assert set(report) == {f"{kind}_{name}" for kind in kinds for name in metrics} | {"numeric_precision", "protocol"}
     about = report["protocol"]
     assert (about["images"], about["fewest_of_a_class"], about["most_of_a_class"]) == (7, 2, 3)
+    assert about["validation"] == {"images": 7, "fewest_of_a_class": 2, "most_of_a_class": 3}
     assert {split: each["images"] for split, each in about["references"].items()} == {"test": 24, "validation": 20}
     with (repository / "reports/reconstruct/table.csv").open() as file:
         rows = list(csv.DictReader(file))

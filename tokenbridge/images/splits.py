@@ -56,7 +56,8 @@ def cut_validation(labels: Labels, count: int, seed: int) -> NDArray[np.bool_]:
 def balanced_subset(labels: Labels, limit: int | None) -> Labels:
     """Return the ascending indices of ``limit`` examples, balanced over classes as far as possible.
 
-    The first examples of each class are taken. None: all examples.
+    The first examples of each class are taken. Where not every class can have one more, those that do are spread evenly
+    over the classes. None: all examples.
     """
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
@@ -64,4 +65,8 @@ def balanced_subset(labels: Labels, limit: int | None) -> Labels:
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     rank_in_class = np.empty_like(labels)
     rank_in_class[order] = np.arange(len(labels)) - np.repeat(starts, counts)
-    return np.sort(np.lexsort((labels, rank_in_class))[:limit])
+    by_round = np.lexsort((labels, rank_in_class))  # the first example of every class, then the second ones
+    rounds = rank_in_class[by_round]
+    start, end = np.searchsorted(rounds, rounds[limit - 1], "left"), np.searchsorted(rounds, rounds[limit - 1], "right")
+    spread = np.arange(limit - start) * (end - start) // (limit - start)
+    return np.sort(np.concatenate([by_round[:start], by_round[start:end][spread]]))

@@ -191,7 +191,6 @@ def _sample(
     both = refreshed(scales, settings.guidance_refresh, model.causal)
     until = needed_until(both, counts, settings.guidance_refresh)
     guidance = Guidance(model, labels, settings.guidance_refresh, on_output)
-    mixes = torch.tensor(scales, device=labels.device)
     for step, masked_after in enumerate(counts):
         visible = model.visible_positions(order, masked_before)
         values = quantizer.decode(_whole(model, quantizer, tokens))
@@ -199,7 +198,8 @@ def _sample(
         needed = 0 if by_confidence else until[step]
         drawn_at, wanted = order[:, first:masked_before], order[:, needed:masked_before]
         z = guidance.features(values, visible, wanted, scales[step], both[step], first - needed)
-        guided = [mixes[step]] if z.shape[-1] > model.config.width else []  # both halves
+        # both halves; `full` fills on the device, where `tensor` would copy and wait
+        guided = [torch.full((), scales[step], device=z.device)] if z.shape[-1] > model.config.width else []
         if by_confidence:
             uniforms = shifted(draws.uniforms, step)  # else rejected levels are drawn again
             drawn, confidence = draw(z, gather(uniforms, drawn_at), *guided)

@@ -20,7 +20,7 @@ from tokenbridge.evaluation.features import POOLED, ShardImageDataset, feature_f
 from tokenbridge.evaluation.metrics import distance, extractor_name, sample_metrics, statistics
 from tokenbridge.evaluation.neighbours import memorisation, nearest
 from tokenbridge.evaluation.networks import Network, given_networks, lite0
-from tokenbridge.evaluation.protocol import protocol
+from tokenbridge.evaluation.protocol import protocol, sample_facts
 from tokenbridge.evaluation.weight_files import check_networks
 from tokenbridge.images import TEST, TRAIN, VALIDATION
 from tokenbridge.images.shards import ImageShards, read_manifest
@@ -75,13 +75,9 @@ def work(context: StageContext) -> None:
     references = {name: shards[name] for name in (*REFERENCES, TRAIN)}
     reference_files = {each.distance: sha256_file(each.reference_file) for each in given if each.reference_file}
     facts = {
-        "seed": context.config.seed,
-        "batch_size": drawn["batch_size"],
+        **sample_facts(context.config, drawn, context.root / "models/classifier" / WEIGHTS),
         "searched": len(sets[TRAIN]),
         "reference_files": reference_files,
-        "kid_subsets": config.kid_subsets,
-        "kid_subset_size": config.kid_subset_size,
-        "classifier": sha256_file(context.root / "models/classifier" / WEIGHTS),
     }
     about = protocol(samples.labels, references, [network, *given], **facts)
     write_json(context.work / "metrics.json", metrics | precisions | {"protocol": about})

@@ -20,7 +20,7 @@ from tokenbridge.evaluation.features import ImageTensorDataset, ShardImageDatase
 from tokenbridge.evaluation.inception import Statistics
 from tokenbridge.evaluation.metrics import distance, statistics
 from tokenbridge.evaluation.networks import given_networks, lite0
-from tokenbridge.evaluation.protocol import protocol
+from tokenbridge.evaluation.protocol import balance, protocol
 from tokenbridge.evaluation.reconstruction import psnr, ssim
 from tokenbridge.evaluation.weight_files import check_networks
 from tokenbridge.images import TEST, VALIDATION
@@ -157,9 +157,14 @@ class Measure:
         return metrics, pictures
 
     def protocol(self) -> dict[str, Any]:
-        """Return the protocol of the final figures, and the references of both splits."""
-        labels, config = self.shards[TEST].labels[self._chosen(TEST)], self.context.config
-        return protocol(labels, self.shards, self.networks, seed=config.seed, batch_size=config.launcher.batch_size)
+        """Return the protocol of the final figures, with the references and the balance of both splits."""
+        labels, config = {split: self._labels(split) for split in (TEST, VALIDATION)}, self.context.config
+        facts = {"seed": config.seed, "batch_size": config.launcher.batch_size}
+        validation = balance(labels[VALIDATION], len(self.shards[VALIDATION].label_names))
+        return protocol(labels[TEST], self.shards, self.networks, **facts, **{VALIDATION: validation})
+
+    def _labels(self, split: str) -> np.ndarray:
+        return self.shards[split].labels[self._chosen(split)]
 
     def _chosen(self, split: str) -> np.ndarray:
         """Return the rows of the images that are reconstructed."""

@@ -169,6 +169,12 @@ def test_rollback_exchanges_the_two_and_a_veto_keeps_one_away(arena: Project) ->
     assert arena.holders() == {"champion": 1, "previous": 2}
 
 
+def test_versions_are_drawn_in_the_precision_as_set(arena: Project) -> None:
+    version = arena.registry.version(NAME, 1)
+    for precision in ("fp32", "bf16"):
+        assert bench_of(arena, f"generate.precision={precision}").load(version).precision == precision
+
+
 def test_what_happened_during_the_measurement_counts(arena: Project) -> None:
     registry, changes = arena.registry, ["promotion.min_class_accuracy=0", "promotion.min_precision=0"]
     config = load_params(arena.root, [*changes, "promotion.min_recall=0"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenbridge.base.device import pick_device, resolve_precision
-from tokenbridge.classifier.network import class_accuracy, load_classifier, predict, read_small
+from tokenbridge.classifier.network import WEIGHTS, class_accuracy, load_classifier, predict, read_small
 from tokenbridge.config import Config
 from tokenbridge.config.model import sampling_mistakes
 from tokenbridge.config.params import flatten, load_params
@@ -24,6 +24,7 @@ from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.features import POOLED, Features, ShardImageDataset
 from tokenbridge.evaluation.metrics import sample_metrics
 from tokenbridge.evaluation.networks import lite0
+from tokenbridge.evaluation.protocol import protocol, sample_facts
 from tokenbridge.images import VALIDATION
 from tokenbridge.images.shards import ImageShards, image_counts, read_manifest
 from tokenbridge.infra.dvc import StageSpec, md5_as_dvc, read_lock, read_stages
@@ -39,6 +40,7 @@ from tokenbridge.stages.runtime import WORK
 logger = logging.getLogger(__name__)
 
 ACCURACY = "class_accuracy"
+CLASSIFIER = "models/classifier"
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class Measurement:
         picture: the file with a row of samples for each of the first classes.
         compared: what ``comparison`` needs of the samples.
         metrics: the metrics of the samples, as ``evaluate`` names them.
+        protocol: as in the report of ``evaluate``, with the validation images as the only reference.
     """
 
     picture: Path
     compared: SampleSet
     metrics: dict[str, float]
+    protocol: dict[str, Any]
 
     def figure(self, kind: str) -> float:
         """Return the metric of this kind, such as ``precision``, for whichever extractor its name contains."""
@@ -84,7 +88,7 @@ class Bench:
         counts = image_counts(read_manifest(root / "data/images"))
         check_counts(config.evaluate, config.generate.samples, counts)
         self.device = pick_device(config.launcher)
-        self.classifier = load_classifier(root / "models/classifier").to(self.device)
+        self.classifier = load_classifier(root / CLASSIFIER).to(self.device)
         self.settings = {"seed": config.seed, "generate": asdict(config.generate)}
         self.network = lite0(config.evaluate, resolve_precision(config.evaluate.precision, self.device))
         self.drawing_precision = resolve_precision(config.generate.precision, self.device)
@@ -117,8 +121,10 @@ class Bench:
         features = self._features(samples)
         correct = predict(self.classifier, read_small(samples)) == samples.labels
         metrics = sample_metrics(features, self.reference, config) | self.network.scores(features)
-        compared = SampleSet(features[POOLED], correct)
-        return Measurement(picture, compared, metrics | {ACCURACY: float(correct.mean())})
+        compared, drawn = SampleSet(features[POOLED], correct), read_manifest(folder)
+        facts = sample_facts(self.config, drawn, self.root / CLASSIFIER / WEIGHTS) | {"precision": drawn["precision"]}
+        about = protocol(samples.labels, {VALIDATION: self.validation}, [self.network], **facts)
+        return Measurement(picture, compared, metrics | {ACCURACY: float(correct.mean())}, about)
 
     @cached_property
     def reference(self) -> Features:

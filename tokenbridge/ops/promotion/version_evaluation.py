@@ -34,7 +34,7 @@ def evaluate_version(
         measured = bench.measure(version)
         with LiveSync(root), Tracker.open(STAGE, version.md5, root, system_interval=0) as tracker:
             tracker.tags({"model": version.name, "version": str(version.number)})
-            tracker.params(bench.settings_record())
+            tracker.params(bench.settings_record() | {"protocol": measured.protocol})
             tracker.metrics(measured.metrics)
             tracker.artifact(measured.picture)
     return version, measured
