@@ -66,7 +66,7 @@ def balanced_subset(labels: Labels, limit: int | None) -> Labels:
     rank_in_class = np.empty_like(labels)
     rank_in_class[order] = np.arange(len(labels)) - np.repeat(starts, counts)
     by_round = np.lexsort((labels, rank_in_class))  # the first example of every class, then the second ones
-    rounds = rank_in_class[by_round]
-    start, end = np.searchsorted(rounds, rounds[limit - 1], "left"), np.searchsorted(rounds, rounds[limit - 1], "right")
+    last = rank_in_class[by_round[limit - 1]]
+    start, end = np.searchsorted(rank_in_class[by_round], [last, last + 1])
     spread = np.arange(limit - start) * (end - start) // (limit - start)
     return np.sort(np.concatenate([by_round[:start], by_round[start:end][spread]]))
