@@ -128,7 +128,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance-schedule", choices=GUIDANCE_SCHEDULES, help="default: linear")
     group.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="default: 0 1")
     group.add_argument("--guidance-refresh", type=int, help="guided steps per unconditional half; default: 1")
-    group.add_argument("--guidance-on", choices=GUIDED, help="what is mixed; default: features")
+    group.add_argument(
+        "--guidance-on",
+        choices=GUIDED,
+        help="guidance mixes the features of a position, or the output of the head; default: features",
+    )
     group.add_argument("--temperature", type=float, help="0 takes the likeliest level; default: 1")
     group.add_argument("--top-p", type=float, help="draw among the likeliest levels of this probability; default: 1")
     group.add_argument(

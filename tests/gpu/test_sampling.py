@@ -34,11 +34,12 @@ def test_greedy_samples_are_the_released_codes(golden: Golden, device: torch.dev
     assert torch.equal(tokens, golden.quantizer.cpu().encode(to_sequence(golden.expected[name])))
 
 
+@pytest.mark.parametrize("guidance_on", GUIDED)
 def test_graphs_of_the_head_draw_what_plain_calls_do(
-    golden: Golden, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    golden: Golden, device: torch.device, monkeypatch: pytest.MonkeyPatch, guidance_on: GuidanceOn
 ) -> None:
-    positions = golden.inputs["orders"].shape[1]
-    settings = SamplingSettings(steps=positions, guidance_scale=2.0, temperature=0.9, top_p=0.95)
+    steps = golden.inputs["orders"].shape[1]
+    settings = SamplingSettings(steps, guidance_scale=2.0, guidance_on=guidance_on, temperature=0.9, top_p=0.95)
     uniforms = torch.rand(*golden.inputs["orders"].shape, 16, generator=torch.Generator().manual_seed(0))
     ours = drawn(golden, settings, uniforms, device)
     monkeypatch.setattr(sampler, "graphed", lambda function, _: function)

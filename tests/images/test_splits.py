@@ -20,7 +20,7 @@ def test_the_first_of_each_class_are_kept(limit: int, kept: list[int]) -> None:
 
 
 def test_fewer_examples_than_classes_are_spread_over_the_classes() -> None:
-    """Of a sorted split, the first classes would be others than the last ones."""
+    """The first classes of a data set may be alike, so a few images must not all come from them."""
     labels = np.repeat(np.arange(10), 3)
     assert labels[balanced_subset(labels, 5)].tolist() == [0, 2, 4, 6, 8]
     assert np.bincount(labels[balanced_subset(labels, 12)]).tolist() == [2, 1, 1, 1, 1, 2, 1, 1, 1, 1]

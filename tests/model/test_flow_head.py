@@ -46,7 +46,7 @@ def test_with_the_exact_velocity_the_draws_have_the_known_spread(
 
 
 def test_guidance_moves_the_mean_between_two_normals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of N(0.9, 0.3^2) for the class and N(0.2, 0.3^2) for none, it makes N(0.2 + 3 (0.9 - 0.2), 0.3^2)."""
+    """Guidance of N(0.9, 0.3^2) for the class and N(0.2, 0.3^2) for none gives N(0.2 + 3 (0.9 - 0.2), 0.3^2)."""
     check_guidance(make_head(dimensions=1, features=1, steps=25), partial(exact, 0.3), 0.301, monkeypatch)
 
 

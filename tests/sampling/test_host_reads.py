@@ -15,7 +15,7 @@ from tokenbridge.sampling.sampler import Draws, sample_tokens
 from tokenbridge.tokenizer.quantizer import DimensionwiseQuantizer
 
 READS = ("item", "cpu", "tolist", "numpy", "nonzero", "equal", "__bool__", "__int__", "__float__", "__index__")
-COPIES = ("tensor", "as_tensor", "from_numpy")  # to the device
+COPIES = ("tensor", "as_tensor", "asarray", "new_tensor", "from_numpy")  # to the device
 
 
 class HostReads(TorchFunctionMode):

@@ -198,5 +198,5 @@ def test_the_memory_is_bounded_whatever_is_drawn_at_once(
 
 
 def test_a_model_without_a_draft_is_refused(model: TokenBridgeTransformer, quantizer: DimensionwiseQuantizer) -> None:
-    with pytest.raises(ValueError, match="needs a draft, and this model has none: set speculative=false"):
+    with pytest.raises(ValueError, match="this model has no draft: set speculative=false"):
         sample_tokens(model, quantizer, LABELS, draw([0, 1, 2]), SETTINGS)

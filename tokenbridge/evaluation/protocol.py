@@ -49,6 +49,7 @@ def sample_facts(config: Config, drawn: Mapping[str, Any], classifier: Path) -> 
     """
     return {
         "seed": config.seed,
+        "precision": drawn["precision"],
         "batch_size": drawn["batch_size"],
         "kid_subsets": config.evaluate.kid_subsets,
         "kid_subset_size": config.evaluate.kid_subset_size,

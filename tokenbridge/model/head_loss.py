@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from tokenbridge.model.heads import Head
 
 NUMBERS_ON_CPU, NUMBERS = 2**19, 2**25  # in an activation of one part: on a CPU, and on any other device
-OUTPUTS = 4  # a part may have so many logits for each number of an activation: there are many activations
+OUTPUTS = 4  # a part may have 4 logits for each number of one activation, because there are many activations
 
 
 def head_loss(head: Head, z: Tensor, tokens: Tensor, uniforms: Tensor) -> Tensor:

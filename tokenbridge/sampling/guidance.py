@@ -95,7 +95,9 @@ class Guidance:
             places = wanted[..., None].expand_as(difference)
             full = difference.new_zeros(len(difference), self.model.units, difference.shape[-1])
             self.difference = full.scatter(1, places, difference)
-        return z[:, later:] if self.on_output else unconditional[:, later:] + scale * difference[:, later:]
+        if self.on_output:
+            return (conditional if scale == 1 else z)[:, later:]
+        return unconditional[:, later:] + scale * difference[:, later:]
 
     def _halves(self, values: Tensor, labels: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
         """Return the features for labels [N] as [N, K, D], or for both labels [N, 2] of an image as [N, K, 2 D]."""

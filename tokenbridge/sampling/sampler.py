@@ -238,20 +238,6 @@ def _begin(
     tokens = torch.zeros(shape, dtype=kind, device=draws.order.device)  # head order
     grid = model.config.grid_height, model.config.grid_width
     order, to_draw = reveal_order(draws.order, settings.order_for(model.trunk), *grid), draws.order.shape[1]
-    require(
-        model.draft is not None or not settings.speculative,
-        "speculative sampling needs a draft, and this model has none: set speculative=false, or train a model with its "
-        "draft_depth set",
-    )
-    require(
-        isinstance(model.head, DimensionHead) or (settings.top_p == 1 and settings.order != "confidence"),
-        f"this model's {model.config.head} head gives no probabilities of levels for top_p and order=confidence: use "
-        "top_p=1 and another order",
-    )
-    require(
-        isinstance(model.head, DimensionHead) or model.head.guided or settings.guidance_on == "features",
-        f"guidance cannot mix the outputs of this model's {model.config.head} head: use guidance_on=features",
-    )
     require((given is None) == (keep is None), "given and keep go together: give both or neither")
     if given is not None and keep is not None:
         whole = [len(tokens), model.positions, quantizer.slots]
@@ -265,8 +251,22 @@ def _begin(
             f"keep has gaps, but a model with trunk={model.trunk} draws what comes after the kept positions in order="
             f"{settings.order_for(model.trunk)}: keep only a beginning of it, or train a model with the masked trunk",
         )
-    refuse(sampling_mistakes(model.trunk, settings, to_draw))
+    refuse(sampling_mistakes(model.trunk, settings, to_draw) | head_mistakes(model, settings))
     return tokens, order, to_draw
+
+
+def head_mistakes(model: AutoregressiveModel, settings: SamplingSettings) -> dict[str, bool]:
+    """Return messages about what the model's head cannot do, and whether each is true."""
+    head, kind, order = model.head, model.config.head, settings.order_for(model.trunk)
+    of_levels, needs_levels = isinstance(head, DimensionHead), settings.top_p < 1 or order == "confidence"
+    return {
+        "speculative is true, but this model has no draft: set speculative=false, or train a model with its "
+        "draft_depth set": settings.speculative and model.draft is None,
+        f"top_p is {settings.top_p} and order is {order}, but this model's {kind} head gives no probabilities of "
+        "levels: use top_p=1 and another order": needs_levels and not of_levels,
+        f"guidance_on is output, but guidance cannot mix the outputs of this model's {kind} head: use "
+        "guidance_on=features": settings.guidance_on == "output" and not (of_levels or head.guided),
+    }
 
 
 def positions_at_once(head: Head) -> int:

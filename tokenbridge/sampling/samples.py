@@ -68,8 +68,10 @@ def write_samples(
     shard_size: int,
     drawn: Mapping[str, Any],
 ) -> None:
-    """Write the images of ``chunks`` as the split ``samples``: PNG in shards, and a manifest that states how they were
-    ``drawn``: precision and batch size.
+    """Write the images of ``chunks`` as the split ``samples``: PNG in shards, and a manifest.
+
+    Args:
+        drawn: how they were drawn (precision, batch size), for the manifest.
     """
     count = chunks[-1].span.stop
 

@@ -32,7 +32,7 @@ def work(context: StageContext) -> None:
     draw_chunks(pipeline, drawn, config.seed, config.generate, config.launcher, context.processes)
     if context.processes.first:
         chunks, data = sample_chunks(drawn, config.generate.samples), config.data
-        facts = {"precision": precision, "batch_size": config.launcher.batch_size}
+        facts = {"precision": precision, "batch_size": min(config.launcher.batch_size, CHUNK)}
         write_samples(context.work / "samples", chunks, names, data.image_size, data.shard_size, facts)
         _write_grid(config.generate, drawn, names, context.work / "grid.png")
 

@@ -20,7 +20,8 @@ from tokenbridge.tokenizer.latents import Quantizer
 
 ROUNDS = 30  # of k-means, at most
 NEGLIGIBLE_GAIN = 1e-4  # k-means stops when a round reduces the squared error by at most this share
-DISTANCES = 2**20  # distances between latents and codewords at once: 4 MiB, which stay in the cache of a processor
+# distances between latents and codewords at once: on a CPU 4 MiB, which stay in its cache, and on any other device
+DISTANCES_ON_CPU, DISTANCES = 2**20, 2**24
 
 
 class Codebooks(Quantizer):
@@ -134,6 +135,7 @@ def nearest(points: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
 
 def _nearest_parts(points: Tensor, codewords: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     energy = codewords.square().sum(-1)
-    for part in points.split(max(1, DISTANCES // len(codewords))):
+    most = DISTANCES_ON_CPU if points.device.type == "cpu" else DISTANCES
+    for part in points.split(max(1, most // len(codewords))):
         without_own, indices = torch.addmm(energy, part, codewords.T, alpha=-2).min(-1)
         yield indices, (without_own + part.square().sum(-1)).clamp_min(0)

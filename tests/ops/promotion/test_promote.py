@@ -76,6 +76,7 @@ def test_the_newest_version_takes_over_and_the_run_says_why(arena: Project) -> N
     run = arena.runs("promotion")[0]
     assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "promoted")
     assert {"candidate": "2", "champion": "1", "model": NAME}.items() <= run.data.tags.items()
+    assert {run.data.params[f"protocol.{each}.images"] for each in ("candidate", "champion")} == {"24"}
     assert arena.artifacts(run) == {"decision.json", "report.md", "samples.png", "differences.png"}
     assert run.data.metrics["difference.fd.low"] <= run.data.metrics["difference.fd.high"]
     assert run.data.metrics["gate.slowdown"] == 1

@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
 
     try:
         # torch's own handler raises at each signal. A further one would interrupt the end of the workers, and then the
-        # threads that follow their output would never let this process end
+        # threads that follow their output would never let this process end. torch keeps SIGQUIT, as it needs one signal
         with signals_unwind(interrupted):
             torchrun(["--signals-to-handle=SIGQUIT", *sys.argv[1:]])
     except ChildFailedError as error:

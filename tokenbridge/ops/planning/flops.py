@@ -59,8 +59,7 @@ def sample_flops(model: AutoregressiveModel, settings: SamplingSettings) -> Flop
         drawn, wanted = ([first - last for first, last in zip(before, each, strict=True)] for each in (after, until))
     head = deepened(model, lambda one: Flops(0, 0, head_flops(one))).head
     if settings.guidance_on == "output":
-        doubled = [each or scale != 1 for each, scale in zip(both, scales, strict=True)]
-        drawn = [count * (1 + each) for count, each in zip(drawn, doubled, strict=True)]
+        drawn = [count * (1 + (scale != 1)) for count, scale in zip(drawn, scales, strict=True)]
     return trunk_flops(model, before, wanted, halves) + Flops(0, 0, sum(drawn) * head)
 
 

@@ -24,6 +24,7 @@ class Decision:
         candidate_metrics, champion_metrics: the metrics of each, including seconds per image.
         differences: kind -> observed, low, high; candidate minus champion.
         settings: the settings of the comparison, with the number of resamples made.
+        protocols: what else decides the metrics of each (docs/evaluation.md).
         pictures: files with samples and differences.
     """
 
@@ -38,6 +39,7 @@ class Decision:
     champion_metrics: Mapping[str, float] = field(default_factory=dict)
     differences: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
 
     def as_json(self) -> str:

@@ -32,6 +32,7 @@ from tokenbridge.infra.tracking.registry import Registry, Version
 from tokenbridge.ops.promotion import PromotionError
 from tokenbridge.ops.promotion.comparison import SampleSet
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
+from tokenbridge.sampling.sampler import head_mistakes
 from tokenbridge.sampling.samples import draw_samples
 from tokenbridge.stages import generate
 from tokenbridge.stages.context import METRICS, MetricFile, StageContext
@@ -108,7 +109,9 @@ class Bench:
                 "data/images has other classes or another size, so choose the `data` that it was trained on"
             )
         transformer = pipeline.transformer
-        mistakes = sampling_mistakes(transformer.trunk, self.config.generate, transformer.units)
+        settings = self.config.generate
+        mistakes = sampling_mistakes(transformer.trunk, settings, transformer.units)
+        mistakes |= head_mistakes(transformer, settings)
         refuse({f"{version} cannot be drawn: generate.{message}": wrong for message, wrong in mistakes.items()})
         pipeline.precision = self.drawing_precision
         return pipeline
@@ -122,7 +125,7 @@ class Bench:
         correct = predict(self.classifier, read_small(samples)) == samples.labels
         metrics = sample_metrics(features, self.reference, config) | self.network.scores(features)
         compared, drawn = SampleSet(features[POOLED], correct), read_manifest(folder)
-        facts = sample_facts(self.config, drawn, self.root / CLASSIFIER / WEIGHTS) | {"precision": drawn["precision"]}
+        facts = sample_facts(self.config, drawn, self.root / CLASSIFIER / WEIGHTS)
         about = protocol(samples.labels, {VALIDATION: self.validation}, [self.network], **facts)
         return Measurement(picture, compared, metrics | {ACCURACY: float(correct.mean())}, about)
 

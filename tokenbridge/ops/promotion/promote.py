@@ -114,7 +114,7 @@ def _record(tracker: Tracker, decision: Decision, folder: Path) -> None:
     against = "none" if decision.champion is None else str(decision.champion)
     versions = {"model": decision.model, "candidate": str(decision.candidate), "champion": against}
     tracker.tags(versions | {"outcome": decision.outcome, "reason": decision.reason})
-    tracker.params(dict(decision.settings))
+    tracker.params(dict(decision.settings) | {"protocol": decision.protocols})
     measured = {
         "candidate": decision.candidate_metrics,
         "champion": decision.champion_metrics,

@@ -93,6 +93,7 @@ class Trial:
             champion_metrics=figures[1] if found else {},
             differences=differences,
             settings=settings,
+            protocols=dict(zip(("candidate", "champion"), (m.protocol for m in measured), strict=False)),
             pictures=self._pictures(measured, found),
         )
 

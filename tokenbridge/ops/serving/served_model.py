@@ -67,6 +67,7 @@ class ServedModel(PythonModel):
         from tokenbridge.config.model import SamplingSettings, sampling_mistakes
         from tokenbridge.config.types import refuse
         from tokenbridge.model.schedule import masked_counts
+        from tokenbridge.sampling.sampler import head_mistakes
 
         with _refusals(number):
             given = _given(row)
@@ -78,7 +79,7 @@ class ServedModel(PythonModel):
             if settings.steps is not None and settings.steps > most:
                 raise ValueError(f"steps is {settings.steps}: ask for at most {most}")
             masked_counts(model.units, settings.steps_for(model.trunk, model.units))
-            refuse(sampling_mistakes(model.trunk, settings, model.units))
+            refuse(sampling_mistakes(model.trunk, settings, model.units) | head_mistakes(model, settings))
             seed = given.get("seed", 0)
             if not -SEEDS <= seed < SEEDS:
                 raise ValueError(f"seed is {seed}: must be at least -2**63 and less than 2**63")
