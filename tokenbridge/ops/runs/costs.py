@@ -205,11 +205,15 @@ def pareto_figure(study: Study, table: Sequence[Row]) -> Figure:
 def _draw_points(axis: Axes, table: Sequence[Row], cost: str, quality: str) -> None:
     """Draw a point with a name for each experiment that has this cost; the first one is red."""
     names = list(dict.fromkeys(row["experiment"] for row in table))
+    measured = [row for row in table if row.get(cost, "") != ""]
+    places = [float(row[cost]) for row in measured] or [0.0]
+    middle = (min(places) + max(places)) / 2
     for name in names:
-        rows = [each for each in table if each["experiment"] == name and each.get(cost, "") != ""]
+        rows = [row for row in measured if row["experiment"] == name]
         if rows:
             x, values = mean(float(each[cost]) for each in rows), [float(each[quality]) for each in rows]
             axis.vlines(x, min(values), max(values), linewidth=0.8)
             axis.plot(x, mean(values), "o", color="#c0392b" if name == names[0] else "#1f6f9f")
-            axis.annotate(name, (x, mean(values)), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axis.margins(x=0.3)  # room for the names
+            side = {"xytext": (-4, 4), "ha": "right"} if x > middle else {"xytext": (4, 4), "ha": "left"}
+            axis.annotate(name, (x, mean(values)), textcoords="offset points", fontsize=7, **side)
+    axis.margins(x=0.15)  # room for the names
