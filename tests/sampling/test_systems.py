@@ -13,7 +13,7 @@ from tests.support.systems import SYSTEMS, random_system
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.finite import NotFiniteError
 from tokenbridge.base.seeding import generator
-from tokenbridge.config.model import SamplingSettings, Trunk
+from tokenbridge.config.model import GUIDED, SamplingSettings, Trunk
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
 from tokenbridge.sampling.sampler import Draws, sample_tokens
@@ -53,13 +53,14 @@ def test_guidance_on_the_output_is_another_one_and_keeps_images_apart(
     name: str, trunk: Trunk, vae_latents: Tensor
 ) -> None:
     model, quantizer = random_system(name, vae_latents, trunk)
-    scale = 20.0 if quantizer.classes is None else 200.0  # random weights hardly know the class
-    strong, labels, draws = replace(ON_OUTPUT, guidance_scale=scale), torch.tensor([0, 1, 2]), draws_of(model, 5, 6, 7)
-    together = sample_tokens(model, quantizer, labels, draws, strong)
-    on_features = sample_tokens(model, quantizer, labels, draws, replace(strong, guidance_on="features"))
-    alone = sample_tokens(model, quantizer, labels[1:2], draws_of(model, 6), strong)
+    labels, draws = torch.tensor([0, 1, 2]), draws_of(model, 5, 6, 7)
+    together = sample_tokens(model, quantizer, labels, draws, ON_OUTPUT)
+    alone = sample_tokens(model, quantizer, labels[1:2], draws_of(model, 6), ON_OUTPUT)
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(together.float(), on_features.float())
+    strong = replace(ON_OUTPUT, guidance_scale=20.0 if quantizer.classes is None else 200.0)  # weights are random
+    kinds = [replace(strong, guidance_on=each) for each in GUIDED]
+    on_features, on_output = (sample_tokens(model, quantizer, labels, draws, each).float() for each in kinds)
+    assert not torch.allclose(on_features, on_output)
 
 
 def test_densities_cannot_be_mixed(vae_latents: Tensor) -> None:
