@@ -79,7 +79,7 @@ def place_in_order(item: pytest.Item) -> tuple[int, bool, int]:
 def pytest_xdist_auto_num_workers() -> int:
     """Run three tests at once on two cores, because those that wait for servers leave a core free.
 
-    Three need 10 GB at the peak, and two less than 7. So a machine with little memory runs two.
+    Three need more memory than a small machine has, so it runs two.
     """
     return 3 if psutil.virtual_memory().total > 12 * 2**30 else 2
 
