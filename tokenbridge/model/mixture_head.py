@@ -33,8 +33,9 @@ class MixtureHead(TokenHead):
     """Predicts the weights, means and scales of the components over a whole token.
 
     Differs: ``depth`` layers come before GIVT's only linear layer, because the spatial transformer here is small. With
-    depth 0 there are none. The least scale is 1e-3, not 1e-6: otherwise the density grows without
-    bound on a dimension that hardly varies.
+    depth 0 there are none. The least scale is 1e-3, not 1e-6: otherwise the density grows without bound on a dimension
+    that hardly varies. Guidance mixes the features z, and each position takes one draw. GIVT mixes two densities and
+    draws by rejection, so the number of its draws is not known before.
 
     Args:
         components: k.
