@@ -50,6 +50,7 @@ AXES = {  # of the picture: column of the table -> its label
     TRAIN_MS: "training, ms for each image",
     CODED: "bits of an image's tokens, coded by the model",
 }
+MARKERS = "osD^"  # another one for every ten experiments, whose colours are those of matplotlib's cycle
 GIGA = 1e9
 Costs = dict[str, float]
 
@@ -199,21 +200,16 @@ def pareto_figure(study: Study, table: Sequence[Row]) -> Figure:
     distances.yaxis.set_minor_formatter("{x:g}")
     for axis, cost in zip(axes[-1], costs, strict=True):
         axis.set_xlabel(AXES[cost])
+    figure.legend(*distances.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure
 
 
 def _draw_points(axis: Axes, table: Sequence[Row], cost: str, quality: str) -> None:
-    """Draw a point with a name for each experiment that has this cost; the first one is red."""
-    names = list(dict.fromkeys(row["experiment"] for row in table))
-    measured = [row for row in table if row.get(cost, "") != ""]
-    places = [float(row[cost]) for row in measured] or [0.0]
-    middle = (min(places) + max(places)) / 2
-    for name in names:
-        rows = [row for row in measured if row["experiment"] == name]
+    """Draw a point for each experiment that has this cost, with a line from its least to its greatest seed."""
+    for number, name in enumerate(dict.fromkeys(row["experiment"] for row in table)):
+        rows = [row for row in table if row["experiment"] == name and row.get(cost, "") != ""]
         if rows:
             x, values = mean(float(each[cost]) for each in rows), [float(each[quality]) for each in rows]
-            axis.vlines(x, min(values), max(values), linewidth=0.8)
-            axis.plot(x, mean(values), "o", color="#c0392b" if name == names[0] else "#1f6f9f")
-            side = {"xytext": (-4, 4), "ha": "right"} if x > middle else {"xytext": (4, 4), "ha": "left"}
-            axis.annotate(name, (x, mean(values)), textcoords="offset points", fontsize=7, **side)
-    axis.margins(x=0.15)  # room for the names
+            color = f"C{number % 10}"
+            axis.vlines(x, min(values), max(values), color, linewidth=0.8)
+            axis.plot(x, mean(values), MARKERS[number // 10], color=color, markersize=7, label=name)
