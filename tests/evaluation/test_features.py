@@ -13,12 +13,10 @@ from tests.evaluation.shards import save_shards
 from tokenbridge.base.finite import NotFiniteError
 from tokenbridge.evaluation import EvaluationError
 from tokenbridge.evaluation.features import (
-    WEIGHTS_SHA256,
     ImageTensorDataset,
     ShardImageDataset,
     extract_features,
     load_efficientnet_lite0,
-    register,
     timm_name,
 )
 from tokenbridge.images.shards import ImageShards
@@ -64,14 +62,11 @@ def test_features_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch)
         extract_features(np.zeros((2, 3, 8, 8), np.uint8), 32)
 
 
-def test_the_extractors_name_tells_size_and_weights_and_can_be_registered_twice() -> None:
-    assert register(32) == register(32) == f"efficientnet-lite0-32px-{WEIGHTS_SHA256[:8]}"
-    assert register(64) != register(32)
-
-
-def test_features_repeat_and_depend_on_the_size_but_not_on_the_batch() -> None:
+def test_features_repeat_and_depend_on_the_size_but_not_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = draw_shapes(20)
-    first, second, other = (extract_features(images, 32, batch_size=batch_size) for batch_size in (20, 20, 7))
+    first, second = (extract_features(images, 32) for _ in range(2))
+    monkeypatch.setattr("tokenbridge.evaluation.features.BATCH_SIZE", 7)
+    other = extract_features(images, 32)
     assert first["pooled"].shape == (20, 1280)
     assert first["logits"].shape == (20, 1000)
     for layer in ("pooled", "logits"):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from tests.evaluation.conftest import Shapes, draw_shapes
 from tests.evaluation.shards import save_shards
@@ -17,7 +16,7 @@ from tests.support.small_model import QUANTIZER
 from tests.vae.test_autoencoder import CONFIG as VAE
 from tokenbridge.base.files import read_json
 from tokenbridge.config import ReconstructConfig
-from tokenbridge.evaluation.features import Features
+from tokenbridge.evaluation.features import Features, Images
 from tokenbridge.evaluation.networks import Network
 from tokenbridge.stages import reconstruct
 from tokenbridge.stages.reconstruct import study_table, study_variants, title
@@ -78,9 +77,9 @@ def test_the_table_has_each_variant_once() -> None:
     ]
 
 
-def mean_colours(images: Dataset[torch.Tensor]) -> Features:
+def mean_colours(images: Images) -> Features:
     """Features of a network that stands for Inception."""
-    return {"colour": torch.stack([image.float().mean((1, 2)) for image in images])}
+    return {"colour": torch.stack([torch.as_tensor(image).float().mean((1, 2)) for image in images])}
 
 
 def by_class(shapes: Shapes) -> Shapes:

@@ -1,24 +1,19 @@
-"""Features of images from a DINOv2 ViT, as a torch-fidelity extractor. The user provides the released weights.
+"""Features of images from a DINOv2 ViT. The user provides the released weights.
 
 Distances on them follow human judgement more closely than those on Inception's (Stein et al., arXiv 2306.04675).
 """
 
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.utils.data import Dataset
-from torch_fidelity import register_feature_extractor
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from tokenbridge.base.loading import LoadError, read_weights, tensors_by_name, unwrapped
-from tokenbridge.evaluation.features import POOLED, BytesExtractor, Features, extract_with
+from tokenbridge.evaluation.features import POOLED, Features, Images, extract_with
 
-NAME = "dinov2"
 SIDE, PATCH = 224, 14  # pixels
 OFFSET = 0.1  # DINOv2 adds it to the grid's sides when it resamples the position embeddings
 SIZES = {384: "small", 768: "base", 1024: "large"}  # width -> name
@@ -57,33 +52,16 @@ def resample_positions(embeddings: Tensor) -> Tensor:
     return torch.cat([of_class, maps.flatten(2).transpose(1, 2)], dim=1)
 
 
-class DinoV2Extractor(BytesExtractor):
-    """A torch-fidelity extractor for uint8 images [B, 3, H, W], which it resizes to 224 x 224 pixels."""
+def dinov2_features(images: Images, weights: Path) -> Features:
+    """Return the class token ``pooled`` [N, D] of uint8 images [3, H, W], resized to 224 x 224 pixels, in float32.
 
-    def __init__(
-        self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_settings: Any
-    ) -> None:
-        super().__init__(name, features_list)
-        self.net = load_dinov2(Path(feature_extractor_weights_path))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        scaled = F.interpolate(images.float(), (SIDE, SIDE), mode="bicubic", antialias=True).round().clamp(0, 255)
-        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
-        return (self.net((scaled / 255 - mean) / std).float(),)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return (POOLED,)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return POOLED
-
-
-def dinov2_features(images: Dataset[Tensor], weights: Path) -> Features:
-    """Return the class token ``pooled`` [N, D] of uint8 images [3, H, W], float32. ``weights`` is as in
-    ``load_dinov2``.
+    ``weights`` is as in ``load_dinov2``.
     """
-    if NAME not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(NAME, DinoV2Extractor)
-    return extract_with(NAME, (POOLED,), images, feature_extractor_weights_path=str(weights))
+    net = load_dinov2(weights)
+
+    def forward(batch: Tensor) -> Features:
+        scaled = F.interpolate(batch.float(), (SIDE, SIDE), mode="bicubic", antialias=True).round().clamp(0, 255)
+        mean, std = (torch.tensor(values, device=batch.device)[:, None, None] for values in (MEAN, STD))
+        return {POOLED: net((scaled / 255 - mean) / std).float()}
+
+    return extract_with(net, forward, images)

