@@ -1,6 +1,7 @@
 """PSNR and SSIM of reconstructed images against the originals, by torchmetrics."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,11 +22,7 @@ def psnr(reconstructed: NDArray[np.uint8], originals: NDArray[np.uint8]) -> floa
 
     It is infinite if one image is reproduced without any error.
     """
-
-    def mean(images: Tensor, targets: Tensor) -> Tensor:
-        value: Tensor = peak_signal_noise_ratio(images, targets, data_range=PEAK, dim=(1, 2, 3))
-        return value
-
+    mean = partial(peak_signal_noise_ratio, data_range=PEAK, dim=(1, 2, 3))
     return _mean_over_images(mean, reconstructed, originals)
 
 
@@ -34,12 +31,7 @@ def ssim(reconstructed: NDArray[np.uint8], originals: NDArray[np.uint8]) -> floa
 
     The window is torchmetrics' default, a Gaussian.
     """
-
-    def mean(images: Tensor, targets: Tensor) -> Tensor:
-        value = structural_similarity_index_measure(images, targets, data_range=PEAK)
-        assert isinstance(value, Tensor)
-        return value
-
+    mean = partial(structural_similarity_index_measure, data_range=PEAK)
     return _mean_over_images(mean, reconstructed, originals)
 
 
