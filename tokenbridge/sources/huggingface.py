@@ -19,7 +19,7 @@ from tokenbridge.config import IMAGENET, DataConfig, StorageConfig
 from tokenbridge.images import TEST, TRAIN, VALIDATION, DataError
 from tokenbridge.images.rowgroups import RowGroups
 from tokenbridge.images.splits import Labels, Split
-from tokenbridge.sources.imagefiles import ImageFile, read_side_by_side
+from tokenbridge.sources.imagefiles import read_side_by_side
 from tokenbridge.sources.imagenet_classes import imagenet_names, names_of
 from tokenbridge.sources.labels import Label, column_labels, name_classes
 from tokenbridge.sources.places import StoredFile, list_files, root_of
@@ -97,11 +97,8 @@ class HubSplit:
         """Return the labels as they are in the files."""
         labels: list[Label] = []
         for column in self.rows.columns(self.hub.label):
-            labels += column_labels(column, partial(self._place, len(labels)))
+            labels.extend(column_labels(column, lambda row: self.rows.place(len(labels) + row)))
         return labels
-
-    def _place(self, start: int, row: int) -> str:
-        return self.rows.place(start + row)
 
     def indices(self, found: list[Label], known: dict[Label, int]) -> Labels:
         """Return the classes of all rows, int64 [N].
@@ -131,7 +128,7 @@ class HubSplit:
             lambda indices: read_side_by_side(self.images(kept[np.fromiter(indices, np.int64)]), self.config),
         )
 
-    def images(self, rows: Labels) -> Iterator[ImageFile]:
+    def images(self, rows: Labels) -> Iterator[StoredFile]:
         """Yield the images of ascending rows, with one row group at a time in memory."""
         bounds = np.searchsorted(rows, self.rows.starts)
         for position, (first, last) in enumerate(pairwise(bounds.tolist())):
@@ -141,13 +138,16 @@ class HubSplit:
                 for row in rows[first:last].tolist():
                     yield self.image(row, column[row - start])
 
-    def image(self, row: int, cell: pa.Scalar) -> ImageFile:
+    def image(self, row: int, cell: pa.Scalar) -> StoredFile:
         path, place = f"{self.name}/{row:08d}", self.rows.place(row)
         content = cell_bytes(cell, "bytes") if cell.is_valid else b""  # a row without an image is a broken one
         name = PurePosixPath(stored_name(cell_bytes(cell, "path") or b"")).name
         if content is None:
             raise DataError(f"{place} holds no encoded image: {self.hub.image} must be a column of images, with bytes")
-        return ImageFile(f"{path}-{name}" if name else path, f"{place} ({name})", len(content), partial(bytes, content))
+        path = f"{path}-{name}" if name else path
+        return StoredFile(
+            path, f"{place} ({name})", len(content), "", lambda start, size: content[start : start + size]
+        )
 
 
 def cell_bytes(cell: pa.Scalar, field: str) -> bytes | None:

@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -14,6 +13,7 @@ from tokenbridge.images import DataError
 from tokenbridge.images.decoding import check_bytes, checked_file
 from tokenbridge.images.splits import Encoded, Split
 from tokenbridge.images.weight import groups
+from tokenbridge.sources.places import StoredFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 READ_AHEAD = 256  # images read at a time: enough to keep all threads busy
@@ -21,23 +21,13 @@ READ_AHEAD_BYTES = 2**28  # read at a time, unless a single image has more
 THREADS = max(16, os.cpu_count() or 1)  # may be more than the cores, because threads wait for a remote store
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image file that was found but is not read yet."""
-
-    path: str  # relative to the source, so it does not depend on the source's place; its hash sets the image's order
-    place: str  # for messages
-    size: int  # bytes; less than 0: not a regular file
-    read: Callable[[], bytes]
-
-
-ClassFiles = dict[str, list[ImageFile]]  # class name -> its images
+ClassFiles = dict[str, list[StoredFile]]  # class name -> its images
 
 
 def divide(classes: ClassFiles, test_fraction: float) -> dict[str, ClassFiles]:
     """Divide every class into train and test; ``test_fraction`` of its images, at least one, go to test.
 
-    The hash of an image's path decides.
+    The hash of an image's name decides.
 
     Raises:
         DataError: if a class has only one image.
@@ -54,9 +44,9 @@ def divide(classes: ClassFiles, test_fraction: float) -> dict[str, ClassFiles]:
     return files
 
 
-def shuffle_key(image: ImageFile) -> str:
+def shuffle_key(image: StoredFile) -> str:
     """Return the sort key of an image. It mixes classes, is the same on every machine, and ignores other images."""
-    return hashlib.sha256(image.path.encode()).hexdigest()
+    return hashlib.sha256(image.name.encode()).hexdigest()
 
 
 def make_split(classes: ClassFiles, names: list[str], config: DataConfig) -> Split:
@@ -67,15 +57,15 @@ def make_split(classes: ClassFiles, names: list[str], config: DataConfig) -> Spl
     return Split(labels, lambda indices: read_side_by_side((labelled[index][0] for index in indices), config))
 
 
-def read_side_by_side(images: Iterable[ImageFile], config: DataConfig) -> Iterator[tuple[Encoded, str]]:
-    """Yield each image's content and path in order. Threads read a group of images at a time."""
+def read_side_by_side(images: Iterable[StoredFile], config: DataConfig) -> Iterator[tuple[Encoded, str]]:
+    """Yield each image's content and name in order. Threads read a group of images at a time."""
     with threads_of_stream(THREADS) as pool:
         for group in groups(images, READ_AHEAD, lambda image: image.size, READ_AHEAD_BYTES):
             for image, content in zip(group, pool.map(partial(read_whole, config=config), group), strict=True):
-                yield content, image.path
+                yield content, image.name
 
 
-def read_whole(image: ImageFile, config: DataConfig) -> Encoded:
+def read_whole(image: StoredFile, config: DataConfig) -> Encoded:
     """Return what is stored of an image, after decoding the whole image as a check, or the error if it is broken.
 
     Raises:
@@ -85,10 +75,7 @@ def read_whole(image: ImageFile, config: DataConfig) -> Encoded:
         check_bytes(image.size, image.place, config.limits)
     except DataError as broken:
         return broken
-    try:
-        content = image.read()
-    except OSError as error:
-        raise DataError(f"{image.place} cannot be read ({error.strerror}): restore it or its permissions") from error
+    content = image.read(0, image.size)
     try:
         return checked_file(content, image.place, config.limits, config.background)
     except DataError as broken:

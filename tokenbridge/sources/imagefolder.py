@@ -4,15 +4,17 @@ A folder root/val, valid or validation beside root/train holds the images for va
 not matter.
 """
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePath
 
 from tokenbridge.base.names import stored_name
 from tokenbridge.config import IMAGENET, DataConfig, StorageConfig
 from tokenbridge.images import TEST, TRAIN, VALIDATION, DataError
 from tokenbridge.images.splits import Split
-from tokenbridge.sources.imagefiles import SUFFIXES, ClassFiles, ImageFile, divide, make_split
+from tokenbridge.sources.imagefiles import SUFFIXES, ClassFiles, divide, make_split
 from tokenbridge.sources.imagenet_classes import names_of
-from tokenbridge.sources.places import hidden, list_files, local_path, readable, root_of
+from tokenbridge.sources.places import StoredFile, hidden, list_files, local_path, read_local, readable, root_of
 from tokenbridge.sources.s3_folder import Node, tree_of
 
 SPLITS = {TRAIN: ("train",), TEST: ("test",), VALIDATION: ("val", "valid", "validation")}
@@ -115,21 +117,23 @@ def class_files(folder: Folder, config: DataConfig, prefix: str = "") -> ClassFi
     return {name: images_of(entry, f"{prefix}{name}/") for name, entry in named.items()}
 
 
-def images_of(folder: Folder, prefix: str) -> list[ImageFile]:
+def images_of(folder: Folder, prefix: str) -> list[StoredFile]:
     files = visible(folder)
     if not files:
         raise DataError(f"class folder {folder} is empty: put its images in, or delete it and lower data.num_classes")
     for file in files:
         if not is_image(file) or file.is_dir():
             raise DataError(f"{file} is not an image file ({', '.join(SUFFIXES)}): move it away or convert it")
-    return [ImageFile(prefix + stored_name(file.name), str(file), size_of(file), file.read_bytes) for file in files]
+    return [stored_file(file, prefix + stored_name(file.name)) for file in files]
 
 
-def size_of(file: Folder) -> int:
-    """Return the bytes of a file, or -1 if it is a pipe, a device or a dangling link."""
+def stored_file(file: Folder, name: str) -> StoredFile:
+    """Return a file with the given name. Its size is -1 if it is a pipe, a device or a dangling link."""
     if isinstance(file, Node):
-        return file.size
-    return file.stat().st_size if file.is_file() else -1
+        assert file.file is not None  # only folders have none
+        return replace(file.file, name=name, place=str(file))
+    size = file.stat().st_size if file.is_file() else -1
+    return StoredFile(name, str(file), size, "", partial(read_local, file))
 
 
 def is_dangling(file: Folder) -> bool:

@@ -21,10 +21,10 @@ from tokenbridge.base.progress import Progress
 from tokenbridge.config import DataConfig, StorageConfig
 from tokenbridge.images import DataError
 from tokenbridge.images.splits import Split
-from tokenbridge.sources.imagefiles import SUFFIXES, THREADS, ClassFiles, ImageFile, make_split
+from tokenbridge.sources.imagefiles import SUFFIXES, THREADS, ClassFiles, make_split
 from tokenbridge.sources.imagenet_classes import names_of
 from tokenbridge.sources.places import TAR, StoredFile, list_files, root_of
-from tokenbridge.sources.tars import MAX_READ, files_of, member_file, member_image, open_tar
+from tokenbridge.sources.tars import MAX_READ, files_of, member_file, open_tar
 
 TRAIN, VALIDATION, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 CHUNK = 2**24  # bytes read at a time for a digest
@@ -97,7 +97,7 @@ def check_digests(archives: dict[str, StoredFile], config: DataConfig, every: fl
 def index_train(archive: StoredFile, every: float) -> ClassFiles:
     """Return the images of each wnid in the archive of training images."""
     with open_tar(archive) as outer:
-        members = [member_file(archive, member) for member in files_of(outer, archive)]
+        members = [member_file(archive, member, member.name) for member in files_of(outer, archive)]
     progress = Progress("read names of ImageNet", len(members), "classes", every)
     classes: ClassFiles = {}
     with ThreadPoolExecutor(THREADS) as pool:
@@ -107,7 +107,7 @@ def index_train(archive: StoredFile, every: float) -> ClassFiles:
     return classes
 
 
-def index_class(tar: StoredFile) -> list[ImageFile]:
+def index_class(tar: StoredFile) -> list[StoredFile]:
     wnid = PurePosixPath(tar.name).stem
     if not tar.name.endswith(TAR):
         raise DataError(f"{tar.place} is not a {TAR}: {TRAIN} holds one <wnid>{TAR} for each class, and nothing else")
@@ -117,13 +117,13 @@ def index_class(tar: StoredFile) -> list[ImageFile]:
     return images
 
 
-def images_of(tar: StoredFile, prefix: str) -> list[ImageFile]:
+def images_of(tar: StoredFile, prefix: str) -> list[StoredFile]:
     with open_tar(tar) as archive:
         images = [
-            member_image(tar, member, prefix + PurePosixPath(member.name).name) for member in files_of(archive, tar)
+            member_file(tar, member, prefix + PurePosixPath(member.name).name) for member in files_of(archive, tar)
         ]
     for image in images:
-        if not image.path.lower().endswith(SUFFIXES):
+        if not image.name.lower().endswith(SUFFIXES):
             raise DataError(f"{image.place} is not an image file ({', '.join(SUFFIXES)}): get the archive again")
     return images
 
@@ -138,13 +138,13 @@ def index_validation(archive: StoredFile, wnids: dict[int, str], truth: list[int
         raise DataError(f"{archive.place} has {len(images):,} images, but {TRUTH} {len(truth):,} lines: get both again")
     classes: ClassFiles = {}
     for image in images:
-        number = re.search(r"_(\d+)\.\w+$", image.path)
+        number = re.search(r"_(\d+)\.\w+$", image.name)
         if number is None or not 1 <= int(number[1]) <= len(truth):
             raise DataError(
                 f"{image.place} is not an ILSVRC2012_val_<number>.JPEG with a line in {TRUTH}: get both again"
             )
         wnid = wnids[truth[int(number[1]) - 1]]
-        classes.setdefault(wnid, []).append(replace(image, path=f"val/{wnid}/{image.path}"))
+        classes.setdefault(wnid, []).append(replace(image, name=f"val/{wnid}/{image.name}"))
     return classes
 
 

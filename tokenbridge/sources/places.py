@@ -26,10 +26,10 @@ TAR = ".tar"
 class StoredFile:
     """A file that was found but is not read yet."""
 
-    name: str  # relative to the folder that was named, so it does not depend on the folder's place
+    name: str  # relative to the source, so it does not depend on the source's place; its hash sets an image's order
     place: str  # for messages
-    size: int  # bytes
-    version: str  # ETag, digest or time of the last change: it changes when the content changes
+    size: int  # bytes; less than 0: an image that is not a regular file
+    version: str  # ETag, digest or time of the last change: it changes when the content changes; "": not known
     read: Callable[[int, int], bytes]  # takes (start, size)
 
 

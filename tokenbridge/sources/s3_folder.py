@@ -27,14 +27,6 @@ class Node:
     def __truediv__(self, name: str) -> "Node":
         return self.children.get(name) or Node(f"{self.place}/{name}", name)
 
-    @property
-    def size(self) -> int:
-        return 0 if self.file is None else self.file.size
-
-    def read_bytes(self) -> bytes:
-        assert self.file is not None
-        return self.file.read(0, self.file.size)
-
 
 def tree_of(place: str, files: list[StoredFile]) -> Node:
     """Build folders from the names of files, and return the root folder."""

@@ -8,7 +8,6 @@ from pathlib import PurePosixPath
 
 from tokenbridge.base.names import stored_name
 from tokenbridge.images import DataError
-from tokenbridge.sources.imagefiles import ImageFile
 from tokenbridge.sources.places import StoredFile, note_hidden
 from tokenbridge.sources.streams import Stream
 
@@ -18,20 +17,14 @@ MAX_END = 2**20  # bytes of zeros at the end that are checked
 MAX_MEMBERS = 1_000_000  # of one archive
 
 
-def member_file(file: StoredFile, member: tarfile.TarInfo) -> StoredFile:
-    """Return a member as a stored file, which is read from its place in the archive."""
-    start = member.offset_data
-
-    def read(position: int, size: int) -> bytes:
-        return file.read(start + position, size)
-
-    return StoredFile(member.name, f"{file.place}: {member.name}", member.size, file.version, read)
+def member_file(file: StoredFile, member: tarfile.TarInfo, name: str) -> StoredFile:
+    """Return a member as a stored file with the given name, which is read from its place in the archive."""
+    read = partial(read_member, file, member.offset_data)  # smaller than a lambda: there are millions
+    return StoredFile(name, f"{file.place}: {member.name}", member.size, file.version, read)
 
 
-def member_image(file: StoredFile, member: tarfile.TarInfo, path: str) -> ImageFile:
-    """Return a member as an image with the given path, which is read from its place in the archive."""
-    place, read = f"{file.place}: {member.name}", partial(file.read, member.offset_data, member.size)
-    return ImageFile(path, place, member.size, read)
+def read_member(file: StoredFile, offset: int, start: int, size: int) -> bytes:
+    return file.read(offset + start, size)
 
 
 @contextmanager

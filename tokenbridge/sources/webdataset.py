@@ -11,17 +11,17 @@ from tokenbridge.base.progress import Progress
 from tokenbridge.config import IMAGENET, DataConfig, StorageConfig
 from tokenbridge.images import DataError
 from tokenbridge.images.splits import Split
-from tokenbridge.sources.imagefiles import SUFFIXES, THREADS, ClassFiles, ImageFile, divide, make_split
+from tokenbridge.sources.imagefiles import SUFFIXES, THREADS, ClassFiles, divide, make_split
 from tokenbridge.sources.imagenet_classes import imagenet_names, names_of
 from tokenbridge.sources.labels import Label, name_classes, number_or_name
 from tokenbridge.sources.places import TAR, StoredFile, list_files, root_of
-from tokenbridge.sources.tars import files_of, member_image, open_tar
+from tokenbridge.sources.tars import files_of, member_file, open_tar
 
 logger = logging.getLogger(__name__)
 
 LABEL_SUFFIXES = (".cls", ".json")  # a text with a class's name or index; an object with a name or index as "label"
 MAX_LABEL_BYTES = 2**20
-Labelled = tuple[ImageFile, Label]
+Labelled = tuple[StoredFile, Label]
 
 
 def load_webdataset(
@@ -95,23 +95,20 @@ def by_class(labelled: list[Labelled], location: str, names: list[str], known: d
 
 
 def index_tar(tar: StoredFile, names: list[str] | None) -> list[Labelled]:
-    images: dict[str, ImageFile] = {}  # by names without the last suffix
+    images: dict[str, StoredFile] = {}  # by names without the last suffix
     labels: dict[str, Label | DataError] = {}
     with open_tar(tar) as archive:
         for member in files_of(archive, tar):
             path = PurePosixPath(member.name)
-            name, suffix, place = (
-                str(path).removesuffix(path.suffix),
-                path.suffix.lower(),
-                f"{tar.place}: {member.name}",
-            )
+            name, suffix = str(path).removesuffix(path.suffix), path.suffix.lower()
+            place = f"{tar.place}: {member.name}"
             found = images if suffix in SUFFIXES else labels
             if suffix not in (*SUFFIXES, *LABEL_SUFFIXES):
                 continue
             if name in found:
                 raise DataError(f"{place} is a second {'image' if found is images else 'label'} of its key: keep one")
             if found is images:
-                images[name] = member_image(tar, member, f"{tar.name.removesuffix(TAR)}/{name}{suffix}")
+                images[name] = member_file(tar, member, f"{tar.name.removesuffix(TAR)}/{name}{suffix}")
             else:
                 content = archive.extractfile(member)
                 assert content is not None  # None only for members that are not files
