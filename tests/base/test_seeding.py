@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenbridge.base.seeding import EpochOrder, derive_seed, generator
+from tokenbridge.base.seeding import EpochOrder, _order, derive_seed, generator
 
 
 def test_streams_are_reproducible_and_apart() -> None:
@@ -34,6 +34,7 @@ def test_batch_size_does_not_change_the_order() -> None:
 
 def test_a_thread_never_meets_an_epoch_without_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, shared = EpochOrder(64, 64, seed=0).indices(1), EpochOrder(64, 64, seed=0)
+    _order.cache_clear()
     shared.indices(0)
     drawing, randperm = Event(), torch.randperm
 

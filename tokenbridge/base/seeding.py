@@ -1,6 +1,7 @@
 """Randomness as a function of names and numbers: no draw depends on what ran before it."""
 
 import hashlib
+from functools import lru_cache
 
 import torch
 
@@ -26,7 +27,6 @@ class EpochOrder:
         if examples < 1:
             raise ValueError("there are no examples to train on: check data/images/manifest.json")
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
-        self._last = -1, torch.empty(0, dtype=torch.long)  # an epoch, and its permutation
 
     def steps(self, epochs: float) -> int:
         """Return the number of steps in ``epochs``, at least one."""
@@ -37,11 +37,10 @@ class EpochOrder:
         positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = positions // self.examples
         span = range(int(epochs[0]), int(epochs[-1]) + 1)
-        return torch.cat([self._order(epoch)[positions[epochs == epoch] % self.examples] for epoch in span])
+        orders = {epoch: _order(self.examples, self.seed, epoch) for epoch in span}
+        return torch.cat([order[positions[epochs == epoch] % self.examples] for epoch, order in orders.items()])
 
-    def _order(self, epoch: int) -> torch.Tensor:
-        last, permutation = self._last  # another thread may replace the pair at any time
-        if epoch != last:
-            permutation = torch.randperm(self.examples, generator=generator(self.seed, "order", epoch))
-            self._last = epoch, permutation
-        return permutation
+
+@lru_cache(maxsize=2)  # several threads may ask for two epochs
+def _order(examples: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(examples, generator=generator(seed, "order", epoch))
