@@ -26,14 +26,12 @@ def locked(path: Path, what: str, *, wait: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        acquired = lock.acquire(timeout=0)
     except Timeout as error:
         held = f"another process is using {what}"
         if not wait:
             raise UserError(f"{held}: repeat this when it has ended") from error
         logger.info(f"{held}: waiting for it to end")
-        lock.acquire()
-    try:
+        acquired = lock.acquire()
+    with acquired:
         yield
-    finally:
-        lock.release()
