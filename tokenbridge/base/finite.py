@@ -20,12 +20,10 @@ def check_finite(what: str, values: Tensor, *modules: nn.Module, inputs: Tensor 
 
 
 def _cause(modules: tuple[nn.Module, ...], inputs: Tensor | None) -> str:
-    weights = {
-        f"{type(each).__name__}'s {name}": tensor for each in modules for name, tensor in each.state_dict().items()
-    }
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            return f"{name} is not finite, so train or import the model again"
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            if not tensor.isfinite().all():
+                return f"{type(module).__name__}'s {name} is not finite, so train or import the model again"
     if inputs is not None and not inputs.isfinite().all():
         return "the latents that were decoded are not finite, so check the quantizer's loc, scale and levels"
     kinds = {str(each.dtype).removeprefix("torch.") for module in modules for each in module.parameters()}
