@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -142,13 +142,9 @@ class Checkpoints:
         # so that warnings.catch_warnings is not safe: the filter is for the whole process, from here on.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         # its collectives run in a thread of their own, at the same time as those of the training
-        self._group: dist.ProcessGroup | None = None
-        if processes.world > 1:
-            group = dist.new_group(backend="gloo", timeout=PATIENCE)
-            assert isinstance(group, dist.ProcessGroup)
-            self._group = group
-        self._saving: Future[Any] | None = None
-        self._unpublished: tuple[StraightWriter, dict[str, Any]] | None = None
+        group = dist.new_group(backend="gloo", timeout=PATIENCE) if processes.world > 1 else None
+        self._group = cast(dist.ProcessGroup | None, group)
+        self._saving: tuple[Future[Any], StraightWriter, dict[str, Any]] | None = None  # of the newest checkpoint
 
     def load(self, state: State) -> dict[str, Any] | None:
         """Fill ``state`` from the newest whole checkpoint. Return its progress, or None if there is no checkpoint.
@@ -194,20 +190,18 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
         self.processes.wait()
-        self._unpublished = writer, json.loads(json.dumps(progress))  # a copy: it may change before it is written
-        tensors = self._own(live_tensors(state))
+        tensors, alone = self._own(live_tensors(state)), self._group is None
         try:
-            alone = self._group is None
             saving = async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=alone)
-            assert isinstance(saving, Future)
-            self._saving = saving
         except FAILURES as error:
-            raise self._failure(error) from error
+            raise self._failure(error, writer.folder) from error
+        copied = json.loads(json.dumps(progress))  # it may change before it is written
+        self._saving = cast(Future[Any], saving), writer, copied
 
     @property
     def writing(self) -> bool:
         """Whether this process is still writing a checkpoint. The next checkpoint would have to wait for it."""
-        return self._saving is not None and not self._saving.done()
+        return self._saving is not None and not self._saving[0].done()
 
     def publish_finished(self) -> None:
         """Publish the checkpoint if it is written. Every process may call this at any time."""
@@ -218,13 +212,13 @@ class Checkpoints:
         """Wait for the checkpoint that is being written, and publish it."""
         if self._saving is None:
             return
-        saving, self._saving = self._saving, None
+        (saving, writer, progress), self._saving = self._saving, None
         try:
             saving.result()
             if self.processes.first:
-                self._publish()
+                self._publish(writer, progress)
         except FAILURES as error:
-            raise self._failure(error) from error
+            raise self._failure(error, writer.folder) from error
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint that is whole."""
@@ -252,19 +246,16 @@ class Checkpoints:
 
         The tensors are contiguous, as safetensors requires.
         """
-        chosen = {
-            name: tensor
+        return {
+            name: tensor.contiguous()
             for number, (name, tensor) in enumerate(tensors.items())
             if isinstance(tensor, DTensor) or number % self.processes.world == self.processes.rank
         }
-        return {name: tensor.contiguous() for name, tensor in chosen.items()}
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{PREFIX}{step:08d}"
 
-    def _publish(self) -> None:
-        assert self._unpublished is not None
-        writer, progress = self._unpublished
+    def _publish(self, writer: StraightWriter, progress: dict[str, Any]) -> None:
         aside = writer.folder
         files = {path.name: path.stat().st_size for path in aside.iterdir()}
         content = {"progress": progress, "files": files, DIGESTS: writer.digests}
@@ -283,10 +274,9 @@ class Checkpoints:
                 landmarks.setdefault(step // self.keep_every, step)
         return {*steps[-self.keep :], *landmarks.values()}
 
-    def _failure(self, error: BaseException) -> UserError:
+    def _failure(self, error: BaseException, aside: Path) -> UserError:
         full = is_full(self.folder, _cause(error))
-        if self._unpublished is not None:
-            shutil.rmtree(self._unpublished[0].folder, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
         if full:
             return DiskFullError(self.folder)
         kept = ", ".join(f"{step:,}" for step in self.steps()) or "none"
