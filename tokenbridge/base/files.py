@@ -116,15 +116,13 @@ def atomic_path(path: Path, private: bool = False) -> Iterator[Path]:
         DiskFullError: instead of what the body raises when the disk is full.
     """
     check_target(path)
-    with _scratch(path) as scratch:
-        target = scratch / path.name
-        with explain_disk_error(path):
-            yield target
-            if private:
-                target.chmod(0o600)
-            else:
-                _take_umask(target)
-            publish(target, path)
+    with _scratch(path) as target:
+        yield target
+        if private:
+            target.chmod(0o600)
+        else:
+            _take_umask(target)
+        publish(target, path)
 
 
 @contextmanager
@@ -132,23 +130,27 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Do the same as ``atomic_path`` for a folder. It replaces everything in ``path``, so never call it with a folder
     that a user may have named: ``new_folder`` is for these.
     """
-    with _scratch(path) as scratch:
-        target = scratch / path.name
-        with explain_disk_error(path):
-            yield target
-            _take_umask(target)
-            publish(target, path, scratch / "replaced")
+    with _scratch(path) as target:
+        yield target
+        _take_umask(target)
+        publish(target, path, replace_folder=True)
 
 
-def publish(new: Path, path: Path, replaced: Path | None = None) -> None:
+def publish(new: Path, path: Path, *, replace_folder: bool = False) -> None:
     """Rename a file or folder to ``path`` when the disk has all of it, so that a power cut leaves no empty files.
 
     Args:
-        replaced: where to move a folder that is at ``path``; None: there is none.
+        replace_folder: move a folder that is at ``path`` aside, into the folder of ``new``. No folder can be renamed
+            over a full one. If the rename fails, the old folder is moved back.
     """
     flush(new, *(each for each in new.rglob("*") if each.is_file() or each.is_dir()))
-    if replaced and path.is_dir() and not path.is_symlink():
-        _exchange(new, path, replaced)
+    if replace_folder and path.is_dir() and not path.is_symlink():
+        aside = path.rename(new.with_name(".replaced"))
+        try:
+            new.rename(path)
+        except OSError:
+            aside.rename(path)
+            raise
     else:
         new.replace(path)
     flush(path.parent)
@@ -169,11 +171,12 @@ def flush(*paths: Path) -> None:
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """Make a temporary folder beside ``path``, and remove it at the end."""
+    """Yield a path with the name of ``path`` in a temporary folder beside it. Remove the folder at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=SCRATCH, dir=path.parent))
     try:
-        yield scratch
+        with explain_disk_error(path):
+            yield scratch / path.name
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -205,16 +208,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} is there already: remove it, or name another folder")
     with atomic_folder(path) as target:
         yield target
-
-
-def _exchange(new: Path, old: Path, aside: Path) -> None:
-    """Move the old folder aside, because no folder can be renamed over a full one. Move it back if the rename fails."""
-    old.rename(aside)
-    try:
-        new.rename(old)
-    except OSError:
-        aside.rename(old)
-        raise
 
 
 def atomic_write_text(path: Path, text: str) -> None:
