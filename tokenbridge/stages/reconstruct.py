@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch.utils.data import Dataset
 
 from tokenbridge.base.arrays import shard_name, write_shard
 from tokenbridge.base.device import autocast, resolve_precision
@@ -16,7 +15,7 @@ from tokenbridge.base.files import write_csv, write_json
 from tokenbridge.base.image_grid import image_grid
 from tokenbridge.base.progress import Progress
 from tokenbridge.config import CODEBOOK_FAMILIES, LEVEL_FAMILIES, SECOND_MOMENTS, QuantizerConfig, ReconstructConfig
-from tokenbridge.evaluation.features import ImageTensorDataset, ShardImageDataset
+from tokenbridge.evaluation.features import Images, ShardImageDataset
 from tokenbridge.evaluation.inception import Statistics
 from tokenbridge.evaluation.metrics import distance, statistics
 from tokenbridge.evaluation.networks import given_networks, lite0
@@ -134,6 +133,8 @@ class Measure:
         config = context.config.evaluate
         self.networks = [lite0(config, resolve_precision(config.precision, context.device)), *given_networks(config)]
         self.shards = {split: ImageShards(context.root / "data/images", split) for split in (TEST, VALIDATION)}
+        count = context.config.reconstruct.images
+        self.chosen = {split: balanced_subset(images.labels, count) for split, images in self.shards.items()}
         sets = (variants + 5) * len(self.networks)
         self.progress = Progress("reconstruct", sets, "sets", context.config.launcher.log_seconds)
 
@@ -141,7 +142,7 @@ class Measure:
         self, split: str, quantizers: Mapping[str, Quantizer]
     ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
         """Return title -> metrics of each set of reconstructions, and title -> images of it for the picture."""
-        images, chosen = self.shards[split], self._chosen(split)
+        images, chosen = self.shards[split], self.chosen[split]
         pictured = balanced_subset(images.labels[chosen], PICTURED)
         originals = self._on_disk(ORIGINAL, (images.take(each)[0] for each in self._batches(chosen)), len(chosen))
         references = self._statistics(ShardImageDataset(images))
@@ -158,24 +159,17 @@ class Measure:
 
     def protocol(self) -> dict[str, Any]:
         """Return the protocol of the final figures, with the references and the balance of both splits."""
-        labels, config = {split: self._labels(split) for split in (TEST, VALIDATION)}, self.context.config
+        labels = {split: images.labels[self.chosen[split]] for split, images in self.shards.items()}
+        config = self.context.config
         facts = {"seed": config.seed, "batch_size": config.launcher.batch_size}
         validation = balance(labels[VALIDATION], len(self.shards[VALIDATION].label_names))
         return protocol(labels[TEST], self.shards, self.networks, **facts, **{VALIDATION: validation})
 
-    def _labels(self, split: str) -> np.ndarray:
-        return self.shards[split].labels[self._chosen(split)]
-
-    def _chosen(self, split: str) -> np.ndarray:
-        """Return the rows of the images that are reconstructed."""
-        return balanced_subset(self.shards[split].labels, self.context.config.reconstruct.images)
-
-    def _statistics(self, images: Dataset[torch.Tensor] | np.ndarray) -> dict[str, Statistics]:
+    def _statistics(self, images: Images) -> dict[str, Statistics]:
         """Return name of a distance -> statistics of the images."""
         found = {}
         for network in self.networks:
-            dataset = ImageTensorDataset(images) if isinstance(images, np.ndarray) else images
-            found[network.distance] = statistics(network.extract(dataset), network.layer)
+            found[network.distance] = statistics(network.extract(images), network.layer)
             self.progress.advance(1)
         return found
 
