@@ -82,7 +82,8 @@ def stage_run(name: str) -> Iterator[StageRun]:
     their last log lines. In each case the run is recorded as failed and the work folder is kept.
     """
     with program(name, MISTAKE_CODE):
-        dvc = _dvc_above()
+        # the parent, or an ancestor beyond the shell that dvc uses
+        dvc = next((process for process in psutil.Process().parents() if is_dvc(process)), None)
         end_with(signal.SIGTERM, *([dvc.pid] if dvc else []))
         with explain_disk_error(Path.cwd() / WORK / name), _tracked_run(name, Path.cwd(), dvc) as run:
             yield run
@@ -98,7 +99,8 @@ def _tracked_run(name: str, root: Path, dvc: psutil.Process | None) -> Iterator[
     work = root / WORK / name / spec.key
     pipeline = os.environ.get(PARENT_VARIABLE)
     checkout = checkout_of(root)  # records outlive the temporary folder of an experiment
-    with _sync(checkout, pipeline), locked(Path(f"{work}.lock"), str(work)):
+    sends = pipeline is None  # else the pipeline's wrapper sends the runs of all its stages to MLflow
+    with LiveSync(checkout) if sends else nullcontext(), locked(Path(f"{work}.lock"), str(work)):
         work.mkdir(exist_ok=True)
         with _tracker(spec, checkout, work, pipeline) as tracker:
             if checkout != root:
@@ -122,16 +124,6 @@ def only_pipeline(root: Path) -> AbstractContextManager[None]:
     A process that reads these files for longer must take the lock too.
     """
     return locked(root / WORK / "pipeline.lock", f"the pipeline in {root}")
-
-
-def _dvc_above() -> psutil.Process | None:
-    """Return the dvc process that started this one: the parent, or an ancestor beyond the shell that dvc uses."""
-    return next((process for process in psutil.Process().parents() if is_dvc(process)), None)
-
-
-def _sync(root: Path, pipeline: str | None) -> AbstractContextManager[object]:
-    """Send the run to MLflow, unless the pipeline's wrapper does it for all its stages."""
-    return LiveSync(root) if pipeline is None else nullcontext()
 
 
 def _tracker(spec: StageSpec, root: Path, work: Path, pipeline: str | None) -> Tracker:
