@@ -43,9 +43,8 @@ def main(name: str) -> None:
     with stage_run(f"evaluate@{name}") as run:
         _check(run.config, {split: len(images) for split, images in _shards(run.root, name).items()})
         compute(run, work)
-        for file in ("confusion.csv", "class_accuracy.csv"):
+        for file in ("confusion.csv", "class_accuracy.csv", "nearest.png"):
             run.publish(run.work / file, f"reports/evaluate/{name}/{file}")
-        run.publish(run.work / "nearest.png", f"reports/evaluate/{name}/nearest.png")
         run.publish(run.work / "metrics.json", f"reports/evaluate/{name}.json")
 
 

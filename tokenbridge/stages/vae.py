@@ -63,7 +63,6 @@ def _take(context: StageContext, folder: Path) -> None:
             f"{context.config.vae.dimensions}: set vae.dimensions to the folder's"
         )
     vae.save_pretrained(context.work / "vae")
-    atomic_write_text(
-        context.work / "loss.csv", "step,images,reconstruction_loss\n"
-    )  # DVC requires the file; it is empty because nothing was trained
+    # DVC requires the file; it is empty because nothing was trained
+    atomic_write_text(context.work / "loss.csv", f"step,images,{LOSS}\n")
     write_json(context.work / "metrics.json", {})
