@@ -75,23 +75,17 @@ def build_parser() -> argparse.ArgumentParser:
     reproduce.set_defaults(command=_reproduce)
 
     sample = commands.add_parser("sample", help="generate a picture from a trained model")
-    sample.add_argument("--model", type=here, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
     sample.add_argument("--class", dest="classes", action="append", help="name or index; repeat for more; none: all")
-    sample.add_argument("--count", type=number(Integer), default=16, help="images of each class (%(default)s)")
-    sample.add_argument("--out", type=here, default="samples.png", help="PNG, JPEG or WebP (%(default)s)")
-    _add_sampling(sample)
+    _add_drawing(sample, 16, "images of each class", "samples.png")
     sample.set_defaults(command=_sample)
 
     edit = commands.add_parser("edit", help="draw part of a picture again, or change its class")
-    edit.add_argument("--model", type=here, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
     edit.add_argument("--image", dest="images", type=here, action="append", required=True, help="repeat for more")
     kept = edit.add_mutually_exclusive_group(required=True)
     kept.add_argument("--mask", dest="keep", type=here, help="picture that is white where the image is drawn again")
     kept.add_argument("--keep", metavar="SIDE", help="keep the left, right, top or bottom half")
     edit.add_argument("--class", dest="label", required=True, help="name or index; may differ from the image's own")
-    edit.add_argument("--count", type=number(Integer), default=4, help="edits of each image (%(default)s)")
-    edit.add_argument("--out", type=here, default="edits.png", help="PNG, JPEG or WebP (%(default)s)")
-    _add_sampling(edit)
+    _add_drawing(edit, 4, "edits of each image", "edits.png")
     edit.set_defaults(command=_edit)
 
     _add_import(commands.add_parser("import", help="make a folder of ours from released weights"))
@@ -115,8 +109,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the fields of SamplingSettings, which holds their defaults; fields that are not given stay unset."""
+def _add_drawing(parser: argparse.ArgumentParser, count: int, counted: str, out: str) -> None:
+    """Add the model, what to draw, and the fields of SamplingSettings.
+
+    SamplingSettings holds the defaults of its fields; fields that are not given stay unset.
+    """
+    parser.add_argument("--model", type=here, default=Path("models/tiny"), help="pipeline folder (%(default)s)")
+    parser.add_argument("--count", type=number(Integer), default=count, help=f"{counted} (%(default)s)")
+    parser.add_argument("--out", type=here, default=out, help="PNG, JPEG or WebP (%(default)s)")
     parser.add_argument("--seed", type=number(Integer), default=0)
     group = parser.add_argument_group("sampling", argument_default=argparse.SUPPRESS)
     group.add_argument(
