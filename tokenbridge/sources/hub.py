@@ -54,7 +54,7 @@ def answer_of(error: HfHubHTTPError, address: str) -> str:
     return f"{address}: the Hub answers with an error ({error}): try again later"
 
 
-def hub_files(address: str) -> Iterator[StoredFile]:
+def hub_files(address: str) -> list[StoredFile]:
     """Return every file below ``hf://datasets/owner/name[@revision][/folder]``.
 
     A file's version is its digest by Git or LFS. All files are of the commit that the revision names now, so a later
@@ -69,8 +69,7 @@ def hub_files(address: str) -> Iterator[StoredFile]:
         base = f"{place.repo_type}s/{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
         listed = system.find(base, detail=True)
         assert isinstance(listed, dict)  # path -> details
-        files = [stored_file(system, base, path, about) for path, about in listed.items()]
-    return iter(files)
+        return [stored_file(system, base, path, about) for path, about in listed.items()]
 
 
 def stored_file(system: HfFileSystem, base: str, path: str, about: dict[str, Any]) -> StoredFile:

@@ -3,7 +3,7 @@
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -74,7 +74,7 @@ def note_hidden(place: str, count: int) -> None:
         logger.info(f"{printable(place)}: {count:,} hidden files or folders are skipped")
 
 
-def files_below(base: str, storage: StorageConfig) -> Iterator[StoredFile]:
+def files_below(base: str, storage: StorageConfig) -> Iterable[StoredFile]:
     if base.startswith(REMOTE):
         return remote_files(base, storage)
     if base.startswith(HUB):
