@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Sequence
-from io import BufferedIOBase, BufferedReader
+from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -119,15 +119,12 @@ def decompress(packed: Path, target: Path) -> None:
     Raises:
         MirrorError: if it has more than MAX_BYTES.
     """
-    with packed.open("rb") as raw, target.open("wb") as out, unpacked(raw) as stream:
+    with packed.open("rb") as raw, target.open("wb") as out:
+        stream: BufferedIOBase = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == GZIP_MAGIC else raw
         while chunk := stream.read(CHUNK):
             out.write(chunk)
             if out.tell() > MAX_BYTES:
                 raise MirrorError(f"{packed} holds more than {MAX_BYTES:,} bytes: delete it and get it again")
-
-
-def unpacked(raw: BufferedReader) -> BufferedIOBase:
-    return gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == GZIP_MAGIC else raw
 
 
 def download(base: str, files: list[str], timeout: float, scratch: Path) -> Path:
