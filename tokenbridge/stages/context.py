@@ -164,7 +164,10 @@ def _send(line: str, work: Path, tracker: MetricSink) -> None:
         record = json.loads(line)
     except ValueError:  # a line that a kill cut short
         return
-    kind = record.pop("type")
-    if kind == "artifact":
-        record["path"] = work / record["path"]
-    getattr(tracker, kind)(**record)
+    match record.pop("type"):
+        case "metrics":
+            tracker.metrics(**record)
+        case "tags":
+            tracker.tags(**record)
+        case "artifact":
+            tracker.artifact(work / record["path"], record["folder"])
