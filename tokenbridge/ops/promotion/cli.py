@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 
 from tokenbridge.base.imports import quick_imports
 from tokenbridge.config.project import find_project
@@ -10,27 +9,18 @@ from tokenbridge.config.project import find_project
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the three commands to the parser of ``tokenbridge``."""
-    promote = _add(commands, "promote", "make a registered version the champion, if it is not worse", _promote)
+    promote = commands.add_parser("promote", help="make a registered version the champion, if it is not worse")
+    evaluate = commands.add_parser("evaluate", help="measure a registered version, with any sampling settings")
+    rollback = commands.add_parser("rollback", help="bring the champion before this one back")
+    for parser, command in ((promote, _promote), (evaluate, _evaluate), (rollback, _rollback)):
+        parser.add_argument("model", help="its key in params.yaml, such as tiny")
+        parser.set_defaults(command=command)
     promote.add_argument("--dry-run", action="store_true", help="say what would happen, and change nothing")
-    evaluate = _add(commands, "evaluate", "measure a registered version, with any sampling settings", _evaluate)
     for parser, example in ((promote, "promotion.seconds=600"), (evaluate, "generate.guidance_scale=3")):
         parser.add_argument("--version", type=int, help="default: the newest")
         text = f"for this once, such as {example}; repeat for more"
         parser.add_argument("--set", dest="changes", action="append", default=[], metavar="SETTING=VALUE", help=text)
-    rollback = _add(commands, "rollback", "bring the champion before this one back", _rollback)
     rollback.add_argument("--veto", metavar="WHO_AND_WHY", help="tag the one that steps down, lest it comes back")
-
-
-def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    text: str,
-    command: Callable[[argparse.Namespace], None],
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text)
-    parser.add_argument("model", help="its key in params.yaml, such as tiny")
-    parser.set_defaults(command=command)
-    return parser
 
 
 def _evaluate(options: argparse.Namespace) -> None:
