@@ -1,12 +1,12 @@
 """``tokenbridge promote`` and ``tokenbridge rollback``: decide, move the aliases, and record why."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from tokenbridge.base.files import atomic_write_text
+from tokenbridge.base.locks import locked
 from tokenbridge.config.params import flatten, load_params
 from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.registry import CHAMPION, PREVIOUS, VETO, open_registry
@@ -102,11 +102,10 @@ def rollback(root: Path, model: str, veto: str | None = None) -> str:
         return done
 
 
-def _alone(root: Path) -> FileLock:
+def _alone(root: Path) -> AbstractContextManager[None]:
     """Allow one promotion at a time: two would measure the same versions twice, and distort each other's timings."""
     folder = root / WORK / "promotion"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / "lock")
+    return locked(folder / "lock", str(folder))
 
 
 def _record(tracker: Tracker, decision: Decision, folder: Path) -> None:
