@@ -7,6 +7,8 @@ digests.
 
 from collections.abc import Mapping
 
+import networkx as nx
+
 from tokenbridge.infra.dvc import LockedStage, is_code
 
 
@@ -30,11 +32,8 @@ def belong_together(lock: Mapping[str, LockedStage], stage: str, origin: str) ->
 def stages_behind(lock: Mapping[str, LockedStage], stage: str, origin: str | None = None) -> list[str]:
     """Return ``stage`` and all stages before it, in the order of the file, without going past ``origin``."""
     maker = {path: name for name, record in lock.items() for path in record.outs}
-    found: set[str] = set()
-    waiting = [stage]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += [maker[path] for path in lock[name].deps if path in maker and name != origin]
+    needs = [(name, maker[path]) for name in lock.keys() - {origin} for path in lock[name].deps if path in maker]
+    graph = nx.DiGraph(needs)
+    graph.add_node(stage)
+    found = {stage, *nx.descendants(graph, stage)}
     return [name for name in lock if name in found]
