@@ -10,8 +10,8 @@ independent samples of 128 features (80 simulated pairs of equal models). KID's 
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,7 +139,9 @@ def compare(
     """
     started, samples = time.monotonic(), len(candidate.features)
     counts, frechet = [torch.ones(samples, dtype=torch.long)], []
-    with _one_thread():
+    with ExitStack() as afterwards:
+        afterwards.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # eigenvalues gain little from a second, and lose much if a process uses its core
         distance = FrechetDistance(reference)
         new, old = distance.of(candidate.features), distance.of(champion.features)
         frechet.append(new(counts[0]) - old(counts[0]))
@@ -154,17 +156,6 @@ def compare(
     accuracy = weights @ torch.from_numpy(candidate.correct.astype(float) - champion.correct) / samples
     values = {"fd": np.array(frechet), "kid": kid.numpy(), "class_accuracy": accuracy.numpy()}
     return {kind: Difference.of(found, limits.confidence) for kind, found in values.items()}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread: eigenvalues gain little from a second one, and lose much if another process uses its core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def resample_counts(samples: int, number: int) -> Tensor:
