@@ -48,8 +48,6 @@ def failure_alert(webhook: UUID) -> Automation:
             expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
             match=FLOW_RUNS,
             posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
         ),
         actions=[CallWebhook(block_document_id=webhook, payload=MESSAGE)],
     )
@@ -66,7 +64,6 @@ def crash_detection(silence: float) -> Automation:
             match=FLOW_RUNS,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
-            threshold=1,
             within=timedelta(seconds=silence),
         ),
         actions=[ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=VANISHED, force=False)],

@@ -61,7 +61,6 @@ def training_slot(gpu_group: str) -> Iterator[None]:
     with (
         concurrency(
             name,
-            occupy=1,
             lease_duration=LEASE_SECONDS,
             strict=True,
             raise_on_lease_renewal_failure=False,  # a server that was away may have forgotten it, and training goes on
