@@ -13,7 +13,7 @@ from tokenbridge.cli import main
 from tokenbridge.images.shards import ImageShards
 from tokenbridge.infra.dvc import locked_outs
 from tokenbridge.infra.git import git
-from tokenbridge.infra.tracking.registry import Registry, Version
+from tokenbridge.infra.tracking.registry import MODEL_ID, Registry, Version
 from tokenbridge.infra.tracking.store import connect
 from tokenbridge.ops.runs.search import SampledDistance
 
@@ -133,7 +133,7 @@ def test_the_model_is_a_version_under_the_pipelines_run(project: Project) -> Non
     run = project.runs("register@tiny")[-1]
     assert run.data.tags["mlflow.parentRunId"] in {parent.info.run_id for parent in project.runs("pipeline")}
     assert {"README.md", "samples.png", "tiny.json"} <= set(project.artifacts(run))
-    model = connect(project.root).client.get_logged_model(version.model_id)
+    model = connect(project.root).client.get_logged_model(version.tags[MODEL_ID])
     assert model.source_run_id in {training.info.run_id for training in project.runs("train@tiny")}  # logged once
 
 

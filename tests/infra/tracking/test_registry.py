@@ -13,6 +13,7 @@ from tokenbridge.infra.tracking.registry import (
     EVALUATION,
     LONGEST_DESCRIPTION,
     METRIC,
+    MODEL_ID,
     Registry,
     RegistryError,
     Version,
@@ -65,7 +66,7 @@ def test_an_evaluated_model_becomes_one_version_even_if_it_is_sent_twice(
     (model,) = store.client.search_logged_models([store.experiment])  # that of the training
     registry = Registry(store)
     (version,) = registry.versions(NAME)
-    assert (version.number, version.model_id) == (1, model.model_id)
+    assert (version.number, version.tags[MODEL_ID]) == (1, model.model_id)
     assert tags_of(pipeline_folder, "first", 6.5).items() <= version.tags.items()
     assert [(metric.key, metric.value) for metric in model.metrics] == [("fd", 6.5)]
     assert store.client.get_model_version(NAME, "1").description == "card"

@@ -15,7 +15,7 @@ from tests.support.checkout import CHECKOUT
 from tests.support.patience import PATIENCE
 from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.pending import Spool, find_spools
-from tokenbridge.infra.tracking.registry import Registry
+from tokenbridge.infra.tracking.registry import MODEL_ID, Registry
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.infra.tracking.store import Store, connect, page_of
 from tokenbridge.infra.tracking.sync import main, sync_all
@@ -362,7 +362,7 @@ def test_a_spool_of_version_0_1_is_delivered(root: Path, store: Store) -> None:
     assert (train.info.status, train.data.tags["resumed_from"]) == ("KILLED", "earlier")
     assert history(store, train, "loss") == [(1, 2.5)]
     version = Registry(store).version("tokenbridge-fashion_mnist-tiny")
-    assert f"models:/{version.model_id}" == fetch.data.tags["model.tokenbridge-tiny"]
+    assert f"models:/{version.tags[MODEL_ID]}" == fetch.data.tags["model.tokenbridge-tiny"]
     assert version.tags["metric.fd"] == "5.29"
 
 

@@ -15,7 +15,7 @@ from tests.ops.promotion.conftest import NAME, Project, small
 from tokenbridge.base.files import write_json
 from tokenbridge.infra.dvc import md5_as_dvc, read_stages
 from tokenbridge.infra.tracking.pending import find_spools
-from tokenbridge.infra.tracking.registry import EVALUATION
+from tokenbridge.infra.tracking.registry import EVALUATION, MODEL_ID
 from tokenbridge.infra.tracking.sync import sync_all
 from tokenbridge.ops.promotion.registration import register_models, registered_name
 
@@ -69,7 +69,7 @@ def test_a_version_tells_where_it_comes_from_and_its_newest_evaluation(evaluated
     description = evaluated.store.client.get_model_version(NAME, "1").description
     assert description.startswith("# TokenBridge `tiny`, trained on shapes")
     assert "artifact `samples.png` of the run that registered it" in description
-    model = evaluated.store.client.get_logged_model(version.model_id)
+    model = evaluated.store.client.get_logged_model(version.tags[MODEL_ID])
     assert {metric.key: metric.value for metric in model.metrics}["class_accuracy"] == 0.5
 
     register_models(evaluated.root, ["tiny"], "no-parent")  # the same again

@@ -49,17 +49,9 @@ class Version:
     @property
     def md5(self) -> str:
         """The digest of the version's pipeline folder, as in dvc.lock."""
-        return self._tag(MODEL_MD5)
-
-    @property
-    def model_id(self) -> str:
-        """MLflow's id of the logged model whose files the version has."""
-        return self._tag(MODEL_ID)
-
-    def _tag(self, key: str) -> str:
-        if key not in self.tags:
-            raise RegistryError(f"{self} has no tag {key}: only versions that the pipeline registered will do")
-        return self.tags[key]
+        if MODEL_MD5 not in self.tags:
+            raise RegistryError(f"{self} has no tag {MODEL_MD5}: only versions that the pipeline registered will do")
+        return self.tags[MODEL_MD5]
 
     def __str__(self) -> str:
         return f"{self.name} version {self.number}"
@@ -136,7 +128,7 @@ class Registry:
         """
         if folder.exists():
             return
-        uri = f"{self.client.get_logged_model(version.model_id).artifact_location}/artifacts"
+        uri = f"{self.client.get_model_version_download_uri(version.name, str(version.number))}/artifacts"
         with atomic_folder(folder) as target, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             (came,) = Path(download_artifacts(uri, dst_path=scratch, tracking_uri=self.store.uri)).iterdir()
             if md5_as_dvc(came) != version.md5:
