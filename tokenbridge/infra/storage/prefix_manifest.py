@@ -1,7 +1,6 @@
 """The manifest of an uploaded folder: paths, sizes and digests, in one object that is written last."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,9 +9,9 @@ from pydantic import AfterValidator, ConfigDict, NonNegativeInt, StringConstrain
 from pydantic.dataclasses import dataclass
 
 from tokenbridge.base.files import sha256_file
+from tokenbridge.base.threads import in_threads
 from tokenbridge.infra.storage import StorageError
 from tokenbridge.infra.storage.bucket import is_plain
-from tokenbridge.infra.storage.client import THREADS
 
 MANIFEST = "_manifest.json"  # not manifest.json: folders of images and moments have a file of that name
 STRICT = ConfigDict(strict=True, extra="forbid")
@@ -53,9 +52,8 @@ def scan(folder: Path) -> list[Entry]:
     for path in files:
         if not is_plain(path) or path == MANIFEST:
             raise StorageError(f"{folder / path!r} cannot be stored under that name: rename it")
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = pool.map(sha256_file, files.values())
-        entries = [Entry(path, files[path].stat().st_size, digest) for path, digest in zip(files, digests, strict=True)]
+    digests = in_threads(sha256_file, files.values())
+    entries = [Entry(path, files[path].stat().st_size, digest) for path, digest in zip(files, digests, strict=True)]
     return sorted(entries, key=lambda entry: entry.path)
 
 
