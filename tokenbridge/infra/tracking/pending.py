@@ -1,6 +1,5 @@
 """Spools as the syncer sees them: which have news, their events, and how much of each was sent."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -10,11 +9,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
-from tokenbridge.base.files import read_json, write_json
+from tokenbridge.base.files import parse_json, read_json, write_json
 from tokenbridge.infra.tracking import say
 from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
 
-UNREADABLE = (OSError, ValueError, RecursionError)  # what a missing or damaged file of JSON raises
+UNREADABLE = (OSError, ValueError)  # what a missing or damaged file of JSON raises
 DAMAGED = "damaged"  # folder for spools that cannot be sent; type of an event that cannot be read
 
 
@@ -100,9 +99,8 @@ class Spool:
             say(f"the record of run {self.id} is damaged, and cannot be sent: it is in {aside}")
             return True
         try:
-            self._read_state()
-        except FileNotFoundError:
-            return False
+            if self.state_path.exists():
+                self._read_state()
         except UNREADABLE:
             aside = self.state_path.with_name(f"{self.state_path.name}.{DAMAGED}")
             self.state_path.replace(aside)
@@ -146,8 +144,8 @@ class Spool:
 
 
 def _event(line: bytes) -> dict[str, Any]:
-    with suppress(*UNREADABLE):
-        event = json.loads(line)
+    with suppress(ValueError):
+        event = parse_json(line)
         if isinstance(event, dict) and isinstance(event.get("type"), str):
             return event
     return {"type": DAMAGED, "line": line.decode(errors="replace")[:200]}
