@@ -39,7 +39,6 @@ from tokenbridge.config.params import PARAMS_FILE
 
 logger = logging.getLogger(__name__)
 
-CODE = "tokenbridge/"  # prefix of the paths of code among a stage's dependencies
 RAN, SKIPPED, CACHED, FAILED = "ran", "skipped", "cached", "failed"
 BRING_BACK = "resolve the conflict, or bring the file back with `git checkout`"
 OUTCOMES = {
@@ -165,16 +164,14 @@ def _spec(stage: Any, graph: Any, locked: dict[str, str], values: dict[str, Any]
 
 def _stale(repo: Repo) -> list[str]:
     graph = repo.index.graph
-    order = list(nx.dfs_postorder_nodes(graph))
     status = repo.status()
-    changed = {stage for stage in order if stage.addressing in status}
-    return [stage.name for stage in order if changed & {stage, *nx.descendants(graph, stage)}]
+    changed = {stage for stage in graph if stage.addressing in status}
+    return [stage.name for stage in nx.dfs_postorder_nodes(graph) if changed & {stage, *nx.descendants(graph, stage)}]
 
 
 def read_outcome(line: str) -> dict[str, str]:
     """Return {stage: outcome} if dvc's line reports one, else {}."""
-    matches = {outcome: re.match(pattern, line) for pattern, outcome in OUTCOMES.items()}
-    return {match[1]: outcome for outcome, match in matches.items() if match}
+    return {found[1]: outcome for pattern, outcome in OUTCOMES.items() if (found := re.match(pattern, line))}
 
 
 def read_lock(root: Path) -> dict[str, LockedStage]:
@@ -203,7 +200,7 @@ def locked_outs(root: Path) -> dict[str, str]:
 
 def is_code(dependency: str) -> bool:
     """Return whether a dependency's path is a module or a package, not data."""
-    return dependency.startswith(CODE)
+    return dependency.startswith("tokenbridge/")
 
 
 def md5_as_dvc(path: Path) -> str:
