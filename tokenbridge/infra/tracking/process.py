@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pkgutil import resolve_name
-from types import TracebackType
 from typing import Any, Self
 
 from tokenbridge.base.console import log_to_console
@@ -58,7 +57,7 @@ class MLflowProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the process after its present call. A second call does nothing."""
         self._thread.shutdown()
         self._process.terminate()
