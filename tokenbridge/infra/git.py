@@ -18,15 +18,12 @@ SECRETS = (  # names of files that may hold secrets
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx"),
 )
 PRIVATE_KEY = b"PRIVATE KEY-----"
+STAGED = ("diff-index", "--cached", "-M")  # lists the changes of the index; ignores how a user likes to see them
 # what a user's own configuration or an outer git command must not change
 NEUTRAL = {
-    "color.diff": "false",
     "core.fsmonitor": "false",
     "core.hooksPath": os.devnull,
     "core.safecrlf": "false",
-    "diff.context": "3",
-    "diff.mnemonicPrefix": "false",
-    "diff.noprefix": "false",
     "diff.orderFile": os.devnull,
     "status.showUntrackedFiles": "normal",
 }
@@ -89,13 +86,13 @@ def git_tags(root: Path) -> dict[str, str]:
 def uncommitted(root: Path) -> Changes:
     """Return the changes since the last commit, except in files that the runs write. The index stays as it is."""
     unknown = git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
-    staged = git(root, "diff", "--cached", "--name-only", "--relative", "--diff-filter=A", "-z", "HEAD").split("\0")
+    staged = git(root, *STAGED, "--name-only", "--relative", "--diff-filter=A", "-z", "HEAD").split("\0")
     left_out = [name for name in sorted({*unknown, *staged} - {""}) if _stays_private(root / name)]
     with tempfile.TemporaryDirectory() as scratch:
         index = Path(scratch) / "index"
         _git(root, "read-tree", "HEAD", index=index)
         _git(root, "add", "--all", "--", ".", *_excluded((*GENERATED, *left_out)), index=index)
-        patch = _git(root, "diff", "--cached", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", index=index)
+        patch = _git(root, *STAGED, "--binary", "HEAD", index=index)
         return Changes(patch, left_out)
 
 
