@@ -63,19 +63,11 @@ def absolute_gates(
 def relative_gates(config: PromotionConfig, found: Mapping[str, Difference], slowdown: float) -> list[Gate]:
     """Return the gates against the champion; the worse end of each interval counts."""
     frechet, accuracy = found["fd"], found["class_accuracy"]
+    grown = f"Fréchet distance minus the champion's is {_interval(frechet, config)}, so it may have grown by"
+    fallen = f"class accuracy minus the champion's is {_interval(accuracy, config)}, so it may have fallen by"
     return [
-        at_most(
-            "fd_increase",
-            frechet.high,
-            config.max_fd_increase,
-            f"Fréchet distance minus the champion's is {_interval(frechet, config)}, so it may have grown by",
-        ),
-        at_most(
-            "class_accuracy_decrease",
-            -accuracy.low,
-            config.max_class_accuracy_decrease,
-            f"class accuracy minus the champion's is {_interval(accuracy, config)}, so it may have fallen by",
-        ),
+        at_most("fd_increase", frechet.high, config.max_fd_increase, grown),
+        at_most("class_accuracy_decrease", -accuracy.low, config.max_class_accuracy_decrease, fallen),
         at_most("slowdown", slowdown, config.max_slowdown, "time per image over the champion's is"),
     ]
 
