@@ -5,9 +5,7 @@ from pathlib import Path
 
 from tokenbridge.config.launcher import SLURM, LauncherConfig
 from tokenbridge.infra.launching import local, slurm
-from tokenbridge.infra.launching.work import LaunchError, Output, ParallelWork
-
-__all__ = ["LaunchError", "launch"]
+from tokenbridge.infra.launching.work import Output, ParallelWork
 
 WORKER = "tokenbridge.stages.worker"
 
