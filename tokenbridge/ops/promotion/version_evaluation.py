@@ -10,8 +10,6 @@ from tokenbridge.ops.promotion.measurement import Bench, Measurement, settings_f
 from tokenbridge.ops.promotion.registration import registered_name
 from tokenbridge.stages.runtime import only_pipeline
 
-STAGE = "evaluation"
-
 
 def evaluate_version(
     root: Path, model: str, number: int | None = None, changes: Sequence[str] = ()
@@ -32,7 +30,7 @@ def evaluate_version(
         bench = Bench(root, config, registry, model)
         bench.load(version)  # raises if it cannot be compared
         measured = bench.measure(version)
-        with LiveSync(root), Tracker.open(STAGE, version.md5, root, system_interval=0) as tracker:
+        with LiveSync(root), Tracker.open("evaluation", version.md5, root, system_interval=0) as tracker:
             tracker.tags({"model": version.name, "version": str(version.number)})
             tracker.params(bench.settings_record() | {"protocol": measured.protocol})
             tracker.metrics(measured.metrics)
