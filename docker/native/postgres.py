@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from native.settings import DOCKER, LOOPBACK, Settings
+from native.settings import LOOPBACK, Settings
 from tokenbridge.base.errors import UserError
 
 DEBIAN = Path("/usr/lib/postgresql")  # one folder for each major version
@@ -65,11 +65,6 @@ def make_cluster(settings: Settings) -> None:
         words = shlex.split(settings["POSTGRES_INITDB_ARGS"])
         run(settings, "initdb", "--pgdata", str(aside), *role, *words, **account())
     aside.rename(folder)
-
-
-def make_databases(settings: Settings) -> None:
-    """Create the databases that are missing, by the script that Docker's image runs too."""
-    run(settings, "sh", str(DOCKER / "databases.sh"))
 
 
 def run(settings: Settings, *command: str, **more: Any) -> str:

@@ -9,7 +9,7 @@ from http.client import HTTPException
 from urllib.request import urlopen
 
 from native import postgres, processes
-from native.settings import Settings
+from native.settings import DOCKER, Settings
 from tokenbridge.base.at_end import at_end
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import read_json, write_json
@@ -79,7 +79,7 @@ class Team:
                 raise UserError(f"{name}: {state} after {clock(waited)}\n{tail}{remedy}")
             time.sleep(POLL)
         if name == "postgres":
-            postgres.make_databases(self.settings)
+            postgres.run(self.settings, "sh", str(DOCKER / "databases.sh"))  # makes those that are missing
         print(f"{name}: healthy after {time.monotonic() - began:.0f} s", flush=True)
 
     def down(self) -> None:
