@@ -10,7 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from tests.support.small_model import LAUNCHER
 from tokenbridge.infra.launching.failure import first_failure, note_failure
-from tokenbridge.infra.launching.work import Ending, LaunchError, Output, ParallelWork
+from tokenbridge.infra.launching.work import JobState, LaunchError, Output, ParallelWork
 
 NOW = 1_700_000_000.5
 
@@ -37,7 +37,7 @@ def message(folder: Path) -> str:
     for line in ("[rank 1] step 3", "[rank 2] step 4", "srun: error: no such node"):
         output.take(line)
     with pytest.raises(LaunchError) as error:
-        work.judge(Ending(False, "the job failed"), output)
+        work.judge(JobState("the job failed", ended=True), output)
     return str(error.value)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tokenbridge.infra.launching import following
-from tokenbridge.infra.launching.following import GrowingFile, JobState, follow
-from tokenbridge.infra.launching.work import Output
+from tokenbridge.infra.launching.following import GrowingFile, follow
+from tokenbridge.infra.launching.work import JobState, Output
 
 
 def test_of_a_growing_file_whole_lines_are_read_and_each_once(tmp_path: Path) -> None:

@@ -4,10 +4,9 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from tokenbridge.infra.launching.work import Output
+from tokenbridge.infra.launching.work import JobState, Output
 
 logger = logging.getLogger(__name__)
 
@@ -15,15 +14,6 @@ READ_SECONDS = 0.5
 QUIET_READS = 3  # after this number of reads without a new line, the output of an ended job is complete
 MAX_POLL_SECONDS = 15.0  # between queries to the scheduler, which many others query too
 POLL_SHARE = 0.1  # pause between queries, as a share of the time that the job has been followed
-
-
-@dataclass(frozen=True)
-class JobState:
-    """A job's state, as the scheduler reports it."""
-
-    words: str  # such as "PENDING (Resources)"
-    ended: bool = False
-    ok: bool = False
 
 
 class GrowingFile:

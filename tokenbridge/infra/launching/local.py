@@ -5,7 +5,7 @@ import socket
 
 from tokenbridge.base.environment import MEETING_VARIABLE
 from tokenbridge.base.subprocesses import Command, StageFailedError
-from tokenbridge.infra.launching.work import MEETING, Ending, Output, ParallelWork
+from tokenbridge.infra.launching.work import MEETING, JobState, Output, ParallelWork
 
 HERE = "here"  # used in place of a job's id
 # no process listens where other machines could reach it: torch's own stores would, so the processes meet in files
@@ -13,7 +13,7 @@ INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 LOOPBACK = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
 
 
-def run(work: ParallelWork, output: Output) -> Ending:
+def run(work: ParallelWork, output: Output) -> JobState:
     """Run the workers until they end. They also end when this process ends, even if it is killed."""
     work.prepare()
     meeting = work.folder / MEETING
@@ -31,5 +31,5 @@ def run(work: ParallelWork, output: Output) -> Ending:
         try:
             command.follow(take)
         except StageFailedError:
-            return Ending(False, f"torchrun failed; its output: {work.log(HERE)}")
-    return Ending(True, "torchrun ended")
+            return JobState(f"torchrun failed; its output: {work.log(HERE)}", ended=True)
+    return JobState("torchrun ended", ended=True, ok=True)

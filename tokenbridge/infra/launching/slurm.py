@@ -9,12 +9,13 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import atomic_write_text
-from tokenbridge.infra.launching.following import GrowingFile, JobState, follow
+from tokenbridge.infra.launching.following import GrowingFile, follow
 from tokenbridge.infra.launching.slurm_script import render, sbatch_options
-from tokenbridge.infra.launching.work import Ending, LaunchError, Output, ParallelWork
+from tokenbridge.infra.launching.work import JobState, LaunchError, Output, ParallelWork
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class SlurmError(Exception):
     """A Slurm command failed. The message is its error output."""
 
 
-def run(work: ParallelWork, output: Output) -> Ending:
+def run(work: ParallelWork, output: Output) -> JobState:
     """Submit the job, or find the one that a killed driver left, and follow it. Cancel it if we are interrupted.
 
     Raises:
@@ -49,7 +50,7 @@ def run(work: ParallelWork, output: Output) -> Ending:
     except BaseException:
         _cancel(job)
         raise
-    return Ending(state.ok, f"{name} ended as {state.words}; its output: {log.path}")
+    return replace(state, words=f"{name} ended as {state.words}; its output: {log.path}")
 
 
 def _running(work: ParallelWork) -> str | None:

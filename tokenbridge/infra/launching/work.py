@@ -43,11 +43,12 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How the workers ended."""
+class JobState:
+    """The state of a job, as a scheduler or torchrun reports it."""
 
-    ok: bool
-    words: str  # such as "Slurm job 12 ended as FAILED"
+    words: str  # such as "PENDING (Resources)"
+    ended: bool = False
+    ok: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class ParallelWork:
         for left in (self.failed, *self.folder.glob(NOTES), *self.folder.glob(f"{MEETING}*")):
             left.unlink(missing_ok=True)
 
-    def judge(self, ending: Ending, output: Output) -> None:
+    def judge(self, end: JobState, output: Output) -> None:
         """Return if the work is done.
 
         Raises:
@@ -122,10 +123,10 @@ class ParallelWork:
             return
         if self.failed.exists():
             raise UserError(self.failed.read_text(encoding="utf-8").strip())
-        if ending.ok:
-            raise LaunchError(f"{ending.words} before the work was done; what is done is kept: repeat to go on")
+        if end.ok:
+            raise LaunchError(f"{end.words} before the work was done; what is done is kept: repeat to go on")
         failure = first_failure(self.folder)
         if failure is None:
-            raise LaunchError("\n".join([*output.last_lines(), ending.words]))
+            raise LaunchError("\n".join([*output.last_lines(), end.words]))
         lines = failure.traceback.splitlines() or output.last_lines(Template(RANK_PREFIX).substitute(rank=failure.rank))
-        raise LaunchError("\n".join([*lines, failure.ending, ending.words]))
+        raise LaunchError("\n".join([*lines, failure.ending, end.words]))
