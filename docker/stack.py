@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from native import backup, processes
@@ -48,10 +48,9 @@ def down(team: Team, wipe: bool, yes: bool) -> None:
     """Stop everything. With ``wipe``, delete all data of the stack too, after a question."""
     if wipe and not yes:
         print(f"This deletes all data of the stack in {team.settings.home}: {', '.join(team.claimed()) or 'nothing'}")
-        try:
+        agreed = ""
+        with suppress(EOFError):
             agreed = input("Type yes to go on: ")
-        except EOFError:
-            agreed = ""
         if agreed != "yes":
             raise UserError("nothing was stopped or deleted: answer yes, or add --yes")
     team.down()

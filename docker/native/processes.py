@@ -46,10 +46,9 @@ def supervisor(settings: Settings) -> Any:
 
 def processes(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return what supervisord reports of each service; nothing if supervisord does not run."""
-    try:
+    with suppress(OSError, Fault):  # a Fault while it shuts down
         return {info["name"]: info for info in supervisor(settings).getAllProcessInfo()}
-    except (OSError, Fault):  # a Fault while it shuts down
-        return {}
+    return {}
 
 
 def start_supervisor(settings: Settings) -> None:

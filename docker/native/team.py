@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from http.client import HTTPException
 from urllib.request import urlopen
 
@@ -147,11 +147,10 @@ class Team:
         return HEALTHY if self.answers(name) else UNHEALTHY
 
     def answers(self, name: str) -> bool:
-        try:
+        with suppress(OSError, HTTPException, UserError):
             for address in ADDRESSES[name]:
                 urlopen(address.format_map(self.settings.values), timeout=5).close()
             if name == "postgres":
                 postgres.run(self.settings, "pg_isready", "-d", "postgres")
-        except (OSError, HTTPException, UserError):
-            return False
-        return True
+            return True
+        return False

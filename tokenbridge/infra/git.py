@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -75,12 +76,11 @@ def git_tags(root: Path) -> dict[str, str]:
 
     Changes to files that the runs write do not count.
     """
-    try:
+    with suppress(RepositoryError):
         commit = git(root, "rev-parse", "HEAD")
         changes = git(root, "status", "--porcelain", "--", ".", *_excluded(GENERATED))
-    except RepositoryError:
-        return {}
-    return {"git.commit": commit, "git.dirty": str(bool(changes)).lower(), "mlflow.source.git.commit": commit}
+        return {"git.commit": commit, "git.dirty": str(bool(changes)).lower(), "mlflow.source.git.commit": commit}
+    return {}
 
 
 def uncommitted(root: Path) -> Changes:
@@ -139,8 +139,7 @@ def apply_patch(folder: Path, patch: bytes) -> None:
 
 
 def _has(root: Path, commit: str) -> bool:
-    try:
+    with suppress(RepositoryError):
         git(root, "cat-file", "-e", f"{commit}^{{commit}}")
-    except RepositoryError:
-        return False
-    return True
+        return True
+    return False

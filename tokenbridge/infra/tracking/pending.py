@@ -81,11 +81,10 @@ class Spool:
 
     def is_damaged(self) -> bool:
         """Return whether the spool cannot be sent."""
-        try:
+        with suppress(*UNREADABLE):
             self.meta()
             return not self.events_path.is_file()
-        except UNREADABLE:
-            return True
+        return True
 
     def set_damaged_aside(self) -> bool:
         """Move the spool aside if it cannot be sent, and rename a damaged state; say so. Return whether it was moved.
@@ -112,11 +111,9 @@ class Spool:
 
     def abandoned(self) -> bool:
         """Return whether the writing process has ended, for whatever reason."""
-        try:
-            with FileLock(self.folder / "writer.lock", blocking=False):
-                return True
-        except Timeout:
-            return False
+        with suppress(Timeout), FileLock(self.folder / "writer.lock", blocking=False):
+            return True
+        return False
 
     def has_news(self) -> bool:
         """Return whether a pass over the spool would send or delete something."""
