@@ -5,7 +5,7 @@ alone, and its ``__post_init__`` checks what must hold between fields.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, dataclass_transform, get_args
 
@@ -22,46 +22,36 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SHARED_RECIPE = re.compile(r"models\.[^.]+\.(?=train\.)")  # conf/ copies `train` into every model
 
 
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("number", "Input should be a number")
-    return value
+def _checked(valid: Callable[[Any], object], rule: str) -> Callable[[Any], Any]:
+    """Return a validator that takes the values that are ``valid``, and says of any other what it should be."""
+
+    def check(value: Any) -> Any:
+        if not valid(value):
+            raise PydanticCustomError("rule", f"Input should be {rule}")
+        return value
+
+    return check
 
 
-def _is_name(value: str) -> str:
-    if not NAME.fullmatch(value):
-        raise PydanticCustomError("name", "Input should be letters, digits, '.', '_' or '-', with no sign at the start")
-    return value
-
-
-def _is_colour(value: str) -> str:
+def _is_opaque(colour: str) -> bool:
     try:
-        opaque = len(ImageColor.getrgb(value)) == 3
+        return len(ImageColor.getrgb(colour)) == 3
     except ValueError:
-        opaque = False
-    if not opaque:
-        raise PydanticCustomError("colour", "Input should be an opaque colour, such as white or '#ffffff'")
-    return value
+        return False
 
 
-def _is_line(value: str) -> str:
-    if not value.isprintable():
-        raise PydanticCustomError("line", "Input should be one line of printable characters")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_is_name)]  # part of a path or of a shell command
-Line = Annotated[str, AfterValidator(_is_line)]
+NAME_RULE = "letters, digits, '.', '_' or '-', with no sign at the start"
+Name = Annotated[str, AfterValidator(_checked(NAME.fullmatch, NAME_RULE))]  # part of a path or of a shell command
+Line = Annotated[str, AfterValidator(_checked(str.isprintable, "one line of printable characters"))]
 ClassName = Annotated[str, AfterValidator(normalized)]
-Colour = Annotated[str, AfterValidator(_is_colour)]
+Colour = Annotated[str, AfterValidator(_checked(_is_opaque, "an opaque colour, such as white or '#ffffff'"))]
 
-Integer = Annotated[
-    int, BeforeValidator(_no_truth_value), Field(ge=-(2**63), le=2**63 - 1)
-]  # as files and tensors hold
+NO_TRUTH_VALUE = BeforeValidator(_checked(lambda value: not isinstance(value, bool), "a number"))
+Integer = Annotated[int, NO_TRUTH_VALUE, Field(ge=-(2**63), le=2**63 - 1)]  # as files and tensors hold
 Positive = Annotated[Integer, Field(gt=0)]
 Count = Annotated[Integer, Field(ge=0)]
 
-Number = Annotated[float, BeforeValidator(_no_truth_value)]
+Number = Annotated[float, NO_TRUTH_VALUE]
 Amount = Annotated[Number, Field(ge=0)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
