@@ -14,7 +14,6 @@ from tokenbridge.base.checks import FP32, ConfigError, require
 from tokenbridge.config.data import IMAGENET, ClassifierConfig, DataConfig, MirrorConfig
 from tokenbridge.config.launcher import FSDP, LauncherConfig
 from tokenbridge.config.model import (
-    BITS_HEADS,
     CONTINUOUS_HEADS,
     HEAD_MODULATIONS,
     HEADS,
@@ -73,7 +72,6 @@ class Config(Settings):
         listed = f"choose one of {', '.join(choices)} (tokens=packed stores tokens)"
         refuse(
             self._mistakes_in_dimensions()
-            | self._mistakes_in_bits()
             | self._mistakes_in_positions()
             | self._mistakes_in_combinations()
             | self._mistakes_in_sampling()
@@ -112,28 +110,20 @@ class Config(Settings):
         }
         for name, model in self.models.items():
             start, group = f"models.{name}.head_group is {model.head_group}", min(model.head_group, ENOUGH)
+            mistakes[f"{start}: must divide the {slots} slots of a token"] = slots % model.head_group != 0
+            if classes is None:
+                continue
+            bits = (1 if model.trunk == "elements" else slots) * (classes.bit_length() - 1)
+            of_bits = model.head == "bits" and not model.pretrained
             mistakes |= {
-                f"{start}: must divide the {slots} slots of a token": slots % model.head_group != 0,
                 f"{start}, which makes {classes}^{model.head_group} classes: at most {MAX_CLASSES:,} can be handled, "
-                "so lower head_group or quantizer.levels": classes is not None and classes**group > MAX_CLASSES,
+                "so lower head_group or quantizer.levels": classes**group > MAX_CLASSES,
+                f"models.{name}.head is bits, and {classes} levels are no whole number of bits: set quantizer.levels "
+                "(codewords of a codebook) to a power of 2": of_bits and classes.bit_count() != 1,
+                f"models.{name}.head_steps is {model.head_steps}: must be at most {bits}, the bits it draws at once": (
+                    of_bits and model.head_steps > bits
+                ),
             }
-        return mistakes
-
-    def _mistakes_in_bits(self) -> dict[str, bool]:
-        """Check that bits heads get whole bits, and enough of them; continuous tokens are refused elsewhere."""
-        classes, slots = self.quantizer.classes, self.quantizer.slots(self.dimensions)
-        mistakes: dict[str, bool] = {}
-        for name, model in self.models.items():
-            if model.head in BITS_HEADS and not model.pretrained and classes is not None:
-                start, numbers = f"models.{name}", 1 if model.trunk == "elements" else slots
-                bits = numbers * (classes.bit_length() - 1)
-                mistakes |= {
-                    f"{start}.head is {model.head}, and {classes} levels are no whole number of bits: set "
-                    "quantizer.levels (codewords of a codebook) to a power of 2": classes.bit_count() != 1,
-                    f"{start}.head_steps is {model.head_steps}: must be at most {bits}, the bits it draws at once": (
-                        model.head_steps > bits
-                    ),
-                }
         return mistakes
 
     def _mistakes_in_combinations(self) -> dict[str, bool]:
@@ -169,13 +159,13 @@ class Config(Settings):
 
     def _mistakes_in_sampling(self) -> dict[str, bool]:
         """Check that every model that is trained here can be sampled as set."""
-        generate, known = self.generate, self.vae.pretrained is None
-        positions = (self.data.image_size // self.stride) ** 2 if known else generate.steps or 1
-        trunks = {model.trunk for model in self.models.values() if not model.pretrained}
+        known = self.vae.pretrained is None
+        positions = (self.data.image_size // self.stride) ** 2 if known else self.generate.steps or 1
         return {
             f"generate.{message}": wrong
-            for trunk in sorted(trunks)
-            for message, wrong in sampling_mistakes(trunk, generate, positions).items()
+            for model in self.models.values()
+            if not model.pretrained
+            for message, wrong in sampling_mistakes(model.trunk, self.generate, positions).items()
         }
 
     def _mistakes_in_positions(self) -> dict[str, bool]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from tokenbridge.config.types import Count, Line, Name, Positive, PositiveNumber, Settings, refuse
 
 LOCAL, SLURM = "local", "slurm"
-DDP, FSDP = "ddp", "fsdp"
+FSDP = "fsdp"
 SLURM_TIME = r"(\d+-)?\d+:\d{2}(:\d{2})?|\d+-\d+"
 
 

@@ -20,9 +20,8 @@ from tokenbridge.config.types import (
 )
 
 LevelHead = Literal["autoregressive", "parallel"]
-BitsHead = Literal["bits"]
 ContinuousHead = Literal["mixture", "diffusion", "flow"]
-Head = LevelHead | BitsHead | ContinuousHead
+Head = LevelHead | Literal["bits"] | ContinuousHead
 HeadModulation = Literal["slot", "position"]
 MaskedTrunk = Literal["masked", "elements"]
 CausalTrunk = Literal["causal_random", "causal_raster"]
@@ -32,8 +31,7 @@ GuidanceOn = Literal["features", "output"]
 RevealOrder = Literal["random", "raster", "confidence", "halton"]
 LEVEL_HEADS: tuple[str, ...] = get_args(LevelHead)
 CONTINUOUS_HEADS: tuple[str, ...] = get_args(ContinuousHead)
-BITS_HEADS: tuple[str, ...] = get_args(BitsHead)
-HEADS = LEVEL_HEADS + BITS_HEADS + CONTINUOUS_HEADS
+HEADS = (*LEVEL_HEADS, "bits", *CONTINUOUS_HEADS)
 CAUSAL_TRUNKS: tuple[CausalTrunk, ...] = get_args(CausalTrunk)
 TRUNKS: tuple[Trunk, ...] = (*get_args(MaskedTrunk), *CAUSAL_TRUNKS)
 HEAD_MODULATIONS: tuple[str, ...] = get_args(HeadModulation)
