@@ -114,7 +114,7 @@ class QuantizerConfig(Settings):
 
     def __post_init__(self) -> None:
         misplaced = (self.order == "given") != (self.given_order is not None)
-        trained = self.family == "trained_codebook"
+        trained, levels = self.family == "trained_codebook", self.classes or 0
         refuse(
             {
                 f"given_order is {self.given_order}: give a list exactly if quantizer.order is 'given'": misplaced,
@@ -124,16 +124,11 @@ class QuantizerConfig(Settings):
                 and self.patch_size != 1,
                 "statistics is per_dimension: unequal scales would change which trained codeword is nearest, so set it "
                 "to global": trained and self.statistics == "per_dimension",
+                f"distortion is {self.distortion:g}, which makes {levels:,} levels in +-{self.range:g}: 3 to "
+                f"{MAX_LEVELS} can be handled, so change distortion or range": self.family in SECOND_MOMENTS
+                and not 3 <= levels <= MAX_LEVELS,
             }
         )
-        if self.family in SECOND_MOMENTS:
-            levels = 2 * self.reach + 1
-            refuse(
-                {
-                    f"distortion is {self.distortion:g}, which makes {levels:,} levels in +-{self.range:g}: 3 to "
-                    f"{MAX_LEVELS} can be handled, so change distortion or range": not 3 <= levels <= MAX_LEVELS
-                }
-            )
 
     @property
     def step(self) -> float:
