@@ -23,30 +23,28 @@ from tokenbridge.vae.autoencoder import load_vae, stride
 WEIGHTS = {"ema": ("model_ema", "ema"), "raw": ("model",)}  # which of a checkpoint's weights, and their keys in it
 LEVELS = "reconstruction_values"  # level values in [-3, 3]
 BUFFERS = (LEVELS, "boundaries", "channel_mask")  # derived by the released code; our model has no such tensors
-STARTS = {  # how our names start -> how the released names start
-    "class_embedding.": "class_emb.",
-    "no_class": "fake_latent",
-    "token_in.": "z_proj.",
-    "encoder_position": "encoder_pos_embed_learned",
-    "encoder_in_norm.": "z_proj_ln.",
-    "encoder.": "encoder_blocks.",
-    "decoder_in.": "decoder_embed.",
-    "decoder_position": "decoder_pos_embed_learned",
-    "decoder.": "decoder_blocks.",
-    "output_position": "output_pos_embed",
-    "head.condition.": "condition_proj.",
-    "head.slot_embedding": "channel_embed",
-    "head.modulation_embedding": "timesteps_embeddings",
-    "head.blocks.": "channel_blocks.",
-    "head.norm.": "channel_norm.",
-    "head.final_modulation.": "channel_final.adaLN_modulation.1.",
-}
-PARTS = {  # names within a block, ours -> the released ones
-    ".attention.out.": ".attn.proj.",
-    ".attention.": ".attn.",
-    ".mlp.expand.": ".mlp.fc1.",
-    ".mlp.contract.": ".mlp.fc2.",
-    ".modulation.": ".adaLN_modulation.1.",
+RENAMED = {  # regular expressions, from our names to the released ones, applied in turn
+    r"^class_embedding\.": "class_emb.",
+    r"^no_class": "fake_latent",
+    r"^token_in\.": "z_proj.",
+    r"^encoder_position": "encoder_pos_embed_learned",
+    r"^encoder_in_norm\.": "z_proj_ln.",
+    r"^encoder\.": "encoder_blocks.",
+    r"^decoder_in\.": "decoder_embed.",
+    r"^decoder_position": "decoder_pos_embed_learned",
+    r"^decoder\.": "decoder_blocks.",
+    r"^output_position": "output_pos_embed",
+    r"^head\.condition\.": "condition_proj.",
+    r"^head\.slot_embedding": "channel_embed",
+    r"^head\.modulation_embedding": "timesteps_embeddings",
+    r"^head\.blocks\.": "channel_blocks.",
+    r"^head\.norm\.": "channel_norm.",
+    r"^head\.final_modulation\.": "channel_final.adaLN_modulation.1.",
+    r"\.attention\.out\.": ".attn.proj.",
+    r"\.attention\.": ".attn.",
+    r"\.mlp\.expand\.": ".mlp.fc1.",
+    r"\.mlp\.contract\.": ".mlp.fc2.",
+    r"\.modulation\.": ".adaLN_modulation.1.",
 }
 TABLES = {  # one tensor of ours -> one released tensor for each dimension
     "head.level_embedding.weight": "token_embeddings.{}.weight",
@@ -191,12 +189,8 @@ def released_names(name: str, dimensions: int) -> list[str]:
     if name in TABLES:
         first_has_none = name == "head.level_embedding.weight"  # no level comes before the first dimension
         return [TABLES[name].format(i) for i in range(dimensions - first_has_none)]
-    for ours, theirs in STARTS.items():
-        if name.startswith(ours):
-            name = theirs + name.removeprefix(ours)
-            break
-    for ours, theirs in PARTS.items():
-        name = name.replace(ours, theirs)
+    for ours, theirs in RENAMED.items():
+        name = re.sub(ours, theirs, name)
     return [name]
 
 
