@@ -77,16 +77,21 @@ class MemoryModel:
 
     def at(self, images: int) -> Memory:
         """Return the memory for ``images`` images at once, under the mask that needs the most."""
-        shards = self.cluster.gpus if self.cluster.sharded else 1
-        weights = FULL * self.parameters.total
-        steps = [self._step(masked) for masked in mask_range(self.model, self.recipe)]
+        cluster, shards = self.cluster, self.cluster.gpus if self.cluster.sharded else 1
+        weights, several = FULL * self.parameters.total, cluster.accumulation > 1
+        steps = [
+            Step(masked, self.precision, cluster.checkpointed, shards > 1, self.recipe.head_share)
+            for masked in mask_range(self.model, self.recipe)
+        ]
         # with more masked positions, the head needs more and the encoder less
         found = [activations(self.model, step, images) for step in steps]
-        gradients = weights / (1 if self.cluster.accumulation > 1 else shards)
+        gradients = weights / (1 if several else shards)
+        # gradients exist when the backward begins: in DDP's buckets, or from earlier parts of the batch
+        early = several or (cluster.gpus > 1 and not cluster.sharded)
         return Memory(
             weights=weights / shards,
             gradients=gradients,
-            early=gradients if self._gradients_stay else 0,
+            early=gradients if early else 0,
             optimizer=self.optimizer / shards,
             average=weights / shards,
             copies=DTYPES[self.precision].itemsize * self._copied(shards),
@@ -95,16 +100,6 @@ class MemoryModel:
             scratch=max(scratch_bytes(self.model, step, images) for step in steps),
             update=(self.optimizer - weights) / shards,  # the second moments, which Muon does not have
         )
-
-    def _step(self, masked: int) -> Step:
-        cluster = self.cluster
-        whole_head = cluster.sharded and cluster.gpus > 1
-        return Step(masked, self.precision, cluster.checkpointed, whole_head, self.recipe.head_share)
-
-    @property
-    def _gradients_stay(self) -> bool:
-        """Whether gradients exist when the backward begins: in DDP's buckets, or from earlier parts of the batch."""
-        return self.cluster.accumulation > 1 or (self.cluster.gpus > 1 and not self.cluster.sharded)
 
     def _copied(self, shards: int) -> int:
         """Return the number of weights that have a second copy."""

@@ -43,12 +43,10 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan in bytes, seconds and operations, with totals beside their parts."""
-        totals = {"states": self.memory.states, "total": self.memory.total}
         found = asdict(self)
-        found["memory"] |= totals
-        found["parameters"]["total"] = self.parameters.total
+        found["memory"]["states"] = self.memory.states
         found["schedule"]["step"]["total"] = self.schedule.step.total
-        for part in ("train", "recomputed", "sample"):
+        for part in ("memory", "parameters", "train", "recomputed", "sample"):
             found[part]["total"] = getattr(self, part).total
         return found
 
@@ -138,10 +136,8 @@ def fit_warnings(memory: MemoryModel, at_once: int, limit: float) -> list[str]:
     checkpoint, shard = "launcher.checkpoint_activations=true", "launcher.strategy=fsdp"
     remedies = {"": memory, checkpoint: memory.changed(checkpointed=True), shard: memory.changed(sharded=True)}
     remedies[f"{checkpoint} {shard}"] = memory.changed(checkpointed=True, sharded=True)
-    parts = {}
-    for text, changed in remedies.items():
-        if fewest := changed.parts(at_once * memory.cluster.accumulation, limit):
-            parts[text] = fewest
+    images = at_once * memory.cluster.accumulation
+    parts = {text: fewest for text, changed in remedies.items() if (fewest := changed.parts(images, limit))}
     helping = [
         " ".join([text, *([f"launcher.accumulation={count}"] if count > 1 else [])]).strip()
         for text, count in parts.items()

@@ -1,23 +1,19 @@
 """A plan as text for a terminal."""
 
-from collections.abc import Iterable
-
 from tokenbridge.config import Config
 from tokenbridge.ops.planning.flops import Flops
-from tokenbridge.ops.planning.memory import GIB, Memory
+from tokenbridge.ops.planning.memory import GIB
 from tokenbridge.ops.planning.plan import Plan, planned_precision
 from tokenbridge.ops.planning.schedule import HOUR
 
 Line = tuple[str, str]
-UNITS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+UNITS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 
 
 def scaled(value: float, unit: str) -> str:
     """Format a value with three figures and a decimal prefix: 2.19 TFLOP."""
-    for size, prefix in UNITS:
-        if abs(value) >= size:
-            return f"{value / size:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
+    size, prefix = next((each for each in UNITS if abs(value) >= each[0]), UNITS[-1])
+    return f"{value / size:.3g} {prefix}{unit}"
 
 
 def duration(seconds: float) -> str:
@@ -38,12 +34,10 @@ def report(plan: Plan, config: Config) -> str:
         "throughput and cost": cost_lines(plan, config),
         "sampling": sampling_lines(plan, config),
     }
-    text = "\n".join(section(title, lines) for title, lines in sections.items())
-    return "\n".join([text, *(f"! {warning}" for warning in plan.warnings)])
-
-
-def section(title: str, lines: Iterable[Line]) -> str:
-    return "\n".join([title, *(f"  {name:<22}{value}" for name, value in lines)])
+    lines = []
+    for title, named in sections.items():
+        lines += [title, *(f"  {name:<22}{value}" for name, value in named)]
+    return "\n".join([*lines, *(f"! {warning}" for warning in plan.warnings)])
 
 
 def parts(flops: Flops) -> str:
@@ -90,9 +84,9 @@ def gib(size: float) -> str:
     return f"{size / GIB:8.2f} GiB"
 
 
-def memory_parts(memory: Memory) -> list[tuple[str, float]]:
-    kept = memory.activations
-    return [
+def memory_lines(plan: Plan) -> list[Line]:
+    memory, kept = plan.memory, plan.memory.activations
+    sizes = [
         ("weights", memory.weights),
         ("gradients" if memory.early else "gradients, afterwards", memory.gradients),
         ("optimizer", memory.optimizer),
@@ -105,14 +99,10 @@ def memory_parts(memory: Memory) -> list[tuple[str, float]]:
         ("backward at its peak", kept.working),
         ("attention's scratch", memory.scratch),
     ]
-
-
-def memory_lines(plan: Plan) -> list[Line]:
-    lines = [(name, gib(size)) for name, size in memory_parts(plan.memory)]
-    lines.append(("together", f"{gib(plan.memory.total)} of {plan.limit / GIB:.1f} GiB"))
+    together = f"{gib(memory.total)} of {plan.limit / GIB:.1f} GiB"
     batch = plan.largest * plan.cluster.gpus * plan.cluster.accumulation
     fits = f"{plan.largest:,} images at once, a batch of {batch:,}" if plan.largest else "not even one image"
-    return [*lines, ("what fits", fits)]
+    return [*((name, gib(size)) for name, size in sizes), ("together", together), ("what fits", fits)]
 
 
 def cost_lines(plan: Plan, config: Config) -> list[Line]:

@@ -71,10 +71,8 @@ def exchanged_bytes(cluster: Cluster, parameters: int, precision: str) -> float:
     DDP sends every gradient around the ring twice. FSDP gathers the weights for the forward and for the backward of
     each part of the batch, and scatters the gradients once.
     """
-    others = (cluster.gpus - 1) / cluster.gpus
-    if cluster.sharded:
-        return others * parameters * (2 * cluster.accumulation * DTYPES[precision].itemsize + FULL)
-    return others * parameters * 2 * FULL
+    gathered = 2 * cluster.accumulation * DTYPES[precision].itemsize if cluster.sharded else FULL
+    return (cluster.gpus - 1) / cluster.gpus * parameters * (gathered + FULL)
 
 
 def step_of(work: Work, recipe: TrainConfig, cluster: Cluster, plan: PlanConfig, precision: str) -> Step:
