@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
-from time import perf_counter
+from timeit import timeit
 
 import torch
 from matplotlib.axes import Axes
@@ -71,11 +71,7 @@ def run_with_costs(root: Path, study: Study, names: Sequence[str], seeds: Sequen
             for row in table
         ]
         write_results(root, study, table)
-    pareto_figure(study, table).savefig(root / picture_of(study), metadata={"Software": None})
-
-
-def picture_of(study: Study) -> Path:
-    return Path(f"docs/images/{study.page_name}.png")
+    pareto_figure(study, table).savefig(root / f"docs/images/{study.page_name}.png", metadata={"Software": None})
 
 
 def operations(config: Config) -> Costs:
@@ -123,25 +119,16 @@ def memory(config: Config) -> Costs:
 
 def measure(configs: Mapping[str, Config], on_round: Callable[[int], None]) -> dict[str, Costs]:
     """Return the milliseconds of one image, in sampling and in training: medians of rounds that take turns."""
-    images = {SAMPLE_MS: IMAGES, SAMPLE_ONE_MS: 1, TRAIN_MS: IMAGES}
+    kinds = {SAMPLE_MS: (sampling, IMAGES), SAMPLE_ONE_MS: (sampling, 1), TRAIN_MS: (training, IMAGES)}
     calls = {
-        (name, what): call
-        for name, config in configs.items()
-        for what, call in (
-            (SAMPLE_MS, sampling(config)),
-            (SAMPLE_ONE_MS, sampling(config, 1)),
-            (TRAIN_MS, training(config)),
-        )
+        (name, what): make(config, images) for name, config in configs.items() for what, (make, images) in kinds.items()
     }
-    taken: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    rounds = []
     for done in range(ROUNDS + 1):
-        for key, call in calls.items():
-            start = perf_counter()
-            call()
-            if done:  # the first round warms up
-                taken[key].append(perf_counter() - start)
+        rounds.append({key: timeit(call, number=1) for key, call in calls.items()})
         on_round(done)
-    return {name: {what: 1e3 * median(taken[name, what]) / count for what, count in images.items()} for name in configs}
+    taken = {key: 1e3 * median(each[key] for each in rounds[1:]) for key in calls}  # the first round warms up
+    return {name: {what: taken[name, what] / images for what, (_, images) in kinds.items()} for name in configs}
 
 
 def sampling(config: Config, images: int = IMAGES) -> Callable[[], object]:
@@ -165,13 +152,13 @@ def fresh_pipeline(config: Config) -> TokenBridgePipeline:
     return pipeline
 
 
-def training(config: Config) -> Callable[[], object]:
-    """Return a function that computes loss and gradients of ``IMAGES`` images, under a mask of middling size."""
+def training(config: Config, images: int = IMAGES) -> Callable[[], object]:
+    """Return a function that computes loss and gradients of images, under a mask of middling size."""
     recipe, device = config.models[MODEL].train, best_device()
     model = fresh_model(config, config.models[MODEL]).to(device).train()
-    values, tokens, labels, _ = step_inputs(model, IMAGES)
-    random = loss_uniforms(model, IMAGES)
-    order = torch.arange(model.units, device=device).expand(IMAGES, -1)
+    values, tokens, labels, _ = step_inputs(model, images)
+    random = loss_uniforms(model, images)
+    order = torch.arange(model.units, device=device).expand(images, -1)
     masked = round(model.units * (recipe.mask_ratio_min + 1) / 2)
     predicted = predicted_positions(masked, recipe.head_share)
 
