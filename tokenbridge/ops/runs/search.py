@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,16 @@ def coordinate_search(
     Args:
         start: the first value of each setting.
     """
-    best, known = dict(start), dict[tuple[float, ...], float]()
+    best = dict(start)
+
+    @cache
+    def measured(*tried: float) -> float:
+        return measure(dict(zip(start, tried, strict=True)))
+
     for setting, choices in values.items():
-        measured = {}
-        for value in choices:
-            tried = best | {setting: value}
-            key = tuple(tried.values())
-            if key not in known:
-                known[key] = measure(tried)
-            measured[value] = known[key]
-        best[setting] = min(measured, key=lambda value: measured[value])
-        logger.info(f"{setting}: " + ", ".join(f"{value:g} gives {found:.2f}" for value, found in measured.items()))
+        results = {value: measured(*(best | {setting: value}).values()) for value in choices}
+        best[setting] = min(results, key=results.__getitem__)
+        logger.info(f"{setting}: " + ", ".join(f"{value:g} gives {found:.2f}" for value, found in results.items()))
     return best
 
 

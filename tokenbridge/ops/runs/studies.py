@@ -34,8 +34,8 @@ Row = dict[str, Any]
 
 def experiment_names(root: Path, study: Study) -> list[str]:
     """Return the name of every experiment in the folder, starting with the base that the others are compared with."""
-    names = sorted(path.stem for path in (root / study.experiments).glob("*.yaml"))
-    return sorted(names, key=lambda name: name != study.base)
+    names = (path.stem for path in (root / study.experiments).glob("*.yaml"))
+    return sorted(names, key=lambda name: (name != study.base, name))
 
 
 def run_study(root: Path, study: Study, names: Sequence[str], seeds: Sequence[int]) -> list[Row]:
@@ -163,7 +163,8 @@ def markdown_table(root: Path, study: Study, table: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for name, rows in of_name.items():
         if rows:
-            cells = [_joined([_cell(row, *column) for row in rows]) for column in study.shown.values()]
+            values = [[_cell(row, *column) for row in rows] for column in study.shown.values()]
+            cells = [" / ".join(each if len(set(each)) > 1 else each[:1]) for each in values]
             changed = _description(root / study.experiments / f"{name}.yaml")
             further = [differences[name]] if last else []
             lines.append(f"| {' | '.join([f'`{name}`', changed, *cells, *further])} |")
@@ -180,10 +181,6 @@ def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> str:
     if rows == base or len(shared) < 2:
         return ""
     return f"{mean(shared):+.2f} ± {stdev(shared) / math.sqrt(len(shared)):.2f}"
-
-
-def _joined(cells: Sequence[str]) -> str:
-    return " / ".join(cells if len(set(cells)) > 1 else cells[:1])
 
 
 def _cell(row: Row, column: str, digits: int) -> str:
