@@ -15,7 +15,7 @@ from tests.ops.planning.measuring import most_taken
 from tests.support.small_model import PRECISIONS
 from tokenbridge.base.checks import BF16
 from tokenbridge.base.device import DTYPES
-from tokenbridge.config import Config
+from tokenbridge.config import CONTINUOUS_HEADS, Config
 from tokenbridge.model import TokenBridgeTransformer
 from tokenbridge.ops.planning.sizes import Parameters, deepened, fresh_model, meta_model, step_inputs
 from tokenbridge.ops.planning.steps import IMAGES, GpuNumerics, Step, activations, measured, step_bytes, step_flops
@@ -114,3 +114,12 @@ def test_a_deep_model_costs_what_shallow_ones_say(variant: str, checkpointed: bo
     assert measured(model, step, IMAGES) == pytest.approx(astuple(whole), rel=1e-3)
     operations = deepened(model, lambda one: step_flops(one, 12, checkpointed))
     assert astuple(operations) == pytest.approx(astuple(step_flops(model, 12, checkpointed)))
+
+
+@pytest.mark.parametrize("head", [*CONTINUOUS_HEADS, "bits"])
+def test_a_head_that_draws_a_whole_token_has_its_share(head: str) -> None:
+    """Its loss calls parts of the head, and never the head itself."""
+    family = "continuous" if head in CONTINUOUS_HEADS else "gaussian"
+    config = composed("experiment=paper", f"quantizer.family={family}", f"models.tiny.head={head}")
+    found = step_bytes(meta_model(config, config.models["tiny"]), Step(12, BF16), 64)
+    assert min(found.encoder, found.decoder, found.head) > 0

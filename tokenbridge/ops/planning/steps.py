@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -160,7 +160,7 @@ def step_bytes(model: AutoregressiveModel, step: Step, images: int) -> StepBytes
     """Run forward and backward of ``model`` as it is."""
     model.zero_grad()  # an earlier run's gradients would not be allocated again
     held = HeldBytes()
-    marks: dict[nn.Module, int] = {}
+    marks: dict[str, int] = {}
 
     def numerics() -> AbstractContextManager[object]:  # a new one each time: one that is entered twice is never left
         cpu = model.device.type == "cpu"
@@ -171,11 +171,13 @@ def step_bytes(model: AutoregressiveModel, step: Step, images: int) -> StepBytes
     for each in model.heads:
         each.loss_by_parts = not step.whole_head
 
-    def mark(module: nn.Module, _: object) -> None:
-        marks.setdefault(module, held.now)
+    def mark(part: str, *_: object) -> None:
+        marks.setdefault(part, held.now)
 
-    borders = (model.decoder_in, model.head)  # the first modules of decoder and head
-    hooks = [module.register_forward_pre_hook(mark) for module in borders]
+    begins = {"decoder": [model.decoder_in], "head": model.head.modules()}  # whose first call is the part's beginning
+    hooks = [
+        module.register_forward_pre_hook(partial(mark, part)) for part, modules in begins.items() for module in modules
+    ]
     inputs, random = step_inputs(model, images), loss_uniforms(model, images)
     with held:
         with numerics():
@@ -184,7 +186,7 @@ def step_bytes(model: AutoregressiveModel, step: Step, images: int) -> StepBytes
         loss.backward()
     for hook in hooks:
         hook.remove()
-    decoder, head = (marks[module] for module in borders)
+    decoder, head = marks["decoder"], marks["head"]
     return StepBytes(decoder, head - decoder, kept - head, forward - head, held.most - kept)
 
 
