@@ -43,6 +43,13 @@ def test_every_released_tensor_finds_its_place(released: str, timm: str) -> None
     assert next(kinds) == next(kinds)
 
 
+def test_features_are_those_of_tensors_that_were_matched_by_their_names() -> None:
+    found = extract_features(draw_shapes(4)[0], 32)
+    assert torch.allclose(found["pooled"].mean(1), torch.tensor([0.0099, 0.0180, 0.0214, 0.0148]), atol=1e-4)
+    assert torch.allclose(found["logits"].amax(1), torch.tensor([1.1748, 1.5831, 2.0707, 1.3951]), atol=1e-3)
+    assert found["logits"].argmax(1).tolist() == [772, 530, 531, 488]
+
+
 def test_another_weight_file_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "weights.pth"
     other.write_bytes(PACKAGED.read_bytes()[:-1] + b"x")
