@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -83,7 +84,8 @@ def test_torchrun_ends_its_workers_although_further_signals_come(tmp_path: Path)
         torchrun.terminate()
         time.sleep(0.5)
     for worker in workers:
-        worker.resume()
+        with suppress(psutil.NoSuchProcess):  # on a slow machine, torchrun no longer waits, and kills it
+            worker.resume()
     wait_for(lambda: not psutil.wait_procs([torchrun, *workers], timeout=0)[1], "end of the processes")
     assert driver.wait(PATIENCE) == 1
 
