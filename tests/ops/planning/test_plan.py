@@ -11,6 +11,7 @@ from tests.support.checkout import CHECKOUT
 from tokenbridge.cli import main
 from tokenbridge.config import ConfigError
 from tokenbridge.ops.planning.plan import memory_limit, memory_model, plan_model
+from tokenbridge.ops.planning.report import report
 from tokenbridge.stages.tokenize import size_report
 
 pytestmark = pytest.mark.pipeline  # for their time alone
@@ -33,6 +34,21 @@ def test_the_report_says_what_to_do(capsys: pytest.CaptureFixture[str], monkeypa
     assert "910,040,576" in said
     assert "does not fit: " in said
     assert "launcher.checkpoint_activations=true" in said
+
+
+@pytest.mark.parametrize(
+    ("system", "an_image"),
+    [
+        ("bar_like", "16 predictions of 8 numbers"),
+        ("cubid_like", "128 predictions of 1 x 64 classes"),
+        ("e8_masked", "16 predictions of 9 x "),
+        ("flow_like", "16 predictions of 8 numbers"),
+        ("givt_causal", "16 predictions of 8 numbers"),
+    ],
+)
+def test_every_kind_of_model_can_be_planned(system: str, an_image: str) -> None:
+    config = composed(f"experiment=compare/{system}", "model=tiny")
+    assert an_image in report(plan_model(config, "tiny"), config)
 
 
 def test_its_advice_helps() -> None:

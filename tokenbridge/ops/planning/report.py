@@ -48,8 +48,8 @@ def parts(flops: Flops) -> str:
 def model_lines(plan: Plan) -> list[Line]:
     found = plan.parameters
     shares = f"encoder {found.encoder:,}, decoder {found.decoder:,}, head {found.head:,}, rest {found.rest:,}"
-    predictions = "{dimensions} numbers" if plan.sizes["levels"] is None else "{slots} predictions of {classes} classes"
-    tokens = f"{{positions}} positions of {predictions}".format_map(plan.sizes)
+    predictions = "{slots} x {classes} classes" if "classes" in plan.sizes else "{dimensions} numbers"
+    tokens = f"{{units}} predictions of {predictions}".format_map(plan.sizes)
     return [
         ("parameters", f"{found.total:,}"),
         ("", shares),
