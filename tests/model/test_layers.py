@@ -1,5 +1,7 @@
 """Attention: on a CPU it is the fused kernel's, and no launch on a GPU has more sequences than its kernels can take."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenbridge.model import layers
-from tokenbridge.model.layers import GRID_LIMIT, attend, scratch_numbers
+from tokenbridge.model.layers import FUSED_FROM, GRID_LIMIT, attend, scratch_numbers
+from tokenbridge.ops.planning.steps import HeldBytes
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -20,6 +23,28 @@ def fused(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 def test_it_equals_the_fused_kernel(causal: bool, length: int) -> None:
     q, k, v = torch.randn(3, 2, 4, length, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(attend(q, k, v, causal=causal), fused(q, k, v, causal), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["full", "causal", "masked"])
+def test_long_sequences_have_the_same_result_without_a_matrix_of_all_pairs(kind: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 2 * FUSED_FROM, 16, generator=random)
+    length, causal = q.shape[2], kind == "causal"
+    mask = torch.rand(length, length, generator=random) < 0.7 if kind == "masked" else None
+    with HeldBytes() as held:
+        found = attend(q, k, v, causal=causal, mask=mask)
+    assert held.most < q.shape[:2].numel() * length**2, "a byte for each pair; scores would take four"
+    seen = torch.ones(length, length, dtype=torch.bool).tril() if causal else mask
+    scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+    weights = (scores if seen is None else scores.masked_fill(~seen, -math.inf)).softmax(-1)
+    torch.testing.assert_close(found, (weights @ v).transpose(1, 2).flatten(2), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [20, 2 * FUSED_FROM])
+def test_a_sequence_does_not_depend_on_its_batch(length: int) -> None:
+    q, k, v = torch.randn(3, 5, 4, length, 16, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([attend(q[[i]], k[[i]], v[[i]]) for i in range(len(q))])
+    torch.testing.assert_close(attend(q, k, v), alone, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "limit"), [("GRID_LIMIT", 3), ("INDEX_LIMIT", 3 * 4 * 128 * 32), ("INDEX_LIMIT", 1)])

@@ -66,8 +66,8 @@ class GpuNumerics(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            fused = {name: value for name, value in kwargs.items() if name != "attn_mask"}  # a mask adds no memory
-            return torch.ops.aten._scaled_dot_product_flash_attention(*args, **fused)[0]
+            q, k, v, _, *others = args  # a mask adds no memory
+            return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, *others)[0]
         if func is F.dropout and kwargs["p"] > 0:
             return torch.native_dropout(args[0], kwargs["p"], kwargs["training"])[0]
         if func in self.types:
