@@ -230,8 +230,11 @@ def drop_damaged(root: Path, specs: Collection[StageSpec]) -> list[str]:
 def _earlier_runs(folder: Path) -> Iterator[LockedStage]:
     """Yield what DVC's run cache remembers."""
     for path in folder.glob("*/*/*"):
-        with suppress(OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):  # DVC ignores damaged ones too
-            yield _locked(yaml.load(path.read_bytes(), yaml.CSafeLoader))
+        try:
+            entry = _locked(yaml.load(path.read_bytes(), yaml.CSafeLoader))
+        except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):  # DVC ignores damaged ones too
+            continue
+        yield entry
 
 
 def _may_be_restored(entry: LockedStage, spec: StageSpec) -> bool:
