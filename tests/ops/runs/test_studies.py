@@ -84,9 +84,17 @@ def test_bits_are_those_of_equally_long_numbers(name: str, expected: float | Non
 
 def test_the_coded_bits_of_a_model_that_knows_nothing_are_those_of_equally_long_numbers() -> None:
     config = validate(compose_config([f"experiment={COMPARISON.name}/kmeans_masked", "model=tiny"], CHECKOUT / "conf"))
-    assert coded_bits(config, math.log(1024)) == {"coded_bits": pytest.approx(bits(config)["bits"])}
+    row = {"validation_loss": math.log(1024)}
+    assert coded_bits(config, row) == {"coded_bits": pytest.approx(bits(config)["bits"])}
     latents = validate(compose_config([f"experiment={COMPARISON.name}/mar_like", "model=tiny"], CHECKOUT / "conf"))
-    assert coded_bits(latents, 0.3) == {}  # a squared error is no likelihood
+    assert coded_bits(latents, row) == {}  # a squared error is no likelihood
+
+
+def test_the_coded_bits_of_a_mixture_are_those_of_levels_in_the_base() -> None:
+    config = validate(compose_config([f"experiment={COMPARISON.name}/givt_causal", "model=tiny"], CHECKOUT / "conf"))
+    row = {"validation_loss": 0.3, "cell_loss": math.log(64)}
+    assert coded_bits(config, row) == {"coded_bits": pytest.approx(16 * 8 * 6)}
+    assert coded_bits(config, {"validation_loss": 0.3, "cell_loss": ""}) == {}  # not measured: the row is older
 
 
 @pytest.mark.pipeline  # for its time alone

@@ -24,6 +24,7 @@ from tokenbridge.ops.planning.steps import HeldBytes, train_flops
 from tokenbridge.ops.runs.studies import Row, experiment_config, run_study, write_results
 from tokenbridge.ops.runs.study import (
     BITS,
+    CELL_LOSS,
     CODED,
     METRICS,
     MODEL,
@@ -66,10 +67,7 @@ def run_with_costs(root: Path, study: Study, names: Sequence[str], seeds: Sequen
         costs = {
             name: times[name] | memory(config) | operations(config) | bits(config) for name, config in configs.items()
         }
-        table = [
-            row | costs[row["experiment"]] | coded_bits(configs[row["experiment"]], float(row["validation_loss"]))
-            for row in table
-        ]
+        table = [row | costs[row["experiment"]] | coded_bits(configs[row["experiment"]], row) for row in table]
         write_results(root, study, table)
     pareto_figure(study, table).savefig(root / f"docs/images/{study.page_name}.png", metadata={"Software": None})
 
@@ -89,15 +87,15 @@ def bits(config: Config) -> Costs:
     return {} if classes is None else {BITS: _numbers(config) * math.log2(classes)}
 
 
-def coded_bits(config: Config, loss: float) -> Costs:
+def coded_bits(config: Config, row: Row) -> Costs:
     """Return the bits of the tokens of one image, coded by the model's probabilities, given the class.
 
     They are the validation loss in bits: masked positions are as many as by chance, so that it is a code length of
-    tokens drawn one position after the other (Uria et al. 2014). Heads without probabilities of levels have none.
+    tokens drawn one position after the other (Uria et al. 2014). Those of a mixture are of the levels of the base.
+    Other heads without probabilities of levels have none.
     """
-    if config.models[MODEL].head not in LEVEL_HEADS:
-        return {}
-    return {CODED: _numbers(config) * loss / math.log(2)}
+    loss = row["validation_loss"] if config.models[MODEL].head in LEVEL_HEADS else row.get(CELL_LOSS)
+    return {CODED: _numbers(config) * float(loss) / math.log(2)} if loss else {}
 
 
 def _numbers(config: Config) -> int:

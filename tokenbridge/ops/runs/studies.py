@@ -19,9 +19,10 @@ from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.config import Config
 from tokenbridge.config.params import compose_config, load_params, validate
 from tokenbridge.infra.git import git
+from tokenbridge.ops.runs.cell_loss import cell_loss
 from tokenbridge.ops.runs.pipeline_run import run_in_worktree
 from tokenbridge.ops.runs.search import SampledDistance, coordinate_search
-from tokenbridge.ops.runs.study import METRICS, MODEL, RATE, Study
+from tokenbridge.ops.runs.study import CELL_LOSS, METRICS, MODEL, RATE, Study
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def _run_row(root: Path, study: Study, name: str, seed: int, table: Sequence[Row
         settings = {setting: float(known[0][setting]) for setting in (RATE, *study.search) if known[0].get(setting)}
     else:
         settings = _choose(study, run) if study.search else {}
-    return _read_row(run(settings), name, seed) | settings
+    return _read_row(root, study, run(settings), name, seed) | settings
 
 
 def _choose(study: Study, run: Callable[[Mapping[str, float]], Path]) -> dict[str, float]:
@@ -124,10 +125,10 @@ def _experiment(study: Study, name: str) -> list[str]:
     return [f"experiment={study.name}/{name}", f"model={MODEL}"]
 
 
-def _read_row(worktree: Path, name: str, seed: int) -> Row:
+def _read_row(root: Path, study: Study, worktree: Path, name: str, seed: int) -> Row:
     reports, config = worktree / "reports", load_params(worktree)
     evaluation, training = read_json(worktree / EVALUATION), read_json(reports / f"train/{MODEL}.json")
-    return {
+    row = {
         "experiment": name,
         "seed": seed,
         "data": config.data.name,
@@ -138,6 +139,9 @@ def _read_row(worktree: Path, name: str, seed: int) -> Row:
         **{metric: evaluation[metric] for metric in METRICS},
         "commit": git(worktree, "rev-parse", "--short", "HEAD"),
     }
+    if config.models[MODEL].head == "mixture":
+        row[CELL_LOSS] = cell_loss(worktree, experiment_config(root, study, study.base).quantizer, config.seed)
+    return row
 
 
 def write_results(root: Path, study: Study, table: Sequence[Row]) -> None:

@@ -16,6 +16,7 @@ SHOWN = {  # column of the page -> column of the table, digits
     "seeds": ("seed", 0),
     "validation loss": ("validation_loss", 3),
     "Fréchet distance": (METRICS[0], 2),
+    "KID": (METRICS[1], 4),
     "class accuracy": ("class_accuracy", 3),
     "precision": (METRICS[2], 2),
     "recall": (METRICS[3], 2),
@@ -27,6 +28,7 @@ SAMPLE_MIB = "sample_mib"  # tensors that exist at once while the tokens of many
 SAMPLE_GFLOP, TRAIN_GFLOP = "sample_gflop", "train_gflop"  # of one image
 BITS = "bits"  # of the tokens of one image, without entropy coding; continuous tokens have none
 CODED = "coded_bits"  # the same, coded by the model's own probabilities
+CELL_LOSS = "cell_loss"  # of a mixture: the cross-entropy of the levels of the base, in nats
 RATE = "rate"  # multiple of the recipe's learning rates
 QUALITY = {name: SHOWN[name] for name in ("seeds", "validation loss", "Fréchet distance", "class accuracy")}
 TIMES = {
