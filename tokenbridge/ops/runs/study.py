@@ -38,7 +38,7 @@ TIMES = {
     "training, ms": (TRAIN_MS, 2),
 }
 OPERATIONS = {"sampling, GFLOP": (SAMPLE_GFLOP, 2), "training, GFLOP": (TRAIN_GFLOP, 3)}
-CHOSEN = {"learning rate": (RATE, 1), "guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
+CHOSEN = {"times the learning rate": (RATE, 1), "guidance": ("guidance_scale", 1), "temperature": ("temperature", 2)}
 COMPARED = {name: column for name, column in SHOWN.items() if name != "validation loss"} | {
     "bits": (BITS, 0),
     "coded bits": (CODED, 0),
