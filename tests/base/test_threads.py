@@ -1,6 +1,9 @@
 """Threads keep the order of a stream, and do not run far ahead of its reader."""
 
 import itertools
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -29,3 +32,12 @@ def test_a_stream_that_was_left_half_way_ends_without_waiting_for_its_threads() 
     next(stream)
     with threading._active_limbo_lock:  # type: ignore[attr-defined]
         stream.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+def test_a_process_has_as_many_threads_as_cores_that_it_may_use() -> None:
+    one = next(iter(os.sched_getaffinity(0)))
+    code = (
+        f"import os; os.sched_setaffinity(0, {{{one}}}); from tokenbridge.base import threads; print(threads.THREADS)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"

@@ -7,12 +7,14 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 CPU_FIELDS = ("model name", "cpu family", "model", "stepping")
+# that this process may use: a container or a job may have fewer than the machine
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 PACKAGE_FIELDS = re.compile(r"^(Name|Version): *(.+?)\s*$", re.MULTILINE)
 
 
 def processor() -> str:
-    """Return the processor's name, precise enough to distinguish two generations, and its number of threads."""
-    return f"{_model()}, {os.cpu_count()} threads"
+    """Return the processor's name, precise enough to distinguish two generations, and how many threads we may use."""
+    return f"{_model()}, {CORES} threads"
 
 
 def _model() -> str:

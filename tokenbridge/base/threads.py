@@ -1,16 +1,17 @@
 """Work of threads on a stream of items, for work that releases Python's lock, such as decoding and compression."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from tokenbridge.base.machine import CORES
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-THREADS = min(16, os.cpu_count() or 1)
+THREADS = min(16, CORES)
 AHEAD = 2 * THREADS  # items in work or done at a time, so that memory is bounded
 
 

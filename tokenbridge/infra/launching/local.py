@@ -1,9 +1,9 @@
 """Workers on this machine: torchrun as a child process."""
 
-import os
 import socket
 
 from tokenbridge.base.environment import MEETING_VARIABLE
+from tokenbridge.base.machine import CORES
 from tokenbridge.base.subprocesses import Command, StageFailedError
 from tokenbridge.infra.launching.work import MEETING, JobState, Output, ParallelWork
 
@@ -19,9 +19,7 @@ def run(work: ParallelWork, output: Output) -> JobState:
     meeting = work.folder / MEETING
     ours = {MEETING_VARIABLE: str(meeting)} | dict.fromkeys(INTERFACES, LOOPBACK)
     rendezvous = ("--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--rdzv-conf=store_type=file")
-    command = Command(
-        work.torchrun(*rendezvous, "--local-addr=127.0.0.1"), work.root, work.environment(os.cpu_count() or 1) | ours
-    )
+    command = Command(work.torchrun(*rendezvous, "--local-addr=127.0.0.1"), work.root, work.environment(CORES) | ours)
     with work.log(HERE).open("a", buffering=1, encoding="utf-8") as log:
 
         def take(line: str) -> None:
