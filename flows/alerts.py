@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.settings import get_current_settings
+from prefect.types import SecretDict
 from pydantic import SecretStr
 
 from flows.server import PATIENCE
@@ -31,12 +32,14 @@ HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 VANISHED = "its process has vanished: no heartbeats any more"
 MESSAGE = """{
-  "flow": "{{ flow.name }}",
-  "run": "{{ flow_run.name }}",
-  "state": "{{ flow_run.state.name }}",
+  "flow": {{ flow.name | tojson }},
+  "run": {{ flow_run.name | tojson }},
+  "state": {{ flow_run.state.name | tojson }},
   "message": {{ (flow_run.state.message or "") | tojson }},
-  "page": "{{ flow_run | ui_url }}"
+  "page": {{ flow_run | ui_url | tojson }}
 }"""
+
+HEADERS = SecretDict({"Content-Type": "application/json"})
 
 
 def failure_alert(webhook: UUID) -> Automation:
@@ -72,7 +75,7 @@ def crash_detection(silence: float) -> Automation:
 
 async def set_up(url: str, silence: float) -> None:
     """Create the webhook and both automations, in place of those that are there."""
-    webhook = Webhook(method="POST", url=SecretStr(url))
+    webhook = Webhook(method="POST", url=SecretStr(url), headers=HEADERS)
     block: UUID = await webhook.asave(BLOCK, overwrite=True)
     for automation in (failure_alert(block), crash_detection(silence)):
         with suppress(ValueError):  # none of that name

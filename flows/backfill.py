@@ -17,7 +17,7 @@ from tokenbridge.base.files import read_json
 from tokenbridge.config.overrides import expand_sweep
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.config.project import find_project
-from tokenbridge.ops.runs.pipeline_run import run_in_worktree
+from tokenbridge.ops.runs.pipeline_run import only_user, run_in_worktree
 
 WORKTREE = Path(".work/backfill")
 REPORTS = Path("reports/evaluate")
@@ -27,9 +27,9 @@ REPORTS = Path("reports/evaluate")
 @failing_with_its_message
 def run_combination(label: str, overrides: Sequence[str], root: Path, gpu_group: str) -> State[Any]:
     """One pipeline; its state holds the metrics of every model, as ``<model>/<metric>``, but not their protocol."""
-    with training_slot(gpu_group):
+    with training_slot(gpu_group), only_user(root, WORKTREE):
         worktree = run_in_worktree(root, WORKTREE, overrides, get_run_logger().info)
-    reports = {path.stem: read_json(path) for path in sorted((worktree / REPORTS).glob("*.json"))}
+        reports = {path.stem: read_json(path) for path in sorted((worktree / REPORTS).glob("*.json"))}
     figures = [(f"{model}/{name}", v) for model, report in reports.items() for name, v in report.items()]
     return Completed(data={name: value for name, value in figures if not isinstance(value, dict)})
 

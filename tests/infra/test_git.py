@@ -69,7 +69,8 @@ def test_untracked_links_are_changes_and_large_files_are_left_out(root: Path) ->
 
 def test_files_that_may_hold_secrets_are_left_out(root: Path) -> None:
     """Also staged ones; a change of a file that git tracks is recorded."""
-    names = [".env", "deploy/.env.local", "deploy/server.key", "id_ed25519", "notes.txt"]
+    names = [".env", ".envrc", ".git-credentials", "client.env", "deploy/.env.local", "deploy/server.key"]
+    names += ["id_ed25519", "notes.txt"]
     (root / "deploy").mkdir()
     for name in names:
         (root / name).write_text("-----BEGIN OPENSSH {} KEY-----\nsecret".format("PRIVATE"))

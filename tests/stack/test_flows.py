@@ -7,11 +7,13 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jinja2 import Environment
 
-from flows.alerts import VANISHED
+from flows.alerts import MESSAGE, VANISHED
 from tests.pipeline.project import Project, wait_for
 from tests.stack.conftest import Stack
 from tests.stack.team import LENIENT, MODEL, State, client, result, run_deployment, runs, start_deployment
@@ -36,6 +38,7 @@ def hook() -> Iterator[tuple[str, Posted]]:
 
     class Hook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            assert self.headers["Content-Type"] == "application/json"
             posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
@@ -138,6 +141,18 @@ def test_another_clone_pulls_the_data_and_reproduces_a_run_without_computing(
 def test_a_killed_flow_is_marked_as_crashed_and_posted(alerts: Posted) -> None:
     (alert,) = wait_for(lambda: [each for each in alerts if each["flow"] == "retrain"], "alert")
     assert (alert["state"], alert["message"]) == ("Crashed", VANISHED)
+
+
+def test_an_alert_is_json_whatever_a_run_is_called() -> None:
+    """A run's name holds its overrides, and a failed state's name and message may hold anything."""
+    name = 'retrain data.root="s3://data/train-*.tar" a=b\\c'
+    environment = Environment()
+    environment.filters["ui_url"] = lambda run: f"http://prefect/{run.id}"
+    state = SimpleNamespace(name='"Failed"', message="line 1\nline 2")
+    run = SimpleNamespace(name=name, id=7, state=state)
+    rendered = environment.from_string(MESSAGE).render(flow=SimpleNamespace(name="retrain"), flow_run=run)
+    message = {"message": state.message, "page": "http://prefect/7"}
+    assert json.loads(rendered) == {"flow": "retrain", "run": name, "state": state.name} | message
 
 
 def test_a_model_is_promoted(team: Project, promoted: State) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,22 @@ def test_a_pods_workers_work_in_the_stages_folder(repository: Path, tmp_path: Pa
     settings = environment_of(container) | {"STAGE": "encode", "PYTHONPATH": str(CHECKOUT)}
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [*container["command"], *container["args"]]
-    pod = subprocess.run(
-        command, cwd=repository, env=os.environ | settings | {"PATH": path}, capture_output=True, text=True, check=False
+    run = partial(
+        subprocess.run,
+        command,
+        cwd=repository,
+        env=os.environ | settings | {"PATH": path},
+        capture_output=True,
+        text=True,
     )
+    pod = run()
     assert pod.returncode == 0, pod.stderr
     words = pod.stdout.splitlines()
     work = repository / WORK / "encode" / read_stages(repository)["encode"].key
     assert {"--nnodes=2", "--nproc-per-node=8", "--log-line-prefix-template=[rank ${rank}] "} <= set(words)
     assert words[-5:] == ["-m", "tokenbridge.stages.worker", "encode", str(repository), str(work)]
     assert work.is_dir()
+    (work / "failed.txt").write_text("the disk is full")
+    failed, rule = run(), MANIFEST["Job"]["spec"]["podFailurePolicy"]["rules"][0]
+    assert failed.stdout.endswith("the disk is full")
+    assert (rule["action"], [failed.returncode]) == ("FailJob", rule["onExitCodes"]["values"])

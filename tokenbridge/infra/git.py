@@ -14,7 +14,8 @@ from tokenbridge.base.errors import UserError
 GENERATED = ("dvc.lock", "params.yaml")  # runs write these files and record them separately
 LARGEST = 10_000_000  # bytes; a larger file that git does not track is data, not code
 SECRETS = (  # names of files that may hold secrets
-    *(".env", ".env.*", ".netrc", ".pgpass", ".pypirc", ".npmrc", ".htpasswd", "credentials", "credentials.*"),
+    *("*.env", ".env.*", ".envrc", ".netrc", ".pgpass", ".pypirc", ".npmrc", ".htpasswd", ".git-credentials"),
+    *("credentials", "credentials.*"),
     *("secrets.*", "client_secret*.json", "kaggle.json", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx"),
 )

@@ -13,6 +13,7 @@ from tests.support.services import S3Place
 from tokenbridge.config import ConfigError, StorageConfig
 from tokenbridge.infra.storage import StorageError
 from tokenbridge.infra.storage.bucket import S3Folder, StoredObject
+from tokenbridge.infra.storage.client import make_client
 from tokenbridge.infra.storage.transfer import upload
 
 SECRET = "not-the-secret"
@@ -129,4 +130,14 @@ def test_only_addresses_of_s3_are_taken(uri: str) -> None:
 def test_an_endpoint_is_an_http_address_without_credentials(endpoint: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         StorageConfig(endpoint=endpoint)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_credentials_in_an_endpoint_of_the_environment_are_refused_unseen(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "http://me:hunter2@host")
+    with pytest.raises(StorageError, match=f"{variable} holds a user name") as caught:
+        make_client(StorageConfig())
     assert "hunter2" not in str(caught.value)

@@ -72,3 +72,13 @@ def test_a_file_that_could_not_be_downloaded_is_not_sent(tmp_path: Path, name: s
 def test_only_a_folder_is_scanned(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="is not a folder"):
         scan(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_a_link_whose_content_would_be_left_out_is_refused(tmp_path: Path, target: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "vae").symlink_to(tmp_path / target)
+    with pytest.raises(StorageError, match="vae is a link to a folder, or to nothing"):
+        scan(folder)

@@ -11,8 +11,8 @@ import pytest
 from tests.support.services import SmallDisk
 from tokenbridge.base.files import DiskFullError
 from tokenbridge.infra.git import git
-from tokenbridge.infra.tracking.pending import Spool
-from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.infra.tracking.pending import Spool, find_spools
+from tokenbridge.infra.tracking.spool import Tracker, share_spool
 
 
 def events(tracker: Tracker, kind: str) -> list[dict[str, Any]]:
@@ -110,3 +110,15 @@ def test_an_error_that_prevents_its_own_record_is_the_one_that_is_raised(tmp_pat
     with pytest.raises(KeyError, match="the cause"), open_tracker(tmp_path) as tracker:
         tracker.file.close()
         raise KeyError("the cause")
+
+
+def test_runs_of_a_worktree_are_sent_as_those_of_its_project(tmp_path: Path) -> None:
+    """Also those that an earlier version kept in the worktree, and after the project was moved."""
+    project, worktree = tmp_path / "project", tmp_path / "project/.work/study"
+    early = open_tracker(worktree).folder.name
+    share_spool(project, worktree)
+    late = open_tracker(worktree).folder.name
+    project = project.rename(tmp_path / "moved")
+    share_spool(project, project / ".work/study")
+    last = open_tracker(project / ".work/study").folder.name
+    assert {spool.folder.name for spool in find_spools(project)} == {early, late, last}

@@ -11,6 +11,7 @@ from tests.infra.tracking.conftest import Start
 from tests.support.patience import PATIENCE
 from tokenbridge.infra.dvc import md5_as_dvc
 from tokenbridge.infra.tracking.logged_model import MODEL_MD5
+from tokenbridge.infra.tracking.pending import SyncReport
 from tokenbridge.infra.tracking.registry import EVALUATION
 from tokenbridge.infra.tracking.spool import Status, Tracker
 from tokenbridge.infra.tracking.store import (
@@ -134,6 +135,18 @@ def test_what_was_deleted_in_mlflow_is_named(root: Path) -> None:
         open_store(root) as it,
     ):
         it.client.get_run("no-such-run")
+
+
+def test_no_message_shows_the_password_of_an_address(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9 does not answer") as caught, open_store(root):
+        pass
+    report = SyncReport()
+    with report.noting_problems():
+        connect(root)
+    assert "127.0.0.1" in str(report.problem)
+    assert "hunter2" not in f"{caught.value} {report.problem}"
 
 
 def test_a_run_has_a_page_once_it_was_sent(root: Path, store: Store) -> None:

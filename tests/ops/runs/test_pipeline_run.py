@@ -15,6 +15,7 @@ from tests.support.dvc import init_dvc
 from tokenbridge.base.subprocesses import StageFailedError
 from tokenbridge.infra.dvc import LOCK_FILE, RAN, SKIPPED
 from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.ops.runs.freshness import FETCHED
 from tokenbridge.ops.runs.pipeline_run import PipelineRun, pipeline_run
 
 
@@ -56,3 +57,21 @@ def test_dvc_is_started_for_the_stages_alone_that_may_have_to_run(tmp_path: Path
     assert "Running stage 'second':" in lines
     assert (tmp_path / "second").read_text() == "source and more"
     assert run.bring_up_to_date("second", lines.append) == RAN  # it ran in this run
+
+
+STOPPED = """
+stages:
+  fetch: {cmd: cp source images, deps: [source], outs: [images]}
+  stopped: {cmd: test -s .work/fetched_source && false, deps: [images], outs: [other]}
+"""
+
+
+def test_the_source_of_the_images_is_noted_before_the_next_stage_could_be_killed(tmp_path: Path) -> None:
+    """Otherwise the next run would fetch all images again."""
+    (tmp_path / "dvc.yaml").write_text(STOPPED)
+    (tmp_path / "source").write_text("source")
+    init_dvc(tmp_path)
+    run = PipelineRun(tmp_path, Tracker.open("test", "key", tmp_path, system_interval=0), source_state="a state")
+    with pytest.raises(StageFailedError):
+        run.dvc(["repro"], print)
+    assert (tmp_path / FETCHED).read_text() == "a state"

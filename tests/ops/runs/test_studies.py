@@ -1,16 +1,20 @@
 """Studies: experiments that compose, and a page whose table is the results'."""
 
 import math
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from tests.support.checkout import CHECKOUT
+from tests.support.patience import PATIENCE
 from tokenbridge.base.errors import UserError
+from tokenbridge.base.files import write_csv
 from tokenbridge.config.params import compose_config, flatten, validate
 from tokenbridge.ops.planning.sizes import Parameters, meta_model
 from tokenbridge.ops.runs.costs import bits, coded_bits, memory, operations, sampling
+from tokenbridge.ops.runs.pipeline_run import only_user
 from tokenbridge.ops.runs.search import coordinate_search
 from tokenbridge.ops.runs.studies import (
     END,
@@ -151,20 +155,38 @@ def test_an_unknown_name_is_explained_by_the_names_with_the_base_first() -> None
         run_study(CHECKOUT, ABLATIONS, ["nothing"], [0])
 
 
-def test_the_table_shows_seeds_beside_each_other(tmp_path: Path) -> None:
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with one experiment of the study SPEED."""
     folder = tmp_path / SPEED.experiments
     folder.mkdir(parents=True)
     (folder / "base.yaml").write_text("# @package _global_\n# Where it starts.\n")
     (tmp_path / SPEED.page).parent.mkdir()
+    return tmp_path
+
+
+def test_a_study_waits_for_the_process_that_uses_its_worktree(project: Path) -> None:
+    """Two would change the settings below each other, and each would write the table without the other's rows."""
+    write_csv(project / SPEED.table, [{"experiment": "base", "seed": 0} | RESULT])
+    study = threading.Thread(target=run_study, args=(project, SPEED, [], [0]))
+    with only_user(project, SPEED.worktree):
+        study.start()
+        study.join(0.5)
+        assert study.is_alive()
+    study.join(PATIENCE)
+    assert not study.is_alive()
+
+
+def test_the_table_shows_seeds_beside_each_other(project: Path) -> None:
     rows = [{"experiment": "base", "seed": seed} | RESULT | {"validation_loss": 2.5 + seed} for seed in (0, 1)]
-    (tmp_path / SPEED.page).write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    write_results(tmp_path, SPEED, [rows[0] | {"sample_ms": 12.34}, rows[1]])
-    page = (tmp_path / SPEED.page).read_text()
+    (project / SPEED.page).write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    write_results(project, SPEED, [rows[0] | {"sample_ms": 12.34}, rows[1]])
+    page = (project / SPEED.page).read_text()
     assert "| `base` | Where it starts | 0 / 1 | 2.500 / 3.500 | 9.25 | 0.875 | 12.3 /" in page
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "old" not in page
-    assert [row["seed"] for row in read_table(tmp_path, SPEED)] == ["0", "1"]
+    assert [row["seed"] for row in read_table(project, SPEED)] == ["0", "1"]
 
 
 def test_the_difference_to_the_base_is_paired_by_seed() -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 from botocore import exceptions as aws
@@ -42,12 +43,22 @@ REMEDIES = {  # by S3's error code; the answer to a HEAD request has only the nu
 
 
 def endpoint_of(config: StorageConfig) -> str | None:
-    """Return the address of the server in use. None stands for Amazon's, or for the one in ~/.aws/config."""
+    """Return the address of the server in use. None stands for Amazon's, or for the one in ~/.aws/config.
+
+    Raises:
+        StorageError: if it holds a user name.
+    """
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if "@" in urlsplit(os.environ.get(name, "")).netloc:  # such an address is not shown
+            raise StorageError(
+                f"{name} holds a user name: credentials belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
     return config.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
 def make_client(config: StorageConfig) -> Any:
     """Return a boto3 client, which threads may share. AWS_MAX_ATTEMPTS limits the attempts per request (default 5)."""
+    endpoint_of(config)  # refuses what boto3 would show
     settings = Config(connect_timeout=10, read_timeout=60, max_pool_connections=THREADS)
     with explained("S3", config):
         session = boto3.Session(profile_name=config.profile, region_name=config.region)

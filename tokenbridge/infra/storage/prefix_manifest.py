@@ -44,10 +44,13 @@ def scan(folder: Path) -> list[Entry]:
     """Return the files below ``folder``, sorted by path. Empty folders are ignored.
 
     Raises:
-        StorageError: if ``folder`` is not a folder, or has a file that cannot be stored under its name.
+        StorageError: if ``folder`` is not a folder, or has a file that cannot be stored under its name, or a link that
+            does not lead to a file.
     """
     if not folder.is_dir():
         raise StorageError(f"{folder} is not a folder: name one that holds files")
+    for link in (path for path in folder.rglob("*") if path.is_symlink() and not path.is_file()):
+        raise StorageError(f"{link} is a link to a folder, or to nothing: put what it should lead to in its place")
     files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
     for path in files:
         if not is_plain(path) or path == MANIFEST:

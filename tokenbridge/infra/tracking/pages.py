@@ -5,9 +5,10 @@ key. The tag has the form that MLflow's own pages write when a view is saved the
 """
 
 import json
+import re
 import time
 from collections.abc import Sequence
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 LOCAL_ADDRESS = ("127.0.0.1", 5000)  # where `tokenbridge ui` serves the local store
 DESCRIPTION_TAG = "mlflow.note.content"
@@ -77,10 +78,9 @@ def address(tracking_uri: str) -> str:
     return public_uri(tracking_uri).rstrip("/")
 
 
-def public_uri(uri: str) -> str:
-    """Return a URI without user and password."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+def public_uri(text: str) -> str:
+    """Return a URI, or a text with URIs, without users and passwords."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 def is_server(tracking_uri: str) -> bool:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from tokenbridge.base.files import parse_json, read_json, write_json
 from tokenbridge.infra.tracking import say
+from tokenbridge.infra.tracking.pages import public_uri
 from tokenbridge.infra.tracking.spool import SPOOL_FOLDER
 
 UNREADABLE = (OSError, ValueError)  # what a missing or damaged file of JSON raises
@@ -43,7 +44,7 @@ class SyncReport:
         except Timeout:
             self.problem = "another process is sending them"
         except Exception as error:
-            self.problem = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            self.problem = public_uri(f"{type(error).__name__}: {error}".splitlines()[0])[:200]
 
 
 @dataclass

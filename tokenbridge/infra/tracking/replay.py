@@ -148,7 +148,7 @@ class Replay:
             if not is_refusal(error) or self._is_deleted():
                 raise
             if len(events) == 1:
-                self.refuse(f"{json.dumps(events[0])}: {error}")
+                self.refuse(public_uri(f"{json.dumps(events[0])}: {error}"))
             else:
                 for event in events:
                     self.send_events([event])

@@ -26,6 +26,7 @@ from filelock import FileLock
 
 from tokenbridge.base.files import explain_disk_error, write_json
 from tokenbridge.infra.git import git_tags
+from tokenbridge.infra.tracking.pages import public_uri
 from tokenbridge.infra.tracking.system import SystemSampler
 
 SPOOL_FOLDER = ".spool"
@@ -146,7 +147,7 @@ class Tracker:
             self.finish()
             return
         with suppress(Exception):  # the error from the body says more
-            self.tags({"error": f"{type(error).__name__}: {error}"})
+            self.tags({"error": public_uri(f"{type(error).__name__}: {error}")})
             self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
 
     def _append(self, kind: str, **fields: Any) -> None:
@@ -177,3 +178,16 @@ class Tracker:
             else:
                 copy(str(source), str(target))
         return target.relative_to(self.folder).as_posix()
+
+
+def share_spool(root: Path, worktree: Path) -> None:
+    """Let runs in ``worktree`` be sent as runs of the project at ``root``; ``make clean`` and the like keep them."""
+    own, shared = worktree / SPOOL_FOLDER, root / SPOOL_FOLDER
+    shared.mkdir(exist_ok=True)
+    if own.is_symlink():
+        own.unlink()  # the project may have been moved
+    elif own.exists():
+        for left in own.glob("*/"):  # an earlier version kept them apart
+            left.rename(shared / left.name)
+        shutil.rmtree(own)
+    own.symlink_to(shared.resolve())

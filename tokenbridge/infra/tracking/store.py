@@ -127,7 +127,7 @@ def open_store(root: Path) -> Iterator[Store]:
     try:
         yield connect(root)
     except FAILURES as error:
-        where, what = f"MLflow at {public_uri(tracking_uri(root))}", str(error).splitlines()[0]
+        where, what = f"MLflow at {public_uri(tracking_uri(root))}", public_uri(str(error).splitlines()[0])
         if isinstance(error, MlflowException) and error.error_code == NOT_FOUND:
             raise StoreError(f"{where} lacks what was deleted meanwhile: {what}. Restore it, or repeat") from error
         raise StoreError(

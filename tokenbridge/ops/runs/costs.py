@@ -21,7 +21,8 @@ from tokenbridge.config import LEVEL_HEADS, Config
 from tokenbridge.ops.planning.flops import sample_flops
 from tokenbridge.ops.planning.sizes import fresh_model, grid_side, loss_uniforms, meta_model, step_inputs
 from tokenbridge.ops.planning.steps import HeldBytes, train_flops
-from tokenbridge.ops.runs.studies import Row, experiment_config, run_study, write_results
+from tokenbridge.ops.runs.pipeline_run import only_user
+from tokenbridge.ops.runs.studies import Row, experiment_config, run_rows, write_results
 from tokenbridge.ops.runs.study import (
     BITS,
     CELL_LOSS,
@@ -58,18 +59,22 @@ Costs = dict[str, float]
 
 def run_with_costs(root: Path, study: Study, names: Sequence[str], seeds: Sequence[int]) -> None:
     """Run the rows that the table lacks, then measure the costs of all of its experiments if some have none."""
-    table = run_study(root, study, names, seeds)
-    if not all(row.get(SAMPLE_MS) for row in table):
-        configs = {row["experiment"]: experiment_config(root, study, row["experiment"]) for row in table}
-        times = measure(
-            configs, lambda done: logger.info(f"{study.page_name}: round {done} of {ROUNDS} of the times is measured")
-        )
-        costs = {
-            name: times[name] | memory(config) | operations(config) | bits(config) for name, config in configs.items()
-        }
-        table = [row | costs[row["experiment"]] | coded_bits(configs[row["experiment"]], row) for row in table]
-        write_results(root, study, table)
+    with only_user(root, study.worktree):
+        table = run_rows(root, study, names, seeds)
+        if not all(row.get(SAMPLE_MS) for row in table):
+            table = add_costs(root, study, table)
+            write_results(root, study, table)
     pareto_figure(study, table).savefig(root / f"docs/images/{study.page_name}.png", metadata={"Software": None})
+
+
+def add_costs(root: Path, study: Study, table: Sequence[Row]) -> list[Row]:
+    """Return the table with the costs of every experiment."""
+    configs = {row["experiment"]: experiment_config(root, study, row["experiment"]) for row in table}
+    times = measure(
+        configs, lambda done: logger.info(f"{study.page_name}: round {done} of {ROUNDS} of the times is measured")
+    )
+    costs = {name: times[name] | memory(config) | operations(config) | bits(config) for name, config in configs.items()}
+    return [row | costs[row["experiment"]] | coded_bits(configs[row["experiment"]], row) for row in table]
 
 
 def operations(config: Config) -> Costs:

@@ -9,7 +9,7 @@ import tempfile
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 from tokenbridge.base.at_end import at_end
 from tokenbridge.base.errors import UserError
 from tokenbridge.base.files import check_access, explain_disk_error, read_json, sha256_file
+from tokenbridge.base.locks import locked
 from tokenbridge.base.machine import installed_packages, processor
 from tokenbridge.base.subprocesses import Command, StageFailedError
 from tokenbridge.config import Config
@@ -40,7 +41,7 @@ from tokenbridge.infra.tracking import recorded
 from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.pages import DISTANCES, HEADLINES
 from tokenbridge.infra.tracking.process import MLflowProcess
-from tokenbridge.infra.tracking.spool import Tracker
+from tokenbridge.infra.tracking.spool import Tracker, share_spool
 from tokenbridge.infra.tracking.uri import tracking_uri
 from tokenbridge.ops.runs.forecast import DURATIONS, Forecast
 from tokenbridge.ops.runs.freshness import is_of, is_stale, note_fetched, planned_settings
@@ -91,6 +92,8 @@ class PipelineRun:
             on_line(line)
             coming.listen(line, on_line)
             for stage, outcome in read_outcome(line).items():
+                if stage != FETCH:
+                    self.note_source()  # now, because a kill may come before the end
                 if (self.outcomes.get(stage), outcome) != (RAN, SKIPPED):  # a later command skips what this run ran
                     self.outcomes[stage] = outcome
                 coming.note(stage, outcome, on_line)
@@ -157,6 +160,11 @@ class PipelineRun:
             self._expect(list(self._stages), on_line)
             self.dvc(["--wait-for-lock", "repro", "--force", "--single-item", FETCH], on_line)
         self.source_state = state
+
+    def note_source(self) -> None:
+        """Note the state of the source that this run has fetched."""
+        if self.source_state and self.outcomes.get(FETCH) == RAN:
+            note_fetched(self.root, self.source_state)
 
     def _coming(self, on_line: Callable[[str], None]) -> Forecast:
         """Return the forecast of the stages that may still have to run; the first call makes it."""
@@ -310,8 +318,7 @@ def _record(run: PipelineRun, mlflow: MLflowProcess) -> None:
         run.tracker.metrics(headlines[1])
     for grid in run.sample_grids():
         run.tracker.artifact(grid, "samples")
-    if run.source_state and run.outcomes.get(FETCH) == RAN:
-        note_fetched(run.root, run.source_state)
+    run.note_source()
     if run.source_state and is_of(run.root, run.config or load_params(run.root), run.source_state):
         run.tracker.tags({recorded.SOURCE_STATE: run.source_state})
     mlflow.call(f"{REGISTRATION}:register_models", run.root, run.evaluated(), run.tracker.id)
@@ -326,10 +333,15 @@ def run_pipeline(root: Path, overrides: Sequence[str] = (), mlflow: MLflowProces
         logger.info("\nEverything is up to date: no stage had anything to do.")
 
 
+def only_user(root: Path, folder: Path) -> AbstractContextManager[None]:
+    """Let one process at a time use the worktree ``folder``, from the start of a run until its reports are read."""
+    return locked(root / folder.with_suffix(".lock"), f"the worktree {folder}")
+
+
 def run_in_worktree(root: Path, folder: Path, overrides: Sequence[str], on_line: Callable[[str], None]) -> Path:
     """Run ``tokenbridge repro`` in a worktree of the last commit, with this project's cache and MLflow.
 
-    Your own files do not change.
+    Your own files do not change. The caller must be the ``only_user`` of the worktree.
 
     Returns:
         The worktree, which holds the run's reports.
@@ -339,6 +351,7 @@ def run_in_worktree(root: Path, folder: Path, overrides: Sequence[str], on_line:
     """
     worktree = checkout(root, root / folder, git(root, "rev-parse", "HEAD"))
     share_cache(root, worktree)
+    share_spool(root, worktree)
     environment = {"PYTHONPATH": str(worktree), "MLFLOW_TRACKING_URI": tracking_uri(root)}
     Command([sys.executable, "-m", "tokenbridge.cli", "repro", *overrides], worktree, environment).follow(on_line)
     return worktree

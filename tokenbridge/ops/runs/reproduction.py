@@ -21,7 +21,7 @@ from tokenbridge.infra.dvc import LOCK_FILE, md5_as_dvc, parse_lock, read_stages
 from tokenbridge.infra.git import apply_patch, checkout, git
 from tokenbridge.infra.tracking.live import LiveSync
 from tokenbridge.infra.tracking.recorded import PROCESSOR, RecordedRun, read_recorded
-from tokenbridge.infra.tracking.spool import SPOOL_FOLDER, Tracker
+from tokenbridge.infra.tracking.spool import Tracker, share_spool
 from tokenbridge.ops.runs.pipeline_run import FETCH, PipelineRun
 from tokenbridge.stages.runtime import WORK
 
@@ -125,8 +125,7 @@ def prepare(root: Path, recorded: RecordedRun) -> Path:
     atomic_write_text(folder / PARAMS_FILE, recorded.params)
     atomic_write_text(folder / LOCK_FILE, recorded.lock)
     share_cache(root, folder)
-    if not (folder / SPOOL_FOLDER).exists():
-        (folder / SPOOL_FOLDER).symlink_to((root / SPOOL_FOLDER).resolve())  # its runs are sent as this project's
+    share_spool(root, folder)
     return folder
 
 

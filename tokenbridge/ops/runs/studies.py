@@ -20,7 +20,7 @@ from tokenbridge.config import Config
 from tokenbridge.config.params import compose_config, load_params, validate
 from tokenbridge.infra.git import git
 from tokenbridge.ops.runs.cell_loss import cell_loss
-from tokenbridge.ops.runs.pipeline_run import run_in_worktree
+from tokenbridge.ops.runs.pipeline_run import only_user, run_in_worktree
 from tokenbridge.ops.runs.search import SampledDistance, coordinate_search
 from tokenbridge.ops.runs.study import CELL_LOSS, METRICS, MODEL, RATE, Study
 
@@ -40,6 +40,12 @@ def experiment_names(root: Path, study: Study) -> list[str]:
 
 
 def run_study(root: Path, study: Study, names: Sequence[str], seeds: Sequence[int]) -> list[Row]:
+    """Run ``run_rows`` while no other process changes the study."""
+    with only_user(root, study.worktree):
+        return run_rows(root, study, names, seeds)
+
+
+def run_rows(root: Path, study: Study, names: Sequence[str], seeds: Sequence[int]) -> list[Row]:
     """Run the rows that the table lacks, one seed after the other, and write each row as soon as it is finished.
 
     Returns:
