@@ -204,6 +204,14 @@ def test_every_launcher_is_valid(path: Path) -> None:
             "models.tiny.head is bits, and 48 levels are no whole number of bits: set quantizer.levels",
         ),
         (
+            "quantizer=entropy_coded models.tiny.head=bits",
+            "head is bits, and 113 levels are no whole number of bits: choose another head or quantizer.family",
+        ),
+        (
+            "quantizer=continuous models.tiny.head=diffusion models.tiny.head_steps=1",
+            "head_steps is 1: must be from 2 to 1000 with a diffusion head",
+        ),
+        (
             "models.tiny.head=bits models.tiny.head_steps=49",
             "models.tiny.head_steps is 49: must be at most 48, the bits it draws at once",
         ),
@@ -360,6 +368,11 @@ def test_broken_params_say_how_to_bring_them_back(tmp_path: Path, content: bytes
 def test_an_unsaved_change_that_cannot_be_read_is_named(change: str) -> None:
     with pytest.raises(ConfigError):
         load_params(CHECKOUT, [change])
+
+
+def test_a_change_of_the_common_recipe_is_refused_because_each_model_has_its_own() -> None:
+    with pytest.raises(ConfigError, match=re.escape("set models.<name>.train.epochs=0.1")):
+        load_params(CHECKOUT, ["train.epochs=0.1"])
 
 
 NASTY = ["", "null", "inf", "-inf", "nan", "1e400", "-1", "9" * 5000, "${seed}", "${x", "${oc.env:HOME}", "~/x", "["]

@@ -28,11 +28,12 @@ CASES = {
     2: [
         *("ddp", "fsdp", "accumulated", "fsdp_accumulated", "fsdp_checkpointed", "compiled", "fsdp_grouped"),
         *("fsdp_checkpointed_compiled", "flow", "fsdp_flow"),
+        *("fsdp_elements", "fsdp_elements_interrupted", "fsdp_elements_interrupted<2"),
         *("dropout", "bad", "dropout_interrupted", "dropout_interrupted<2"),
         *("ddp_interrupted", "fsdp_interrupted", "fsdp_interrupted<2"),
     ],
     1: [
-        *("ddp", "accumulated", "checkpointed", "grouped", "flow", "ddp_interrupted", "fsdp_interrupted"),
+        *("ddp", "accumulated", "checkpointed", "grouped", "flow", "elements", "ddp_interrupted", "fsdp_interrupted"),
         *("ddp_interrupted<2", "fsdp_interrupted<2"),
     ],
     4: ["ddp", "fsdp", "ddp_interrupted<2", "fsdp_interrupted<2", "ddp_interrupted<1", "fsdp_interrupted<1"],
@@ -42,7 +43,7 @@ if BF16 in PRECISIONS:
     CASES[2] += ["bf16", "fsdp_bf16"]
 SAME_MATHS = ["ddp/2", "ddp/4", "fsdp/2", "fsdp/4", "accumulated/1", "accumulated/2", "fsdp_accumulated/2"]
 SAME_MATHS += ["checkpointed/1", "fsdp_checkpointed/2", "compiled/2", "fsdp_checkpointed_compiled/2", "fsdp_grouped/2"]
-SAME_MATHS += ["flow/2", "fsdp_flow/2"]
+SAME_MATHS += ["flow/2", "fsdp_flow/2", "fsdp_elements/2"]
 RESUMED = [f"{case}_interrupted/{way}" for case in ("ddp", "fsdp") for way in ("2-1", "2-4", "1-4")]
 
 
@@ -88,7 +89,7 @@ def check_evaluations(folder: Path, run: str, expected: str = "ddp/1") -> None:
 
 @pytest.mark.parametrize("run", SAME_MATHS)
 def test_gradients_and_losses_are_those_of_one_process(folder: Path, run: str) -> None:
-    alone = next((f"{part}/1" for part in ("grouped", "flow") if part in run), "ddp/1")
+    alone = next((f"{part}/1" for part in ("grouped", "flow", "elements") if part in run), "ddp/1")
     assert distance(tensors(folder, run, "gradients"), tensors(folder, alone, "gradients")) < 1e-5
     assert len(losses(folder, run)) == STEPS
     torch.testing.assert_close(losses(folder, run), losses(folder, alone), rtol=1e-4, atol=0)
@@ -123,7 +124,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_with_one_message(fol
     assert len(list((folder / "bad/2/bad-step").glob("rank-*.safetensors"))) == 2
 
 
-@pytest.mark.parametrize("case", ["fsdp", "dropout"])
+@pytest.mark.parametrize("case", ["fsdp", "fsdp_elements", "dropout"])
 def test_continued_by_the_same_number_a_training_ends_with_the_same_bits(folder: Path, case: str) -> None:
     resumed, whole = f"{case}_interrupted/2-2", f"{case}/2"
     assert equal(tensors(folder, resumed, "weights"), tensors(folder, whole, "weights"))

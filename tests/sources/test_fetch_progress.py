@@ -29,6 +29,15 @@ def test_a_damaged_or_missing_shard_is_fetched_again(folder: Path) -> None:
     assert FetchProgress(folder, "state").seen == 0
 
 
+def test_a_shard_that_was_fetched_again_keeps_its_place(folder: Path) -> None:
+    """The order of images, and the digest of all, must not depend on what was repaired."""
+    (folder / "a").write_text("A")
+    progress = FetchProgress(folder, "state")
+    progress.add("train", {"file": "a", "count": 1, "sha256": sha256_file(folder / "a")}, [("1.png", 0)], ["2.png"])
+    assert [shard["file"] for shard in progress.shards("train")] == ["a", "b"]
+    assert (progress.left_out("train"), progress.converted("train")) == ([("1.png", 0)], ["2.png"])
+
+
 @pytest.mark.parametrize(
     "damage", ["", "[]", "{}", '{"state": "state", "shards": {"a": []}}', '{"state": "other", "shards": {}}']
 )

@@ -50,7 +50,11 @@ LAUNCHER_PARTS: dict[str, dict[str, Any]] = {
     "checkpointed": {"checkpoint_activations": True},
     "compiled": {"compile": True},
 }
-MODEL_PARTS: dict[str, dict[str, Any]] = {"dropout": {"dropout": 0.1}, "flow": {"head": "flow"}}
+MODEL_PARTS: dict[str, dict[str, Any]] = {
+    "dropout": {"dropout": 0.1},
+    "flow": {"head": "flow"},
+    "elements": {"trunk": "elements"},  # one slot, so the head embeds no levels
+}
 RECIPE_PARTS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "bad": {"label_dropout": 0.0},
@@ -78,7 +82,8 @@ class FirstStepWatched(Trainer):
     def accumulate_gradients(self, batch: Batch) -> Tensor:
         loss = super().accumulate_gradients(batch)
         if not self.watched:
-            gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+            parameters = self.model.named_parameters()  # empty ones have no gradient if they are sharded
+            gradients = {name: p.grad for name, p in parameters if p.grad is not None and p.numel()}
             write(self.folder / "gradients.safetensors", gradients, self.processes)
         self.watched = True
         return loss

@@ -12,13 +12,12 @@ from scipy.stats import truncnorm
 
 from tests.support.small_model import LAUNCHER, RECIPE, random_model
 from tokenbridge.base.checks import ConfigError
-from tokenbridge.base.distributed import Processes
 from tokenbridge.base.seeding import generator
 from tokenbridge.config import TrainConfig
 from tokenbridge.config.params import compose_config, validate
 from tokenbridge.training.batches import Batch, batch_loss, draw_batch, num_masked_positions, predicted_positions
 from tokenbridge.training.datasets import FreshTokens
-from tokenbridge.training.trainer import check_processes, part_sizes
+from tokenbridge.training.parts import check_processes, part_sizes
 
 POSITIONS = 256
 RELEASED = validate(compose_config(["train=released"])).train
@@ -73,7 +72,7 @@ def test_each_group_has_one_count_and_groups_differ(data: FreshTokens) -> None:
 def test_parts_cover_the_batch_and_cross_no_group(group: int, groups: int, world: int, accumulation: int) -> None:
     recipe = replace(RECIPE, batch_size=group * groups, mask_group_size=group)
     launcher = replace(LAUNCHER, accumulation=accumulation)
-    sizes = [part_sizes(recipe, launcher, Processes(rank, world)) for rank in range(world)]
+    sizes = [part_sizes(recipe, launcher, rank, world) for rank in range(world)]
     ends = torch.tensor([0, *(size for own in sizes for size in own)]).cumsum(0)
     assert ends[-1] == recipe.batch_size
     assert all(start // group == (end - 1) // group for start, end in pairwise(ends))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokenbridge.base.environment import MEETING_VARIABLE
 from tokenbridge.base.errors import UserError
+from tokenbridge.base.slices import share
 
 T = TypeVar("T")
 # Timeout of collectives: a hang ends after it. The longest rightful waits are for rank 0, which reads a checkpoint's
@@ -34,7 +35,7 @@ class Processes:
 
     def share(self, count: int) -> slice:
         """Return this process's part of ``count`` consecutive items; the sizes of the parts differ by one at most."""
-        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+        return share(count, self.rank, self.world)
 
     def total(self, value: Tensor) -> Tensor:
         """Return the sum of ``value`` over all processes."""

@@ -1,4 +1,4 @@
-"""How many images are computed at once: as many as fit into a bounded memory, whatever their size."""
+"""Which images are computed by which process, and how many at once: as many as fit into a bounded memory."""
 
 VALUES = 2**30  # float32 values that the images computed at once may hold: 4 GiB
 
@@ -10,6 +10,11 @@ def images_at_once(values: int, most: int) -> int:
         values: the numbers that one image holds when its computation needs the most memory.
     """
     return max(1, min(VALUES // values, most))
+
+
+def share(count: int, rank: int, world: int) -> slice:
+    """Return the part of ``count`` consecutive items of one of ``world`` processes; sizes differ by one at most."""
+    return slice(count * rank // world, count * (rank + 1) // world)
 
 
 def slices(count: int, values: int, most: int | None = None) -> list[slice]:

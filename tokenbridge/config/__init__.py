@@ -108,6 +108,9 @@ class Config(Settings):
             f"tokenize stores indices of a byte at most, and quantizer.family={quantizer.family} has others: train on "
             "moments (tokens=none)": bool(self.tokenize.outs) and (classes is None or classes > 2**8),
         }
+        advice = "set quantizer.levels (codewords of a codebook) to a power of 2"
+        if quantizer.family in SECOND_MOMENTS:
+            advice = "choose another head or quantizer.family"
         for name, model in self.models.items():
             start, group = f"models.{name}.head_group is {model.head_group}", min(model.head_group, ENOUGH)
             mistakes[f"{start}: must divide the {slots} slots of a token"] = slots % model.head_group != 0
@@ -118,8 +121,9 @@ class Config(Settings):
             mistakes |= {
                 f"{start}, which makes {classes}^{model.head_group} classes: at most {MAX_CLASSES:,} can be handled, "
                 "so lower head_group or quantizer.levels": classes**group > MAX_CLASSES,
-                f"models.{name}.head is bits, and {classes} levels are no whole number of bits: set quantizer.levels "
-                "(codewords of a codebook) to a power of 2": of_bits and classes.bit_count() != 1,
+                f"models.{name}.head is bits, and {classes} levels are no whole number of bits: {advice}": (
+                    of_bits and classes.bit_count() != 1
+                ),
                 f"models.{name}.head_steps is {model.head_steps}: must be at most {bits}, the bits it draws at once": (
                     of_bits and model.head_steps > bits
                 ),

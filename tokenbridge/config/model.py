@@ -41,6 +41,7 @@ REVEAL_ORDERS: tuple[RevealOrder, ...] = get_args(RevealOrder)
 Decay = Annotated[Number, Field(ge=0, le=0.999999)]
 FIXED_ORDERS: dict[Trunk, RevealOrder] = {"causal_raster": "raster"}  # of trunks that know one order alone
 MAX_DEFAULT_STEPS = 16
+NOISE_STEPS = 1000  # in which a diffusion head learns, and in so many at most it draws
 LEAST_TEMPERATURE = 0.001  # except 0
 
 
@@ -120,6 +121,8 @@ class ModelConfig(Settings):
         refuse({f"draft_depth is {self.draft_depth}: {advice}": needless})
         grouped = f"head_group is {self.head_group}: only {' and '.join(LEVEL_HEADS)} heads have groups, so set it to 1"
         refuse({grouped: self.head_group > 1 and self.head not in LEVEL_HEADS})
+        noisy = f"head_steps is {self.head_steps}: must be from 2 to {NOISE_STEPS} with a diffusion head"
+        refuse({noisy: self.head == "diffusion" and not 2 <= self.head_steps <= NOISE_STEPS})
         self._check_trunk()
 
     def _check_trunk(self) -> None:

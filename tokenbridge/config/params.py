@@ -96,6 +96,8 @@ def load_params(root: Path = Path(), changes: Sequence[str] = ()) -> Config:
         remedy = "compose it again by `tokenbridge params`, or bring it back with git"
         raise ConfigError(f"{path} cannot be read ({_brief(error)}): {remedy}") from error
     for change in changes:
+        recipe = f"{change!r} changes no model, because each has its own recipe: set models.<name>.{change}"
+        require(not change.startswith("train."), recipe)
         try:
             loaded = OmegaConf.merge(loaded, OmegaConf.from_dotlist([change]))
         except UNREADABLE as error:

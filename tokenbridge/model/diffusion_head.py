@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tokenbridge.base.device import widest_float
 from tokenbridge.base.errors import UserError
+from tokenbridge.config.model import NOISE_STEPS
 from tokenbridge.model.denoising import DenoisingHead, Predict
 from tokenbridge.model.uniforms import to_normal
 
-NOISE_STEPS = 1000
 OFFSET = 0.008  # of the cosine schedule: without it, the first steps add hardly any noise
 MAX_BETA = 0.999  # without this limit, the last step leaves no signal
 LIMIT = 5.0  # of a predicted latent, in standard deviations

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from tokenbridge.base.chunks import Advance, Chunk, cut, make_chunks
@@ -93,8 +94,10 @@ def write_samples(
     )
 
 
-def grid_indices(num_classes: int, columns: int, count: int) -> list[int]:
-    """Return the numbers of the samples that a picture shows: one row for each of the first ten classes."""
-    rows = min(num_classes, GRID_ROWS)
-    wanted = [row + num_classes * column for row in range(rows) for column in range(columns)]
-    return [index for index in wanted if index < count]
+def grid_indices(num_classes: int, most: int, count: int) -> NDArray[np.int64]:
+    """Return which of ``count`` samples a picture shows: a row for each of the first ten classes.
+
+    A row has ``most`` samples, or fewer, if not every class has as many.
+    """
+    rows, columns = min(num_classes, GRID_ROWS, count), max(1, min(most, count // num_classes))
+    return np.arange(rows)[:, None] + num_classes * np.arange(columns)

@@ -40,12 +40,15 @@ class FetchProgress:
         return sum(each["shard"]["count"] + len(each["left_out"]) for each in self.done.values())
 
     def shards(self, split: str) -> list[dict[str, Any]]:
-        return [each["shard"] for each in self.done.values() if each["split"] == split]
+        return [each["shard"] for each in self._of(split)]
 
     def left_out(self, split: str) -> list[LeftOut]:
-        return [
-            (path, label) for each in self.done.values() if each["split"] == split for path, label in each["left_out"]
-        ]
+        return [(path, label) for each in self._of(split) for path, label in each["left_out"]]
 
     def converted(self, split: str) -> list[str]:
-        return [path for each in self.done.values() if each["split"] == split for path in each["converted"]]
+        return [path for each in self._of(split) for path in each["converted"]]
+
+    def _of(self, split: str) -> list[dict[str, Any]]:
+        """Return what is done of a split, in the order of its shards, also if one of them was fetched again."""
+        files = [file for file, each in self.done.items() if each["split"] == split]
+        return [self.done[file] for file in sorted(files, key=lambda file: (len(file), file))]

@@ -10,7 +10,7 @@ from tokenbridge.evaluation.checks import check_counts
 from tokenbridge.evaluation.weight_files import check_networks
 from tokenbridge.images.shards import image_counts, read_manifest
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
-from tokenbridge.sampling.samples import CHUNK, GRID_ROWS, draw_chunks, grid_indices, sample_chunks, write_samples
+from tokenbridge.sampling.samples import CHUNK, draw_chunks, grid_indices, sample_chunks, write_samples
 from tokenbridge.stages.context import StageContext, compute
 from tokenbridge.stages.runtime import stage_run
 
@@ -50,5 +50,5 @@ def check(config: Config, root: Path) -> None:
 def _write_grid(config: GenerateConfig, drawn: Path, label_names: list[str], picture: Path) -> None:
     chunks = sample_chunks(drawn, config.samples)
     wanted = grid_indices(len(label_names), config.grid_per_class, config.samples)
-    images = np.stack([np.load(chunks[i // CHUNK].path, mmap_mode="r")[i % CHUNK] for i in wanted])
-    image_grid(images, config.grid_per_class, label_names[:GRID_ROWS]).save(picture)
+    images = np.stack([np.load(chunks[i // CHUNK].path, mmap_mode="r")[i % CHUNK] for i in wanted.flat])
+    image_grid(images, wanted.shape[1], label_names[: len(wanted)]).save(picture)

@@ -66,7 +66,8 @@ def work(context: StageContext) -> None:
     write_csv(plots / "table.csv", study_table(studies, studied))
     panels = {name: [(getattr(v, name), studied[title(v)]) for v in each] for name, each in studies.items()}
     study_figure(panels, studied[CONTINUOUS]).savefig(plots / "study.png")
-    image_grid(np.concatenate(list(pictures.values())), PICTURED, list(pictures)).save(plots / "images.png")
+    images = np.stack(list(pictures.values()))
+    image_grid(np.concatenate(images), images.shape[1], list(pictures)).save(plots / "images.png")
     validation = {f"{VALIDATION}_{name}": value for name, value in _summary(studied, config).items()}
     facts = {NUMERIC_PRECISION: measure.precision, "protocol": measure.protocol()}
     write_json(context.work / "report.json", _summary(tested, config) | validation | facts)

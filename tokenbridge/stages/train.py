@@ -19,7 +19,7 @@ from tokenbridge.engine.divergence import REPORT
 from tokenbridge.images.shards import read_manifest
 from tokenbridge.model import AutoregressiveModel
 from tokenbridge.sampling.pipeline import TokenBridgePipeline
-from tokenbridge.sampling.samples import GRID_ROWS, draw_samples, grid_indices
+from tokenbridge.sampling.samples import draw_samples, grid_indices
 from tokenbridge.stages.context import NUMERIC_PRECISION, StageContext, compute
 from tokenbridge.stages.runtime import stage_run
 from tokenbridge.tokenizer.fitting import load_quantizer
@@ -101,10 +101,10 @@ def draw_grid(context: StageContext, pipeline: TokenBridgePipeline) -> Image:
     """Draw the picture that the stage ``generate`` would write of this model, with the same samples and settings."""
     config, names = context.config.generate, pipeline.class_names
     pipeline.to(context.device).precision = config.precision
-    wanted = torch.tensor(grid_indices(len(names), config.grid_per_class, config.samples))
-    parts = wanted.split(context.config.launcher.batch_size)
+    wanted = grid_indices(len(names), config.grid_per_class, config.samples)
+    parts = torch.from_numpy(wanted.ravel()).split(context.config.launcher.batch_size)
     images = [draw_samples(pipeline, part.tolist(), context.config.seed, config) for part in parts]
-    return image_grid(np.concatenate(images), config.grid_per_class, names[:GRID_ROWS])
+    return image_grid(np.concatenate(images), wanted.shape[1], names[: len(wanted)])
 
 
 def _take(context: StageContext, folder: Path, shape: dict[str, int | None]) -> None:

@@ -61,10 +61,13 @@ def shard(model: AutoregressiveModel, precision: str, mesh: DeviceMesh) -> None:
     policy = MixedPrecisionPolicy(param_dtype=block_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for head in model.heads:
         head.loss_by_parts = False  # a block's weights are there only while it runs, so no gradient can be asked for
+    empty = {parameter for parameter in model.parameters() if not parameter.numel()}  # FSDP2 cannot shard them
+    for parameter in empty:
+        parameter.requires_grad_(False)  # gradients that are not sharded cannot be clipped with those that are
     for block in [*model.encoder, *model.decoder, *(block for head in model.heads for block in head.blocks)]:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=empty)
     # embeddings and positions too: on CPUs, LayerNorm does not accept float32 inputs with a block's bfloat16 weights
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=empty)
 
 
 @contextmanager

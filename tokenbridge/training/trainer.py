@@ -15,7 +15,7 @@ from tokenbridge.base.device import autocast
 from tokenbridge.base.distributed import SINGLE_PROCESS, Processes
 from tokenbridge.base.protocols import MetricSink, Stop, never
 from tokenbridge.base.seeding import EpochOrder, derive_seed, generator
-from tokenbridge.config import FSDP, LauncherConfig, ModelConfig, TrainConfig, require
+from tokenbridge.config import LauncherConfig, ModelConfig
 from tokenbridge.engine.divergence import BadStep, LossWatch, keep_bad_step
 from tokenbridge.engine.ema import Ema
 from tokenbridge.engine.loop import Evaluations, History, cosine_factor, run_steps
@@ -25,6 +25,7 @@ from tokenbridge.tokenizer.latents import Quantizer
 from tokenbridge.training.batches import Batch, batch_loss, draw_batch
 from tokenbridge.training.datasets import Prefetcher, TrainingData
 from tokenbridge.training.parallel import distribute, evaluating, gather_full, gradients_stay
+from tokenbridge.training.parts import check_processes, part_sizes
 from tokenbridge.training.validation import Validation
 
 NOT_MODEL_ARGUMENTS = ("train", "pretrained", "trunk")  # fields of ModelConfig that are not about sizes
@@ -131,42 +132,6 @@ def train(
     return Trained(trainer.averaged_model(), history, evaluations.rows)
 
 
-def check_processes(recipe: TrainConfig, launcher: LauncherConfig, world: int) -> None:
-    """Check, before anything starts, that the recipe can be trained by ``world`` processes.
-
-    Raises:
-        ConfigError: if it cannot; the message says what to change.
-    """
-    parts = world * launcher.accumulation
-    require(
-        recipe.batch_size >= parts,
-        f"train.batch_size is {recipe.batch_size}, but {world} processes with launcher.accumulation="
-        f"{launcher.accumulation} divide it into {parts} parts: use fewer processes or a smaller launcher.accumulation",
-    )
-    counts = {len(part_sizes(recipe, launcher, Processes(rank, world))) for rank in range(world)}
-    groups = recipe.batch_size // recipe.mask_group
-    require(
-        len(counts) == 1,
-        f"train.mask_group_size is {recipe.mask_group}, and {world} processes do not divide the {groups} groups of a "
-        f"batch into equally many parts: use a number of processes that divides {groups}, or a multiple of it",
-    )
-    require(
-        launcher.strategy != FSDP or world == 1 or recipe.optimizer != "muon",
-        "launcher.strategy=fsdp shards the matrices that train.optimizer=muon needs whole: "
-        "set train.optimizer=adamw or launcher.strategy=ddp",
-    )
-
-
-def part_sizes(recipe: TrainConfig, launcher: LauncherConfig, processes: Processes) -> list[int]:
-    """Return the sizes of the parts of a batch that this process computes one after the other.
-
-    Its share is divided into ``launcher.accumulation`` parts, and these where a mask group ends.
-    """
-    groups = torch.arange(recipe.batch_size)[processes.share(recipe.batch_size)] // recipe.mask_group
-    parts = [part.unique_consecutive(return_counts=True)[1] for part in groups.tensor_split(launcher.accumulation)]
-    return [int(size) for size in torch.cat(parts)]
-
-
 class Trainer:
     """The steps of one training. Everything that a step changes is in ``state``.
 
@@ -246,7 +211,7 @@ class Trainer:
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
         """Compute this process's part of the gradients of the whole batch's mean loss; return the part's mean loss."""
-        parts = batch.split(part_sizes(self.recipe, self.launcher, self.processes))
+        parts = batch.split(part_sizes(self.recipe, self.launcher, self.processes.rank, self.processes.world))
         losses = []
         for number, part in enumerate(parts):
             with nullcontext() if number == len(parts) - 1 else gradients_stay(self.parallel):

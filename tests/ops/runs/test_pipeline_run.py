@@ -13,6 +13,8 @@ import pytest
 from tests.support.checkout import CHECKOUT
 from tests.support.dvc import init_dvc
 from tokenbridge.base.subprocesses import StageFailedError
+from tokenbridge.config import ConfigError
+from tokenbridge.config.params import PARAMS_FILE
 from tokenbridge.infra.dvc import LOCK_FILE, RAN, SKIPPED
 from tokenbridge.infra.tracking.spool import Tracker
 from tokenbridge.ops.runs.freshness import FETCHED
@@ -33,6 +35,14 @@ def test_a_failure_is_raised_once_even_if_its_cause_prevents_the_record(
     assert len(caught.value.__notes__) == 1
     (events,) = (tmp_path / ".spool").glob("*-pipeline-*/events.jsonl")
     assert json.loads(events.read_text().splitlines()[-1])["status"] == "FAILED"
+
+
+def test_processes_that_cannot_train_a_model_are_refused_before_the_first_stage(tmp_path: Path) -> None:
+    (tmp_path / "conf").symlink_to(CHECKOUT / "conf")
+    overrides = ["launcher=multi_gpu", "launcher.strategy=fsdp"]  # the default's optimizer is Muon
+    with pytest.raises(ConfigError, match="=muon needs whole"), pipeline_run(tmp_path, overrides):
+        pass
+    assert not (tmp_path / PARAMS_FILE).exists()
 
 
 TWO_STAGES = """

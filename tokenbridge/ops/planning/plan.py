@@ -15,7 +15,7 @@ from tokenbridge.ops.planning.schedule import HOUR, Schedule, Work, peak_flops, 
 from tokenbridge.ops.planning.sizes import Parameters, meta_model
 from tokenbridge.ops.planning.steps import train_flops
 from tokenbridge.ops.planning.volumes import Volumes
-from tokenbridge.training.trainer import check_processes
+from tokenbridge.training.parts import check_processes
 
 
 @dataclass(frozen=True)

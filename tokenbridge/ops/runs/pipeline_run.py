@@ -49,6 +49,7 @@ from tokenbridge.ops.runs.outs import expose_damaged, note_verified
 from tokenbridge.ops.runs.precision_check import check_precision
 from tokenbridge.sources.state import source_state
 from tokenbridge.stages.runtime import PARENT_VARIABLE, only_pipeline
+from tokenbridge.training.parts import check_processes
 
 logger = logging.getLogger(__name__)
 
@@ -275,6 +276,9 @@ def pipeline_run(
 def _prepared(root: Path, overrides: Sequence[str]) -> Iterator[Config]:
     """Check the settings and the files, and let no other pipeline run."""
     config, _ = planned_settings(root, overrides)  # before a possibly long wait for the lock
+    for model in config.models.values():
+        if model.pretrained is None:
+            check_processes(model.train, config.launcher, config.launcher.nodes * config.launcher.processes)
     check_access(*(path for pattern in WRITTEN for path in root.glob(pattern)))
     with only_pipeline(root):
         if overrides:
