@@ -99,9 +99,11 @@ lock: env ## write requirements.lock from pyproject.toml; OPTIONS=--upgrade rene
 		$(OPTIONS) -o requirements.lock pyproject.toml
 
 clean: ## remove work in progress and caches; models, data and runs stay
-	@rm -rf .work .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots site
+	@[ ! -d .work ] || find .work/ -mindepth 1 -delete # it may be a link to another disk
+	@rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dvc_plots site
 
-clean-all: clean ## remove everything that is not in git: environment, data, models, runs
-	@echo "This deletes $(VENV), data, models, reports, DVC's cache and all MLflow runs of this folder."
+clean-all: ## remove everything that is not in git: environment, data, models, runs
+	@echo "This deletes $(VENV), unfinished work, data, models, reports, DVC's cache and all MLflow runs of this folder."
 	@read -p "Type yes to continue: " answer && [ "$$answer" = yes ]
+	@$(MAKE) --no-print-directory clean
 	@rm -rf $(VENV) data models reports .dvc/cache .dvc/tmp .spool .prefect mlartifacts mlflow.db*

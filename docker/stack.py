@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
     options = vars(parser.parse_args(arguments))
     function, _ = COMMANDS[options.pop("command")]
     with program("stack"):
-        team = Team(Settings.load(Path(os.environ.get("STACK_HOME", CHECKOUT / ".stack")).resolve()))
+        team = Team(Settings.load(Path(os.environ.get("STACK_HOME") or CHECKOUT / ".stack").resolve()))
         with nullcontext() if function is status else team.alone():
             function(team, **options)
 

@@ -18,7 +18,8 @@ SECRETS = ".env"  # in the stack's folder; it holds the secrets, and settings th
 
 def read_env(path: Path) -> dict[str, str]:
     """Return the lines NAME=value of a file; comments and empty lines are left out."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    text = path.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     wrong = [line for line in lines if "=" not in line]
     if wrong:
         raise UserError(f"{path} has a line that is not NAME=value: {wrong[0].split()[0]} ...")
@@ -53,7 +54,9 @@ class Settings:
             UserError: for an unknown name, a port that is none, or a secret with a quote.
         """
         ours = read_env(DOCKER / "stack.env")
-        home.mkdir(mode=0o711, parents=True, exist_ok=True)  # PostgreSQL's user must be able to enter it
+        if not home.exists():
+            home.mkdir(parents=True, exist_ok=True)
+            home.chmod(0o711)  # PostgreSQL's user must be able to enter it, whatever the umask is
         kept = make_secrets(home / SECRETS)
         unknown = kept.keys() - ours.keys() - secret_names()
         if unknown:

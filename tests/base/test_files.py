@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from tokenbridge.base.files import (
     atomic_write_text,
     check_access,
     explain_disk_error,
+    is_full,
     new_folder,
     parse_json,
     sha256_file,
@@ -126,10 +128,25 @@ def test_files_have_the_permissions_of_the_users_other_files(tmp_path: Path, uma
 def test_the_owner_of_a_file_that_may_not_be_changed_is_named_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = rf"change or read {tmp_path}/file: {tmp_path} belongs to {tmp_path.owner()}.*`sudo chown -R .* {tmp_path}`"
-    with pytest.raises(AccessError, match=told), explain_disk_error(tmp_path):
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "file"))
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    error = PermissionError(errno.EACCES, "Permission denied", str(folder / "file"))
+    told = rf"change or read {folder}/file: {folder} belongs to {folder.owner()}.*"
+    with pytest.raises(AccessError, match=rf"{told}`chmod u\+rwX '{folder}'`"), explain_disk_error(folder):
+        raise error
+    monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(AccessError, match=rf"{told}`sudo chown -R .* '{folder}'`"), explain_disk_error(folder):
+        raise error
     check_access(tmp_path, tmp_path / "missing")
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     with pytest.raises(AccessError, match=f"{tmp_path} belongs to"):
         check_access(tmp_path / "missing", tmp_path)
+
+
+def test_the_disk_of_a_folder_is_asked_also_if_it_has_no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may be where a disk is mounted, and a service may run in the root folder."""
+    asked: list[Path] = []
+    monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=0))
+    assert is_full(Path("/"), ValueError())
+    assert is_full(Path("/dev/missing"), ValueError())
+    assert asked == [Path("/"), Path("/dev")]

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,9 +44,13 @@ class AccessError(UserError):
             owner = there.owner()
         except (KeyError, NotImplementedError):  # an id without a name, or Windows
             owner = f"user id {there.stat().st_uid}"
+        name = shlex.quote(str(there))
+        remedy = f'If a command ran as {owner} by mistake, `sudo chown -R "$(id -u)" {name}`'
+        if hasattr(os, "geteuid") and there.stat().st_uid == os.geteuid():
+            remedy = f"If it should not be protected, `chmod u+rwX {name}`"
         super().__init__(
-            f"you may not change or read {path.absolute()}: {there} belongs to {owner}. If a command ran as {owner} by "
-            f'mistake, `sudo chown -R "$(id -u)" {there}`. If the disk is read-only, use another folder'
+            f"you may not change or read {path.absolute()}: {there} belongs to {owner}. {remedy}. If the disk is "
+            "read-only, use another folder"
         )
 
 
@@ -83,7 +88,7 @@ def is_full(path: Path, error: BaseException) -> bool:
     """Return whether a full disk is the reason that ``path``, or a file below it, could not be written."""
     if getattr(error, "errno", None) in NO_SPACE:
         return True
-    there = next(folder for folder in path.absolute().parents if folder.exists())
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
     return shutil.disk_usage(there).free < NEXT_TO_NOTHING
 
 

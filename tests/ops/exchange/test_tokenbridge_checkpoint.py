@@ -164,7 +164,7 @@ def test_the_released_settings_are_those_of_the_experiments(released_config: Con
 
 
 def test_the_command(tmp_path: Path, vae_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"), encoding="utf-8-sig")
     monkeypatch.chdir(CHECKOUT)
     arguments = ["import", "tokenbridge", str(write_released(tmp_path)), "--out", str(tmp_path / "out")]
     arguments += ["--vae", str(vae_folder)]
@@ -176,6 +176,10 @@ def test_the_command(tmp_path: Path, vae_folder: Path, monkeypatch: pytest.Monke
     assert images[0].size == (32, 32)
     with pytest.raises(SystemExit, match="is there already"):
         main(arguments)
+    (tmp_path / "names.txt").write_text("rosé", encoding="latin-1")
+    arguments[arguments.index(str(tmp_path / "out"))] = str(tmp_path / "other")
+    with pytest.raises(SystemExit, match=r"names.txt is no text in UTF-8: save it as UTF-8"):
+        main([*arguments, "--label-names", str(tmp_path / "names.txt")])
 
 
 def test_the_command_says_where_the_vae_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

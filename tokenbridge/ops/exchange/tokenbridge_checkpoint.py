@@ -230,7 +230,10 @@ def _class_names(file: Path | None, count: int) -> list[str]:
         return [str(label) for label in range(count)]
     if not file.is_file():
         raise ImportFailedError(f"{file} is missing: write the name of a class in each of its lines")
-    names = file.read_text(encoding="utf-8").splitlines()
+    try:
+        names = file.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise ImportFailedError(f"{file} is no text in UTF-8: save it as UTF-8") from error
     if len(names) != count:
         raise ImportFailedError(f"{file} has {len(names)} lines for {count} classes: name each class in a line")
     return names
